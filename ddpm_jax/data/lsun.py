@@ -1,0 +1,122 @@
+"""LSUN bedroom, church and cat, from LSUN's own lmdb export or a folder of pictures.
+
+    data.source='lsun_bedroom' data.dir=DIR        (also lsun_church, lsun_cat)
+
+Obtaining: the download.py of https://github.com/fyu/lsun fetches bedroom and church_outdoor as
+CATEGORY_SPLIT_lmdb.zip; cat.zip is among the objects at http://dl.yf.io/lsun/objects/. Unzip in
+DIR, so that it holds what is wanted of
+
+    bedroom_train_lmdb/data.mdb          3,033,042 pictures    (bedroom_val_lmdb: 300)
+    church_outdoor_train_lmdb/data.mdb     126,227 pictures    (church_outdoor_val_lmdb: 300)
+    cat/data.mdb                         1,657,266 pictures    (no other split)
+
+or give a folder of extracted pictures (see folder.py). data.split: 'train', or 'val' where there is
+one. Reading lmdb needs the optional package: pip install lmdb. The keys are listed once, in about a
+minute for bedroom, and kept in $XDG_CACHE_HOME/ddpm_jax (by default ~/.cache/ddpm_jax).
+"""
+
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+
+from ddpm_jax.data.folder import make_folder_source
+from ddpm_jax.data.pictures import PictureSource
+
+# Where LSUN's archives put a category; {split} is 'train' or 'val'.
+_FOLDERS = {
+  'lsun_bedroom': ('bedroom_{split}_lmdb',),
+  'lsun_church': ('church_outdoor_{split}_lmdb',),
+  'lsun_cat': ('cat_{split}_lmdb', 'cat'),
+}
+NAMES = tuple(_FOLDERS)
+_KEY_END = b'.'  # NumPy strips NUL bytes at the end of a bytes string; keys may have them
+
+
+class LmdbSource(PictureSource):
+  """The encoded pictures of one lmdb, in the order of their keys."""
+
+  def __init__(self, folder, *, name, split, image_size, channels):
+    super().__init__(name, split, image_size=image_size, channels=channels)
+    self._folder = folder
+    self._keys = _keys(folder)
+    self._length = len(self._keys)
+
+  def __len__(self):
+    return self._length
+
+  def __getstate__(self):
+    return {**self.__dict__, '_keys': None}
+
+  def _files(self, indices):
+    if self._keys is None:
+      self._keys = _keys(self._folder)
+    keys = [self._keys[i].removesuffix(_KEY_END) for i in indices]
+    with _environment(self._folder, os.getpid()).begin() as transaction:
+      return [io.BytesIO(transaction.get(key)) for key in keys]
+
+  def _picture_name(self, index):
+    return f'{self._folder}: key {self._keys[index].removesuffix(_KEY_END)!r}'
+
+
+def make_lsun_source(name, *, dir, image_size, channels, split):
+  """Opens the lmdb of category `name` in `dir`, or else `dir` as a folder of pictures."""
+  if dir is None:
+    raise ValueError(f'data.source={name!r}: set data.dir to the folder that holds the lmdb folder')
+  shape = dict(image_size=image_size, channels=channels, split=split)
+  root = pathlib.Path(dir).expanduser().absolute()
+  candidates = [root / pattern.format(split=split) for pattern in _FOLDERS[name]]
+  for folder in candidates:
+    if (folder / 'data.mdb').is_file() and (split == 'train' or folder.name != 'cat'):
+      return LmdbSource(folder, name=name, **shape)
+  present = sorted(path.parent.name for path in root.glob('*/data.mdb'))
+  if present:
+    raise ValueError(
+      f'data.source={name!r}, data.split={split!r}: no {candidates[0].name} in {root}, which has '
+      f'{", ".join(present)}'
+    )
+  return make_folder_source(dir, name=name, **shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _environment(folder, process_id):
+  """Opens an lmdb, once a process: a second handle is an error, and one does not survive a fork."""
+  del process_id  # part of the cache's key only
+  try:
+    import lmdb
+  except ImportError as error:
+    raise ValueError(f'reading {folder} needs the package lmdb: pip install lmdb') from error
+  try:
+    return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
+  except lmdb.Error as error:
+    raise ValueError(f'{folder} cannot be read as an lmdb ({error})') from error
+
+
+def _keys(folder):
+  """Returns bytes [N], each key followed by _KEY_END; from the cache where it is there."""
+  status = (folder / 'data.mdb').stat()
+  identity = f'{folder}|{status.st_size}|{status.st_mtime_ns}'
+  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'ddpm_jax'
+  file = cache / f'lmdb_keys_{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy'
+  if file.is_file():
+    return np.load(file, mmap_mode='r')
+  with _environment(folder, os.getpid()).begin() as transaction:
+    keys = [key + _KEY_END for key in transaction.cursor().iternext(values=False)]
+  keys = np.array(keys, dtype=np.bytes_) if keys else np.empty(0, 'S1')
+  _save(file, keys)
+  return keys
+
+
+def _save(file, keys):
+  """Writes the cache file in one step; a cache that cannot be written is done without."""
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+      np.save(temporary, keys)
+    os.replace(temporary.name, file)
+  except OSError:
+    pass

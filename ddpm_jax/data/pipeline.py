@@ -1,0 +1,208 @@
+"""The input pipeline: the batch of step s is a pure function of (seed, s, process).
+
+So a run that resumes at step s sees what it would have seen without the stop, and no state of the
+pipeline is saved.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+
+import numpy as np
+
+from ddpm_jax.data.pictures import BrokenPicturesError
+
+_WORD = 1 << 32
+_CHUNK_EXAMPLES = 256  # what one thread decodes at a time in read_all
+_MAX_THREADS = 16  # more of them only wait for Python's lock
+_BUFFERED_BATCHES = 4  # read ahead, in all or per worker
+_ENDLESS_STEPS = 1 << 40  # grain wants a finite length
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed, epoch, num_examples):
+  """The order of one epoch: int64 [num_examples], read-only.
+
+  RandomState, not Generator: its streams are frozen for good (NumPy's NEP 19), so an old run can
+  be resumed after an upgrade. The words of the seed go through MT19937's init_by_array.
+  """
+  words = [seed % _WORD, (seed >> 32) % _WORD, epoch]
+  order = np.random.RandomState(words).permutation(num_examples).astype(np.int64)
+  order.setflags(write=False)
+  return order
+
+
+def batch_indices(seed, step, *, global_batch_size, num_examples):
+  """The examples of one step's global batch.
+
+  Epoch after epoch, each in its own random order, is one endless sequence; step s takes positions
+  s * global_batch_size onwards. A batch may thus straddle epochs, and no example is dropped.
+
+  Args:
+    seed: int in [-2**63, 2**64).
+    step: training step, from 0.
+    global_batch_size: examples per step over all processes; may exceed num_examples.
+    num_examples: size of the data set.
+
+  Returns:
+    int64 [global_batch_size] in [0, num_examples).
+  """
+  start = int(step) * global_batch_size
+  stop = start + global_batch_size
+  pieces = []
+  for epoch in range(start // num_examples, (stop - 1) // num_examples + 1):
+    first = epoch * num_examples
+    order = _permutation(int(seed), epoch, num_examples)
+    pieces.append(order[max(start - first, 0) : stop - first])
+  return np.concatenate(pieces)
+
+
+@dataclasses.dataclass(frozen=True)
+class _HostIndices:
+  """step -> this process's rows of the global batch."""
+
+  seed: int
+  global_batch_size: int
+  num_examples: int
+  process_index: int
+  process_count: int
+
+  def __call__(self, step):
+    indices = batch_indices(
+      self.seed, step, global_batch_size=self.global_batch_size, num_examples=self.num_examples
+    )
+    size = self.global_batch_size // self.process_count
+    return indices[self.process_index * size : (self.process_index + 1) * size]
+
+
+@dataclasses.dataclass(frozen=True)
+class _HostBatch:
+  """step -> pictures, read from the source; what a worker runs."""
+
+  source: object
+  host_indices: _HostIndices
+
+  def __call__(self, step):
+    return self.source.read(self.host_indices(step))
+
+
+def read_all(source):
+  """Decodes a whole source, in order, with threads and a progress bar after five seconds.
+
+  Returns:
+    uint8 [N, H, W, C].
+
+  Raises:
+    BrokenPicturesError: after everything was tried, so that it counts all of them.
+  """
+  import tqdm
+
+  images = np.empty((len(source), *source.image_shape), np.uint8)
+  broken = []
+
+  def fill(start):
+    stop = min(start + _CHUNK_EXAMPLES, len(source))
+    try:
+      images[start:stop] = source.read(np.arange(start, stop))
+    except BrokenPicturesError as error:
+      broken.extend(error.broken)
+    return stop - start
+
+  starts = range(0, len(source), _CHUNK_EXAMPLES)
+  bar = tqdm.tqdm(
+    desc=f'reading {source.name} {source.split}', total=len(source), delay=5, mininterval=2
+  )
+  with bar, concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count())) as pool:
+    for count in pool.map(fill, starts):
+      bar.update(count)
+  if broken:
+    raise BrokenPicturesError(sorted(broken), len(source))
+  return images
+
+
+class Batches:
+  """One process's share of the batches; make it with make_batches."""
+
+  def __init__(self, source, host_indices, *, images, num_workers):
+    self._source = source
+    self._host_indices = host_indices
+    self._images = images
+    self._num_workers = num_workers
+    self._open_iterators = []
+
+  def iterate(self, start_step):
+    """Returns an endless iterator of uint8 [host_batch_size, H, W, C], from start_step's batch."""
+    if self._images is not None:
+      return self._from_memory(start_step)
+    return self._from_grain(start_step)
+
+  def close(self):
+    """Stops the workers of all iterators."""
+    while self._open_iterators:
+      self._open_iterators.pop().close()
+
+  def _from_memory(self, start_step):
+    step = start_step
+    while True:
+      yield self._images[self._host_indices(step)]
+      step += 1
+
+  def _from_grain(self, start_step):
+    import grain
+    from absl import flags
+
+    if self._num_workers and not flags.FLAGS.is_parsed():
+      raise ValueError(
+        f'data.num_workers={self._num_workers}: grain reads absl flags; run under absl.app.run, '
+        "call absl.flags.FLAGS(['']) first, or set 0"
+      )
+    steps = grain.MapDataset.range(start_step, start_step + _ENDLESS_STEPS)
+    batches = steps.map(_HostBatch(self._source, self._host_indices))
+    threads = 0 if self._num_workers else min(_BUFFERED_BATCHES, os.cpu_count())
+    batches = batches.to_iter_dataset(grain.ReadOptions(threads, _BUFFERED_BATCHES))
+    workers = grain.MultiprocessingOptions(self._num_workers, _BUFFERED_BATCHES)
+    iterator = iter(batches.mp_prefetch(workers))
+    self._open_iterators.append(iterator)
+    return iterator
+
+
+def make_batches(
+  source,
+  *,
+  seed,
+  global_batch_size,
+  process_index,
+  process_count,
+  memory_limit_bytes,
+  num_workers,
+):
+  """Makes the pipeline.
+
+  Args:
+    source: a Source.
+    seed: int, see batch_indices.
+    global_batch_size: examples per step over all processes.
+    process_index: which contiguous share of the batch is this process's.
+    process_count: number of shares.
+    memory_limit_bytes: a source whose decoded pictures fit is decoded once and held in memory;
+      a larger one is read as it goes. The batches are the same.
+    num_workers: processes that read; 0 reads with threads of this process.
+
+  Returns:
+    Batches.
+
+  Raises:
+    ValueError: sizes that do not fit together; BrokenPicturesError if held in memory.
+  """
+  if global_batch_size < 1 or global_batch_size % process_count:
+    raise ValueError(
+      f'global_batch_size={global_batch_size}: must be a positive multiple of the '
+      f'{process_count} processes'
+    )
+  if num_workers < 0:
+    raise ValueError(f'data.num_workers={num_workers}: must be 0 or more')
+  host_indices = _HostIndices(seed, global_batch_size, len(source), process_index, process_count)
+  fits = len(source) * int(np.prod(source.image_shape)) <= memory_limit_bytes
+  images = read_all(source) if fits else None
+  return Batches(source, host_indices, images=images, num_workers=num_workers)

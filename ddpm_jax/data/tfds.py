@@ -1,0 +1,167 @@
+"""Image data sets of TensorFlow Datasets, read without TensorFlow.
+
+    data.source='tfds:NAME' or 'tfds:NAME/CONFIG' or 'tfds:NAME/CONFIG:VERSION'
+
+data.dir is TFDS's data_dir; unset, it is $TFDS_DATA_DIR or ~/tensorflow_datasets. data.split is any
+TFDS split: 'train', 'test', 'train[:90%]', 'train+test', 'all'.
+
+Without TensorFlow only ArrayRecord files can be read. A data set that is not prepared is downloaded
+and prepared, where its TFDS builder can do this without TensorFlow. Many cannot (mnist, celeb_a);
+prepare those once on any machine that has TensorFlow, and copy the folder:
+
+    tfds build NAME --file_format=array_record --data_dir=DIR
+"""
+
+import io
+import os
+import pathlib
+import re
+import sys
+
+from ddpm_jax.data.pictures import PictureSource
+
+_NAME = re.compile(r'(?P<name>\w+)(?:/(?P<config>[\w.-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
+
+
+class TfdsSource(PictureSource):
+  """A split of a prepared data set.
+
+  Args:
+    folder: the data set's version folder, which holds dataset_info.json.
+  """
+
+  def __init__(self, folder, *, name, split, image_size, channels):
+    super().__init__(name, split, image_size=image_size, channels=channels)
+    self._folder = folder
+    self._records, self._feature = _open(folder, name=name, split=split)
+
+  def __len__(self):
+    return len(self._records)
+
+  def _files(self, indices):
+    try:
+      records = self._records.__getitems__([int(i) for i in indices])
+    except RuntimeError as error:  # array_record's, on a file that is missing or cut
+      raise ValueError(_damaged(self._folder, error)) from error
+    return [io.BytesIO(record[self._feature]) for record in records]
+
+  def _picture_name(self, index):
+    return f'{self._folder}: example {index} of split {self.split!r}'
+
+
+def data_dir(dir):
+  """Returns the folder that holds the data sets: `dir`, or TFDS's default where it is None."""
+  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  return pathlib.Path(default if dir is None else dir).expanduser().absolute()
+
+
+def find_prepared(dataset, root):
+  """Returns the folder of `dataset` ('NAME/CONFIG:VERSION') under `root`, or None.
+
+  Without a version, the newest that is present. Looking for dataset_info.json comes before any
+  call to TFDS, which answers a missing data set with an error about file formats.
+  """
+  parts = _parse(dataset)
+  folder = root / parts['name'] / (parts['config'] or '')
+  versions = [path.parent for path in folder.glob('*/dataset_info.json')]
+  versions = [path for path in versions if _VERSION.fullmatch(path.name)]
+  if parts['version']:
+    versions = [path for path in versions if path.name == parts['version']]
+  return max(versions, key=lambda path: [int(n) for n in path.name.split('.')], default=None)
+
+
+def make_tfds_source(dataset, *, dir, image_size, channels, split):
+  """Opens the TFDS data set `dataset`, 'NAME', 'NAME/CONFIG' or either with ':VERSION'."""
+  root = data_dir(dir)
+  folder = find_prepared(dataset, root)
+  if folder is None:
+    _check_configs(dataset, root)
+    folder = _prepare(dataset, root)
+  return TfdsSource(
+    folder, name=f'tfds:{dataset}', split=split, image_size=image_size, channels=channels
+  )
+
+
+def _parse(dataset):
+  parts = _NAME.fullmatch(dataset)
+  if parts is None:
+    raise ValueError(
+      f"data.source='tfds:{dataset}': write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG:VERSION"
+    )
+  return parts
+
+
+def _check_configs(dataset, root):
+  """Raises where only configs of the data set are prepared and none is named."""
+  parts = _parse(dataset)
+  if parts['config']:
+    return
+  infos = root.glob(f'{parts["name"]}/*/*/dataset_info.json')
+  present = sorted({info.parent.parent.name for info in infos})
+  if present:
+    raise ValueError(
+      f"data.source='tfds:{dataset}': {root / parts['name']} has the configs {', '.join(present)}; "
+      f'write tfds:{parts["name"]}/{present[0]}'
+    )
+
+
+def _prepare(dataset, root):
+  """Downloads and prepares `dataset` as ArrayRecord; returns its folder."""
+  import tensorflow_datasets as tfds
+
+  print(f'tfds:{dataset} is not prepared in {root}: trying to download it', file=sys.stderr)
+  try:
+    builder = tfds.builder(dataset, data_dir=root, file_format='array_record')
+    builder.download_and_prepare()
+  except Exception as error:  # whatever a third party's builder may raise
+    reason = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
+    raise ValueError(
+      f"data.source='tfds:{dataset}': not prepared in {root} (data.dir), and preparing it here "
+      f'failed ({reason}); with TensorFlow, run: tfds build {dataset} --file_format=array_record '
+      f'--data_dir={root}'
+    ) from error
+  return pathlib.Path(builder.data_dir)
+
+
+def _open(folder, *, name, split):
+  """Returns (random-access records, name of the image feature); images are left encoded.
+
+  TFDS would decode them with OpenCV where that is installed, else with Pillow, and the two differ
+  in the pixels of a JPEG; here it is always Pillow.
+  """
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder_from_directory(folder)
+  except Exception as error:  # unreadable JSON, protocol buffers, features
+    raise ValueError(_damaged(folder, error)) from error
+  features = builder.info.features
+  images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
+  if not images:
+    raise ValueError(f'data.source={name!r}: no image among its features {", ".join(features)}')
+  _check_split(builder.info.splits, name=name, split=split)
+  decoders = {key: tfds.decode.SkipDecoding() for key in images}
+  try:
+    records = builder.as_data_source(split=split, decoders=decoders)
+  except NotImplementedError as error:
+    raise ValueError(
+      f'data.source={name!r}: {folder} is stored as {builder.info.file_format.value}, which only '
+      'TensorFlow reads; give another data.dir, or run there: tfds build --file_format=array_record'
+    ) from error
+  return records, 'image' if 'image' in images else images[0]
+
+
+def _check_split(splits, *, name, split):
+  choices = f"{name} has {', '.join(splits)}, and slices of them, such as 'train[:90%]'"
+  try:
+    num_examples = splits[split].num_examples
+  except ValueError as error:
+    raise ValueError(f'data.split={split!r}: unknown; {choices}') from error
+  if num_examples < 1:
+    raise ValueError(f'data.split={split!r}: holds no pictures; {choices}')
+
+
+def _damaged(folder, error):
+  reason = str(error).splitlines()[0]
+  return f'{folder} is damaged ({reason}); delete it, and it will be prepared again'

@@ -1,0 +1,81 @@
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ddpm_jax import data
+from ddpm_jax.data.pictures import decode_picture
+
+
+def prepare(array, image_size, channels, mode=None):
+  picture = PIL.Image.fromarray(array)
+  if mode:
+    picture = picture.convert(mode)
+  return data.prepare_picture(picture, image_size=image_size, channels=channels)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_right_size_and_mode_pass_bit_for_bit(channels):
+  image = np.random.RandomState(0).randint(0, 256, (9, 9, channels), np.uint8)
+  np.testing.assert_array_equal(prepare(image.squeeze(), 9, channels), image)
+
+
+@pytest.mark.parametrize('size', [1, 5, 16, 40])
+def test_resize_keeps_constants(size):
+  image = np.broadcast_to(np.array([0, 127, 255], np.uint8), (16, 16, 3))
+  np.testing.assert_array_equal(
+    prepare(image, size, 3), np.broadcast_to(image[0, 0], (size, size, 3))
+  )
+
+
+def test_shrinking_is_antialiased():
+  checkers = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+  small = prepare(checkers, 8, 1)[1:-1, 1:-1]  # away from the border
+  np.testing.assert_allclose(small, 127.5, atol=1)  # without antialiasing: 0 or 255
+
+
+@pytest.mark.parametrize(('height', 'width'), [(5, 10), (10, 5)])
+def test_crop_is_central(height, width):
+  image = np.zeros((height, width, 3), np.uint8)
+  image[(height - 5) // 2 :, (width - 5) // 2 :][:5, :5] = 200
+  assert (prepare(image, 5, 3) == 200).all()
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'P', 'CMYK', '1', 'LA', 'RGBA', 'YCbCr'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_modes_keep_white_and_black(mode, channels):
+  image = np.zeros((4, 4, 3), np.uint8)
+  image[:, 2:] = 255
+  expected = np.broadcast_to(image[..., :1], (4, 4, channels))
+  np.testing.assert_array_equal(prepare(image, 4, channels, mode), expected)
+
+
+def test_grey_is_luma():
+  red = np.broadcast_to(np.array([255, 0, 0], np.uint8), (4, 4, 3))
+  assert (prepare(red, 4, 1) == 76).all()  # ITU-R 601: 0.299 * 255
+
+
+def test_transparent_pixels_turn_white():
+  image = np.zeros((4, 4, 4), np.uint8)
+  image[2:, :, 3] = 255  # the lower half is opaque black
+  prepared = prepare(image, 4, 3)
+  assert (prepared[:2] == 255).all()
+  assert (prepared[2:] == 0).all()
+
+
+def test_deep_pictures_are_refused():
+  with pytest.raises(ValueError, match='more than 8 bits'):
+    prepare(np.zeros((4, 4), np.uint16), 4, 1)
+
+
+@pytest.mark.parametrize('upright', [False, True])
+def test_orientation(upright):
+  image = np.zeros((8, 8, 3), np.uint8)
+  image[:4] = 255  # white above
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 3  # Orientation: turned by 180 degrees
+  file = io.BytesIO()
+  PIL.Image.fromarray(image).save(file, 'png', exif=exif)
+  decoded = decode_picture(file, image_size=8, channels=3, upright=upright)
+  np.testing.assert_array_equal(decoded, image[::-1] if upright else image)

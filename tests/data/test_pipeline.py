@@ -1,0 +1,185 @@
+import itertools
+import pickle
+
+import numpy as np
+import PIL.Image
+import pytest
+from absl import flags
+
+from ddpm_jax import data
+from ddpm_jax.data import pipeline
+from ddpm_jax.data.digits import ArraySource
+
+SIZE = 5  # examples per step
+GOLDEN = [5, 0, 8, 3, 2, 6, 7, 6]  # positions 24..31: the end of epoch 2, the start of epoch 3
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A source of 12 pictures on disk that are all different."""
+  images = np.random.RandomState(1).randint(0, 256, (12, 4, 4, 3), np.uint8)
+  for i, image in enumerate(images):
+    PIL.Image.fromarray(image).save(tmp_path / f'{i:02d}.png')
+  return data.make_source(f'folder:{tmp_path}', dir=None, image_size=4, channels=3, split='train')
+
+
+def make(source, **changes):
+  options = dict(
+    seed=3,
+    global_batch_size=SIZE,
+    process_index=0,
+    process_count=1,
+    memory_limit_bytes=1 << 20,
+    num_workers=0,
+  )
+  return data.make_batches(source, **{**options, **changes})
+
+
+def take(batches, start_step, count):
+  taken = list(itertools.islice(batches.iterate(start_step), count))
+  batches.close()
+  return taken
+
+
+@pytest.mark.parametrize('global_batch_size', [1, 5, 12, 30])
+def test_every_epoch_holds_every_example_once(global_batch_size):
+  steps = 12 * 5  # five epochs' worth for a batch of one
+  indices = np.concatenate(
+    [
+      data.batch_indices(0, step, global_batch_size=global_batch_size, num_examples=12)
+      for step in range(steps)
+    ]
+  )
+  epochs = indices.reshape(-1, 12)
+  np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(12), (len(epochs), 1)))
+  assert len(np.unique(epochs, axis=0)) == len(epochs)  # each epoch in another order
+
+
+def test_every_position_is_equally_likely():
+  orders = np.stack([pipeline._permutation(seed, 0, 4) for seed in range(4_000)])
+  counts = np.stack([np.bincount(orders[:, i], minlength=4) for i in range(4)])
+  # Binomial(4000, 1/4): mean 1000, standard deviation 27.
+  np.testing.assert_allclose(counts, 1_000, atol=5 * 27)
+
+
+def test_seed_and_epoch_do_not_mix():
+  orders = [tuple(pipeline._permutation(s, e, 20)) for s in (0, 1, 2**32, -1) for e in (0, 1, 2)]
+  assert len(set(orders)) == len(orders)
+
+
+def test_order_is_frozen():
+  """A change here means that old runs cannot be resumed."""
+  indices = data.batch_indices(42, 3, global_batch_size=8, num_examples=10)
+  assert indices.dtype == np.int64
+  assert indices.tolist() == GOLDEN
+
+
+def test_order_cannot_be_overwritten():
+  with pytest.raises(ValueError, match='read-only'):
+    pipeline._permutation(0, 0, 10)[0] = 1
+
+
+@pytest.mark.parametrize('memory_limit_bytes', [0, 1 << 20])
+def test_batch_depends_on_step_alone(folder, memory_limit_bytes):
+  whole = take(make(folder, memory_limit_bytes=memory_limit_bytes), 0, 8)
+  for start in (1, 7):
+    tail = take(make(folder, memory_limit_bytes=memory_limit_bytes), start, 8 - start)
+    np.testing.assert_array_equal(tail, whole[start:])
+
+
+def test_batch_holds_the_pictures_of_its_indices(folder):
+  (batch,) = take(make(folder), 4, 1)
+  indices = data.batch_indices(3, 4, global_batch_size=SIZE, num_examples=12)
+  np.testing.assert_array_equal(batch, folder.read(indices))
+
+
+@pytest.mark.parametrize('memory_limit_bytes', [0, 1 << 20])
+def test_shares_of_the_processes_make_the_global_batch(folder, memory_limit_bytes):
+  (whole,) = take(make(folder, global_batch_size=6), 2, 1)
+  shares = [
+    take(
+      make(
+        folder,
+        global_batch_size=6,
+        process_index=i,
+        process_count=3,
+        memory_limit_bytes=memory_limit_bytes,
+      ),
+      2,
+      1,
+    )[0]
+    for i in range(3)
+  ]
+  assert {len(share) for share in shares} == {2}
+  np.testing.assert_array_equal(np.concatenate(shares), whole)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_streaming_equals_memory(folder, num_workers):
+  flags.FLAGS(['test'])
+  expected = take(make(folder), 3, 7)
+  streamed = take(make(folder, memory_limit_bytes=0, num_workers=num_workers), 3, 7)
+  np.testing.assert_array_equal(streamed, expected)
+
+
+def test_memory_limit_is_inclusive(folder, monkeypatch):
+  reads = []
+  monkeypatch.setattr(pipeline, 'read_all', lambda source: reads.append(source))
+  size_bytes = 12 * 4 * 4 * 3
+  make(folder, memory_limit_bytes=size_bytes - 1)
+  assert not reads
+  make(folder, memory_limit_bytes=size_bytes)
+  assert reads == [folder]
+
+
+def test_read_all_keeps_the_order():
+  images = np.arange(700 * 3, dtype=np.uint8).reshape(700, 1, 1, 3)  # more than two chunks
+  np.testing.assert_array_equal(data.read_all(ArraySource('a', 'train', images)), images)
+
+
+def break_file(source, index):
+  path = source._root / source._paths[index]
+  path.write_bytes(path.read_bytes()[:50])
+
+
+def test_read_all_counts_the_broken_pictures(folder, monkeypatch):
+  monkeypatch.setattr(pipeline, '_CHUNK_EXAMPLES', 4)
+  break_file(folder, 2)
+  break_file(folder, 9)
+  with pytest.raises(ValueError, match=r'02\.png cannot be read .*1 more of the 12 pictures'):
+    make(folder)
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_streaming_names_the_broken_picture(folder, num_workers):
+  flags.FLAGS(['test'])
+  break_file(folder, 2)
+  batches = make(folder, memory_limit_bytes=0, num_workers=num_workers)
+  with pytest.raises(ValueError, match=r'02\.png cannot be read as a picture'):
+    take(batches, 0, 3)  # 15 positions: all 12 examples
+  batches.close()
+
+
+def test_broken_pictures_survive_pickling():
+  error = data.BrokenPicturesError([('a.png', 'no picture'), ('b.png', 'cut')], 9)
+  assert str(pickle.loads(pickle.dumps(error))) == str(error)
+  assert '1 more of the 9' in str(error)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(global_batch_size=0), 'global_batch_size=0'),
+    (dict(global_batch_size=5, process_count=2), 'multiple of the 2 processes'),
+    (dict(num_workers=-1), r'data\.num_workers=-1'),
+  ],
+)
+def test_bad_arguments(folder, changes, message):
+  with pytest.raises(ValueError, match=message):
+    make(folder, **changes)
+
+
+def test_workers_without_parsed_flags(folder, monkeypatch):
+  monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
+  with pytest.raises(ValueError, match=r'data\.num_workers=1: grain reads absl flags'):
+    make(folder, memory_limit_bytes=0, num_workers=1).iterate(0)
