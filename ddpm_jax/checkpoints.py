@@ -1,0 +1,437 @@
+"""Checkpoints: Orbax writes and reads the arrays; this file adds what Orbax does not promise.
+
+On disk, below the checkpoint directory:
+
+  N/            a finished step: the Orbax items `state` (step, params, opt_state), `ema_params` and
+                `config` (JSON), and MANIFEST.json, the size and sha256 of every other file
+  N.writing*/   a step being saved, or left by a killed run; removed when the next run begins
+  N.deleting/   an old step on its way out, likewise
+  N.damaged*/   a step that did not verify, moved aside by the run that fell back past it; nothing
+                here reads or deletes it
+
+A step gets its bare name by one rename, after its manifest is on disk. So a folder named N was
+finished once, and whatever no longer matches its manifest is damage. Orbax alone restores flipped
+bits silently, never falls back to an older step, and casts a wrong dtype.
+
+The directory must be on a POSIX file system (rename is the commit), not a bucket's address.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+from concurrent import futures
+
+import jax
+import orbax.checkpoint as ocp
+
+from ddpm_jax.workdir import differing_fields
+
+MANIFEST = 'MANIFEST.json'
+# What must agree between a checkpoint and the program that reads it: sections, or single fields.
+MODEL_FIELDS = ('model', 'diffusion', 'data.image_size', 'data.channels')
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer:
+  """Saves and restores a TrainState; use it as a context manager, or call close().
+
+  One run writes to a directory at a time. Any number of readers (`read_only=True`) may look on:
+  a reader never creates, renames or deletes anything.
+  """
+
+  def __init__(
+    self, directory, config, *, keep_last=3, keep_every_steps=None, read_only=False, is_primary=True
+  ):
+    """Prepares the directory: created where missing, rid of what a killed run left unfinished.
+
+    Args:
+      directory: the folder that holds the steps; on a file system all processes share.
+      config: the whole config as a dict that JSON can hold; saved with each step.
+      keep_last: how many of the newest steps to keep, at least 1.
+      keep_every_steps: also keep each step divisible by this, for ever; None keeps no others.
+      read_only: True for sampling and evaluation, which must not disturb a run in progress.
+      is_primary: whether this process writes manifests, renames and deletes; one process does.
+    """
+    if '://' in str(directory):
+      raise ValueError(f'checkpoint directory {directory}: must be a local path, not an address')
+    if keep_last < 1 or (keep_every_steps is not None and keep_every_steps < 1):
+      raise ValueError(
+        f'keep_last {keep_last}, keep_every_steps {keep_every_steps}: '
+        'must be at least 1 (or None for keep_every_steps)'
+      )
+    self._directory = pathlib.Path(directory).absolute()
+    self._config = json.loads(json.dumps(config))
+    self._keep_last = keep_last
+    self._keep_every_steps = keep_every_steps
+    self._read_only = read_only
+    self._owns_files = is_primary and not read_only
+    self._orbax = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(
+        handler_registry=ocp.handlers.create_default_handler_registry(
+          state=ocp.StandardCheckpointHandler(),
+          ema_params=ocp.StandardCheckpointHandler(),
+          config=ocp.JsonCheckpointHandler(),
+        )
+      )
+    )
+    self._thread = futures.ThreadPoolExecutor(max_workers=1)
+    self._pending = None  # (step, future) of the save under way
+    self._last_step = None  # the step this run last saved or restored
+    if self._owns_files:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      self._remove_unfinished()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info):
+    self.close()
+
+  def all_steps(self):
+    """Returns the finished steps on disk, ascending; damaged ones among them until a restore."""
+    if not self._directory.is_dir():
+      return []
+    return sorted(
+      int(p.name)
+      for p in self._directory.iterdir()
+      if re.fullmatch('[0-9]+', p.name) and p.is_dir()
+    )
+
+  def save(self, step, state):
+    """Begins to save and returns while the files are written; the arrays may be donated at once.
+
+    Orbax has copied them by then, or on the CPU holds views that make JAX leave the buffers alone.
+    Waits for the save before this one, and raises what went wrong there.
+
+    Args:
+      step: the number of finished training steps, equal to state.step.
+      state: a TrainState of jax.Arrays; with several processes, of global arrays.
+
+    Returns:
+      True, or False where this run already saved or restored this very step: nothing to do then.
+
+    Raises:
+      ValueError: the step is on disk, but from a run that this one did not restore.
+      RuntimeError: the save before this one failed in the background.
+    """
+    assert not self._read_only, 'save() on a read-only Checkpointer'
+    self.wait()
+    if step == self._last_step:
+      return False
+    if self._folder(step).exists():
+      raise ValueError(
+        f'checkpoint {step} in {self._directory} is from another run: '
+        'restore the newest step first, or choose another workdir'
+      )
+    writing = self._directory / f'{step}.writing'
+    # force: a leftover of this name can only be from a save that failed.
+    self._orbax.save(
+      writing,
+      force=True,
+      args=ocp.args.Composite(
+        config=ocp.args.JsonSave(self._config),
+        **{name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()},
+      ),
+    )
+    self._last_step = step
+    self._pending = step, self._thread.submit(self._commit, writing, self._folder(step))
+    return True
+
+  def restore_latest(self, state_like):
+    """Restores the newest step that verifies; newer ones that do not are moved to N.damaged.
+
+    Args:
+      state_like: a TrainState of arrays or ShapeDtypeStructs: shapes, dtypes, and shardings where
+        it has them (otherwise the arrays come back on the first local device).
+
+    Returns:
+      The TrainState, bit for bit as saved, or None where the directory holds no step.
+
+    Raises:
+      ValueError: there are steps but none verifies; or the newest intact one is of another model.
+    """
+    items = _items(state_like)
+    found = self._restore_newest(lambda step: self._read(step, items))
+    if found is None:
+      return None
+    self._last_step, restored = found
+    return state_like.replace(ema_params=restored['ema_params'], **restored['state'])
+
+  def restore_ema(self, params_like, step=None):
+    """Restores the EMA parameters alone, for sampling and evaluation; moves nothing aside.
+
+    Args:
+      params_like: the parameters' pytree, as in restore_latest.
+      step: which step to read; None takes the newest that verifies.
+
+    Returns:
+      (step, ema_params, checksum): checksum is the sha256 (hex) over the step's manifest, and so
+      names these very bytes.
+
+    Raises:
+      ValueError: no such step, or damaged, or of another model.
+    """
+
+    def read(step):
+      restored = self._read(step, {'ema_params': params_like})
+      return restored['ema_params'], _read_manifest(self._folder(step))['checksum']
+
+    if step is None:
+      found = self._restore_newest(read, set_aside=False)
+      if found is None:
+        raise ValueError(f'no checkpoint in {self._directory}: train first, or check the workdir')
+      step, (ema_params, checksum) = found
+      return step, ema_params, checksum
+    self.wait()
+    if step not in self.all_steps():
+      raise ValueError(f'no checkpoint {step} in {self._directory}: it has {self.all_steps()}')
+    fault = find_fault(self._folder(step))
+    if fault:
+      raise ValueError(
+        f'checkpoint {step} in {self._directory} is damaged ({fault}): '
+        'choose another step, or none for the newest intact one'
+      )
+    return step, *read(step)
+
+  def wait(self):
+    """Waits until the save under way is on disk with its manifest; raises what went wrong there."""
+    if self._pending is None:
+      return
+    step, future = self._pending
+    error = future.exception()
+    self._pending = None
+    if error is not None:
+      self._last_step = None  # so that saving the step again is tried, not skipped
+      raise RuntimeError(
+        f'saving checkpoint {step} in {self._directory} failed: {error!r}'
+      ) from error
+
+  def close(self):
+    """Waits as wait() does, then frees the threads."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+      self._orbax.close()
+
+  def _folder(self, step):
+    return self._directory / str(step)
+
+  def _commit(self, writing, folder):
+    """In the background: Orbax's end, the manifest, the rename that makes the step, retention."""
+    self._orbax.wait_until_finished()
+    if not self._owns_files:
+      return
+    write_manifest(writing)
+    writing.rename(folder)
+    _fsync(self._directory)
+    self._delete_old_steps()
+
+  def _delete_old_steps(self):
+    steps = self.all_steps()
+    kept = set(steps[-self._keep_last :])
+    if self._keep_every_steps is not None:
+      kept |= {step for step in steps if step % self._keep_every_steps == 0}
+    for step in set(steps) - kept:
+      # Renamed first: a kill half-way must not leave what looks like a damaged step, and a reader
+      # that still finds the name after reading knows that it read a whole step.
+      doomed = self._folder(step).rename(self._directory / f'{step}.deleting')
+      shutil.rmtree(doomed)
+
+  def _remove_unfinished(self):
+    for path in self._directory.iterdir():
+      if re.fullmatch(r'[0-9]+\.(writing|deleting|orbax-checkpoint-tmp).*', path.name):
+        shutil.rmtree(path)
+
+  def _restore_newest(self, read, *, set_aside=True):
+    """Returns (step, read(step)) for the newest step that verifies; None where there is none."""
+    self.wait()
+    faults = {}
+    for step in reversed(self.all_steps()):
+      fault, restored = find_fault(self._folder(step)), None
+      if fault is None:
+        try:
+          restored = read(step)
+        except Exception:
+          if self._folder(step).is_dir():
+            raise
+      if not self._folder(step).is_dir():  # deleted by the run in progress: look again
+        return self._restore_newest(read, set_aside=set_aside)
+      if fault is None:
+        for damaged, fault_of_it in faults.items():
+          self._pass_over(damaged, fault_of_it, step, set_aside=set_aside and self._owns_files)
+        return step, restored
+      faults[step] = fault
+    if faults:
+      raise ValueError(
+        f'no checkpoint in {self._directory} is intact: '
+        + '; '.join(f'{step} ({fault})' for step, fault in faults.items())
+        + '. Put back a good copy, or choose another workdir'
+      )
+    return None
+
+  def _pass_over(self, step, fault, used_step, *, set_aside):
+    """Says that a step is damaged; set_aside renames it, so that its number can be saved again."""
+    moved = ''
+    if set_aside:
+      target = self._directory / f'{step}.damaged'
+      while target.exists():
+        target = target.with_name(f'{target.name}+')
+      self._folder(step).rename(target)
+      moved = f'; moved to {target.name}'
+    logger.warning(
+      'checkpoint %d in %s is damaged (%s): using checkpoint %d instead%s',
+      step,
+      self._directory,
+      fault,
+      used_step,
+      moved,
+    )
+
+  def _read(self, step, items):
+    """Reads the named items after checking config, shapes and dtypes; {name: pytree of arrays}."""
+    folder = self._folder(step)
+    stored = self._orbax.restore(folder, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+    differences = differing_fields(
+      stored['config'], self._config, MODEL_FIELDS, stored_name='checkpoint'
+    )
+    if not differences:
+      metadata = self._orbax.metadata(folder).item_metadata
+      differences = [
+        line
+        for name, tree in items.items()
+        for line in _array_differences(name, metadata[name].tree, tree)
+      ]
+    if differences:
+      more = f'; and {len(differences) - 8} more' if len(differences) > 8 else ''
+      raise ValueError(
+        f'checkpoint {step} in {self._directory} is of another model: '
+        + '; '.join(differences[:8])
+        + f'{more}. Use its config, or another workdir'
+      )
+    return self._orbax.restore(
+      folder,
+      args=ocp.args.Composite(
+        **{
+          name: ocp.args.StandardRestore(jax.tree.map(_template, tree))
+          for name, tree in items.items()
+        }
+      ),
+    )
+
+
+def write_manifest(folder):
+  """Writes size and sha256 of every file below folder to folder/MANIFEST.json, and syncs it."""
+  path = folder / MANIFEST
+  path.write_bytes(
+    _encode_manifest(
+      {
+        name: {'bytes': file.stat().st_size, 'sha256': _sha256(file)}
+        for name, file in _files(folder).items()
+      }
+    )
+  )
+  _fsync(path)
+  _fsync(folder)
+
+
+def find_fault(folder):
+  """Returns what is wrong with a step's folder, in a few words; None if each byte is as saved."""
+  try:
+    manifest = _read_manifest(folder)['files']
+    files = _files(folder)
+    for name in sorted(manifest.keys() | files.keys()):
+      if name not in files:
+        return f'{name} is missing'
+      if name not in manifest:
+        return f'{name} is not in {MANIFEST}'
+      size, expected = files[name].stat().st_size, manifest[name]['bytes']
+      if size != expected:
+        return f'{name} has {size} bytes, not {expected}'
+      if _sha256(files[name]) != manifest[name]['sha256']:
+        return f'{name} has another sha256 than in {MANIFEST}'
+  except (ValueError, OSError) as error:  # OSError: a bad disk, or a step deleted meanwhile
+    return str(error)
+  return None
+
+
+def _read_manifest(folder):
+  """Returns {'files': {name: {'bytes', 'sha256'}}, 'checksum'}; ValueError where it is damaged."""
+  path = folder / MANIFEST
+  if not path.is_file():
+    raise ValueError(f'{MANIFEST} is missing')
+  written = path.read_bytes()
+  try:
+    manifest = json.loads(written)
+    intact = written == _encode_manifest(manifest['files'])
+  except (ValueError, TypeError, KeyError):
+    intact = False
+  if not intact:
+    raise ValueError(f'{MANIFEST} is damaged')
+  return manifest
+
+
+def _encode_manifest(files):
+  """The manifest's one spelling in bytes, its own checksum included: so any flipped bit shows."""
+  checksum = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+  return json.dumps({'checksum': checksum, 'files': files}, sort_keys=True, indent=1).encode()
+
+
+def _files(folder):
+  """Returns {path relative to folder: path} of all files below it but the manifest."""
+  files = {p.relative_to(folder).as_posix(): p for p in folder.rglob('*') if not p.is_dir()}
+  files.pop(MANIFEST, None)
+  return files
+
+
+def _sha256(path):
+  with path.open('rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _fsync(path):
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _items(state):
+  """Splits a TrainState into the items on disk; the EMA alone, as sampling reads nothing else."""
+  return {
+    'state': {'step': state.step, 'params': state.params, 'opt_state': state.opt_state},
+    'ema_params': state.ema_params,
+  }
+
+
+def _template(x):
+  sharding = getattr(x, 'sharding', None)
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _array_differences(item, stored, wanted):
+  """Returns a line for each array that is missing on either side or has another shape or dtype.
+
+  Orbax itself would cast a wrong dtype silently, and name a wrong shape without its array.
+  """
+
+  def shapes(tree):
+    return {
+      jax.tree_util.keystr(path, simple=True, separator='.'): f'{x.dtype}{list(x.shape)}'
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+  stored, wanted = shapes(stored), shapes(wanted)
+  return [
+    f'{item}.{name}: checkpoint {stored.get(name, "absent")}, program {wanted.get(name, "absent")}'
+    for name in sorted(stored.keys() | wanted.keys())
+    if stored.get(name) != wanted.get(name)
+  ]
