@@ -1,0 +1,120 @@
+"""Devices and processes: the only file with pmap, meshes, device_put and the [D, B, ...] reshape.
+
+States and parameters have no device axis: they are replicated arrays, in and out, so that
+checkpoints and sampling see ordinary trees.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = 'devices'
+
+# XLA's CPU compiler sends convolutions' weight gradients to a slow library path; this keeps there
+# only what it does well, the reductions. No other platform has the option.
+_CPU_COMPILER_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+
+
+class BatchSizes(NamedTuple):
+  """global_ = host * process count = device * device count."""
+
+  global_: int
+  host: int
+  device: int
+
+
+def batch_sizes(global_batch_size, field):
+  """Splits a global batch evenly.
+
+  Args:
+    global_batch_size: images a step, over all processes.
+    field: config path to name in the error.
+
+  Raises:
+    ValueError: below 1, or not divisible by the number of devices.
+  """
+  devices = jax.device_count()
+  if global_batch_size < 1 or global_batch_size % devices:
+    below = global_batch_size // devices * devices
+    raise ValueError(
+      f'{field} is {global_batch_size}; it must be a positive multiple of the {devices} devices, '
+      f'such as {max(below, devices)}'
+    )
+  device = global_batch_size // devices
+  return BatchSizes(global_batch_size, device * jax.local_device_count(), device)
+
+
+def is_primary():
+  """Whether this is the process that writes logs, pictures and metrics."""
+  return jax.process_index() == 0
+
+
+def process_index():
+  """This process's number."""
+  return jax.process_index()
+
+
+def process_count():
+  """How many processes take part."""
+  return jax.process_count()
+
+
+def barrier(name):
+  """Waits until every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def replicate(tree):
+  """The same arrays on every device, under the mesh that pmap uses.
+
+  Un-placed arguments would make a pmapped step compile twice.
+  """
+  sharding = NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec())
+  return jax.device_put(tree, sharding)
+
+
+def split_over_devices(batch):
+  """[host batch, ...] -> [D, B, ...] for D local devices."""
+  devices = jax.local_device_count()
+  return batch.reshape(devices, batch.shape[0] // devices, *batch.shape[1:])
+
+
+def gather_from_devices(array):
+  """[D, B, ...] on this process's devices -> NumPy [D * B, ...]."""
+  if jax.process_count() > 1:
+    array = np.concatenate([np.asarray(shard.data) for shard in array.addressable_shards])
+  return np.asarray(array).reshape(-1, *array.shape[2:])
+
+
+def pmap_train_step(train_step):
+  """(state, images [D, B, ...], key) -> (state, metrics), compiled; the state is donated."""
+  return _compiled(
+    jax.pmap(train_step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0),
+    donate_argnums=0,
+  )
+
+
+def pmap_sample_step(sample_step):
+  """(params, ids [D, B], key) -> samples [D, B, ...], compiled."""
+  return _compiled(jax.pmap(sample_step, AXIS, in_axes=(None, 0, None)))
+
+
+def _compiled(pmapped, **kwargs):
+  if jax.default_backend() != 'cpu' or jax.process_count() > 1 or not _has_cpu_options():
+    return pmapped
+  return jax.jit(pmapped, compiler_options=_CPU_COMPILER_OPTIONS, **kwargs)
+
+
+@functools.cache
+def _has_cpu_options():
+  """Whether this jaxlib knows the option: its name says that it may go."""
+  try:
+    jax.jit(lambda x: x + 1, compiler_options=_CPU_COMPILER_OPTIONS)(0)
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True

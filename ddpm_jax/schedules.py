@@ -1,0 +1,159 @@
+"""Noise schedules: the betas and every table derived from them, built in NumPy float64.
+
+t is 0-based throughout: t = 0 means one step of noise (the paper's t = 1).
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+COSINE_OFFSET = 0.008  # s of Nichol & Dhariwal 2021: keeps beta_0 from vanishing
+COSINE_MAX_BETA = 0.999
+
+
+def _warmup(fraction):
+  def betas(num_timesteps, beta_start, beta_end):
+    warmup_steps = int(num_timesteps * fraction)
+    table = np.full(num_timesteps, beta_end, np.float64)
+    table[:warmup_steps] = np.linspace(beta_start, beta_end, warmup_steps, dtype=np.float64)
+    return table
+
+  return betas
+
+
+def _linear(num_timesteps, beta_start, beta_end):
+  return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+
+
+def _quad(num_timesteps, beta_start, beta_end):
+  return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
+
+
+def _const(num_timesteps, beta_start, beta_end):
+  del beta_start
+  return np.full(num_timesteps, beta_end, np.float64)
+
+
+def _jsd(num_timesteps, beta_start, beta_end):
+  del beta_start, beta_end
+  return 1.0 / np.linspace(num_timesteps, 1, num_timesteps, dtype=np.float64)
+
+
+def _cosine(num_timesteps, beta_start, beta_end):
+  del beta_start, beta_end
+  u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+  alphas_cumprod = np.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
+  return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], COSINE_MAX_BETA)
+
+
+SCHEDULES = {
+  'linear': _linear,
+  'quad': _quad,
+  'const': _const,
+  'jsd': _jsd,
+  'warmup10': _warmup(0.1),
+  'warmup50': _warmup(0.5),
+  'cosine': _cosine,
+}
+
+
+def make_betas(name, num_timesteps, *, beta_start=1e-4, beta_end=0.02):
+  """The betas of a named schedule.
+
+  Args:
+    name: linear, quad, const, jsd, warmup10 or warmup50 (the original program's), or cosine
+      (Eq. 17, Nichol & Dhariwal 2021). const reads beta_end only; jsd, which is 1/T, 1/(T-1), ...,
+      1, and cosine read neither end.
+    num_timesteps: T, at least 1.
+    beta_start: first beta, in (0, 1].
+    beta_end: last beta, in (0, 1].
+
+  Returns:
+    float64 [T].
+
+  Raises:
+    ValueError: an unknown name, T below 1, a beta outside (0, 1].
+  """
+  if name not in SCHEDULES:
+    raise ValueError(f'diffusion.schedule is {name!r}; it must be one of {", ".join(SCHEDULES)}')
+  if num_timesteps < 1:
+    raise ValueError(f'diffusion.num_timesteps is {num_timesteps}; it must be at least 1')
+  for field, beta in (('beta_start', beta_start), ('beta_end', beta_end)):
+    if not 0 < beta <= 1:
+      raise ValueError(f'diffusion.{field} is {beta}; a beta must lie in (0, 1]')
+  return SCHEDULES[name](num_timesteps, beta_start, beta_end)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoiseSchedule:
+  """The tables of a diffusion process, each float64 [T], cast where they are used.
+
+  With alpha_t = 1 - beta_t and alphas_cumprod_t = prod_{s <= t} alpha_s (the paper's alpha bar).
+  """
+
+  betas: np.ndarray
+  alphas_cumprod: np.ndarray
+  alphas_cumprod_prev: np.ndarray  # shifted by one; 1 at t = 0
+  sqrt_alphas_cumprod: np.ndarray
+  sqrt_one_minus_alphas_cumprod: np.ndarray
+  log_one_minus_alphas_cumprod: np.ndarray
+  sqrt_recip_alphas_cumprod: np.ndarray  # sqrt(1 / alphas_cumprod)
+  sqrt_recipm1_alphas_cumprod: np.ndarray  # sqrt(1 / alphas_cumprod - 1)
+  posterior_variance: np.ndarray  # beta tilde, Eq. 7; 0 at t = 0
+  posterior_log_variance_clipped: np.ndarray  # its log, with entry 1 in place of 0's log 0
+  posterior_mean_coef1: np.ndarray  # of x_0, Eq. 7
+  posterior_mean_coef2: np.ndarray  # of x_t, Eq. 7
+  fixedlarge_log_variance: np.ndarray  # log beta_t, with log posterior_variance[1] at t = 0
+
+  @property
+  def num_timesteps(self):
+    """T."""
+    return self.betas.shape[0]
+
+
+def make_schedule(betas):
+  """Builds every table from the betas (Eqs. 4 and 7, Ho et al. 2020).
+
+  At t = 0 the posterior is a point, and the original program takes posterior_variance[1] for the
+  logarithm of its variance and of fixedlarge's. With T = 1 there is no such entry: betas[0] stands
+  in. A last beta of 1 (jsd) makes the two sqrt_recip tables infinite there, by definition.
+
+  Args:
+    betas: [T], each in (0, 1].
+
+  Returns:
+    A NoiseSchedule.
+
+  Raises:
+    ValueError: no betas, or one outside (0, 1].
+  """
+  betas = np.asarray(betas, np.float64)
+  if betas.ndim != 1 or betas.size < 1:
+    raise ValueError(f'betas have shape {betas.shape}; a schedule needs [T] with T at least 1')
+  if not ((betas > 0) & (betas <= 1)).all():
+    raise ValueError(f'betas lie in [{betas.min()}, {betas.max()}]; each must lie in (0, 1]')
+
+  alphas = 1 - betas
+  alphas_cumprod = np.cumprod(alphas)
+  alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
+  posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
+  first_variance = posterior_variance[1] if betas.size > 1 else betas[0]
+  with np.errstate(divide='ignore'):
+    recip_alphas_cumprod = 1 / alphas_cumprod
+  return NoiseSchedule(
+    betas=betas,
+    alphas_cumprod=alphas_cumprod,
+    alphas_cumprod_prev=alphas_cumprod_prev,
+    sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),
+    sqrt_one_minus_alphas_cumprod=np.sqrt(1 - alphas_cumprod),
+    log_one_minus_alphas_cumprod=np.log(1 - alphas_cumprod),
+    sqrt_recip_alphas_cumprod=np.sqrt(recip_alphas_cumprod),
+    sqrt_recipm1_alphas_cumprod=np.sqrt(recip_alphas_cumprod - 1),
+    posterior_variance=posterior_variance,
+    posterior_log_variance_clipped=np.log(np.append(first_variance, posterior_variance[1:])),
+    posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
+    posterior_mean_coef2=(1 - alphas_cumprod_prev) * np.sqrt(alphas) / (1 - alphas_cumprod),
+    fixedlarge_log_variance=np.log(np.append(first_variance, betas[1:])),
+  )

@@ -1,0 +1,89 @@
+"""Four fake CPU devices, strict broadcasting, and the original program's numbers for every test."""
+
+import atexit
+import functools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+# Each program is compiled once, also for the processes that tests start.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='ddpm_jax_tests_')
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
+)
+
+import jax
+import numpy as np
+import pytest
+
+atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+REFERENCE = pathlib.Path(__file__).parent / 'reference'
+
+
+@functools.cache
+def load_reference(name):
+  if name.endswith('.json'):
+    return json.loads((REFERENCE / name).read_text())
+  with np.load(REFERENCE / f'{name}.npz') as arrays:
+    return dict(arrays)
+
+
+@pytest.fixture(scope='session')
+def reference():
+  """Returns name -> dict of arrays (NAME.npz), or what NAME.json holds."""
+  return load_reference
+
+
+@pytest.fixture(scope='session')
+def relative_error():
+  """Returns (actual, expected) -> |actual - expected| / |expected|, in the Euclidean norm."""
+
+  def error(actual, expected):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+  return error
+
+
+@pytest.fixture(scope='session')
+def unet_small():
+  """Returns (model, params) of the original program's small network, weights included."""
+  from ddpm_jax.convert.tf_ddpm import params_from_tf
+  from ddpm_jax.unet import UNet
+
+  arrays = load_reference('unet_small')
+  model = UNet(32, (1, 2), 1, (8,), 3)
+  like = jax.eval_shape(model.init, jax.random.key(0), arrays['x'], arrays['t'])['params']
+  variables = {
+    name.removeprefix('var/'): array for name, array in arrays.items() if name.startswith('var/')
+  }
+  return model, params_from_tf(variables, like)
+
+
+@pytest.fixture(scope='session')
+def abstract_params():
+  """Returns name of a shapes file -> the parameters of that network, as ShapeDtypeStructs."""
+  from ddpm_jax.unet import UNet
+
+  @functools.cache
+  def params_of(name):
+    shapes = load_reference(name)
+    config = shapes['config']
+    model = UNet(
+      config['ch'],
+      tuple(config['ch_mult']),
+      config['num_res_blocks'],
+      tuple(config['attn_resolutions']),
+      config['out_ch'],
+    )
+    x = jax.ShapeDtypeStruct((1, *shapes['input_shape'][1:]), np.float32)
+    t = jax.ShapeDtypeStruct((1,), np.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), x, t)['params']
+
+  return params_of

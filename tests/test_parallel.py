@@ -1,0 +1,143 @@
+"""One device and four give the same numbers; the compiled step compiles once and donates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax import parallel, steps
+from ddpm_jax.schedules import make_betas, make_schedule
+from ddpm_jax.train_state import init_train_state, make_optimizer
+from ddpm_jax.unet import UNet
+
+SCHEDULE = make_schedule(make_betas('linear', 10, beta_end=0.5))
+MODEL = UNet(32, (2,), 1, (), 1, dropout=0.1)
+RATE = optax.constant_schedule(1e-3)
+# Adam's steps do not shrink with the gradient: with the usual epsilon, gradients that are rounding
+# noise, such as a key bias's, would move their parameters by the whole rate, each in its own way.
+OPTIMIZER = make_optimizer(RATE, grad_clip=1.0, eps=1e-3)
+
+
+def test_the_machine_has_four_devices():
+  assert jax.local_device_count() == 4
+
+
+@pytest.fixture(scope='module')
+def params():
+  """Returns the tiny network's parameters, NumPy since steps donate, none of them all but zero."""
+  key = jax.random.key(0, impl='unsafe_rbg')  # fast to compile
+  x = jnp.zeros((1, 4, 4, 1))
+  params = jax.device_get(jax.jit(MODEL.init)(key, x, jnp.zeros(1, jnp.int32))['params'])
+  leaves, treedef = jax.tree.flatten(params)
+  rng = np.random.default_rng(0)
+  leaves = [leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def make_train_step(axis_name):
+  return steps.make_train_step(
+    MODEL,
+    SCHEDULE,
+    OPTIMIZER,
+    RATE,
+    mean_type='eps',
+    var_type='fixedlarge',
+    loss_type='mse',
+    ema_decay=0.9,
+    random_flip=True,
+    axis_name=axis_name,
+  )
+
+
+def batches():
+  rng = np.random.default_rng(1)
+  return [rng.integers(0, 256, (8, 4, 4, 1), np.uint8) for _ in range(5)]
+
+
+def test_four_devices_train_as_one(params):
+  key = jax.random.key(2)
+  one_step = jax.jit(make_train_step(None))
+  one, one_metrics = init_train_state(params, OPTIMIZER), []
+  for images in batches():
+    one, metrics = one_step(one, images, key)
+    one_metrics.append(jax.device_get(metrics))
+
+  traces = []
+
+  def counted(*arguments):
+    traces.append(arguments)
+    return make_train_step(parallel.AXIS)(*arguments)
+
+  four_step = parallel.pmap_train_step(counted)
+  key = parallel.replicate(key)
+  four, four_metrics = parallel.replicate(init_train_state(params, OPTIMIZER)), []
+  num_traces = []
+  for images in batches():
+    donated = four
+    four, metrics = four_step(four, parallel.split_over_devices(images), key)
+    four_metrics.append(jax.device_get(metrics))
+    num_traces.append(len(traces))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
+  assert num_traces[0] == num_traces[-1]  # compiled in the first step, and never again
+
+  assert int(four.step) == int(one.step) == 5
+  for name in ('loss', 'grad_norm', 'learning_rate'):
+    values = [[metrics[name] for metrics in run] for run in (one_metrics, four_metrics)]
+    np.testing.assert_allclose(*values, rtol=2e-5, err_msg=name)
+  assert len({float(metrics['loss']) for metrics in one_metrics}) == 5
+  for field in ('params', 'ema_params'):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+      getattr(four, field),
+      getattr(one, field),
+    )
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), getattr(one, field), params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_state_has_no_device_axis(params):
+  replicated = parallel.replicate(params)
+  assert jax.tree.map(jnp.shape, replicated) == jax.tree.map(jnp.shape, params)
+  for leaf in jax.tree.leaves(replicated):
+    assert leaf.sharding.is_fully_replicated
+    assert len(leaf.addressable_shards) == 4
+
+
+def test_four_devices_sample_as_one(params):
+  step = steps.make_sample_step(MODEL, SCHEDULE, (4, 4, 1), mean_type='eps', var_type='fixedlarge')
+  ids, key = np.array([5, 0, 3, 1, 2, 4, 6, 7]), jax.random.key(3)
+  one = jax.jit(step)(params, np.arange(8), key)
+  four = parallel.pmap_sample_step(step)(
+    parallel.replicate(params), parallel.split_over_devices(ids), parallel.replicate(key)
+  )
+  four = parallel.gather_from_devices(four)
+  assert isinstance(four, np.ndarray)
+  np.testing.assert_allclose(four, np.asarray(one)[ids], rtol=1e-4, atol=1e-4)
+
+
+def test_gathering_undoes_splitting():
+  batch = np.arange(8 * 3).reshape(8, 3)
+  split = parallel.split_over_devices(batch)
+  assert split.shape == (4, 2, 3)
+  np.testing.assert_array_equal(split[1], batch[2:4])
+  np.testing.assert_array_equal(parallel.gather_from_devices(split), batch)
+  doubled = jax.pmap(lambda x: 2 * x)(split)
+  np.testing.assert_array_equal(parallel.gather_from_devices(doubled), 2 * batch)
+
+
+def test_batch_sizes_divide_the_global_batch():
+  assert parallel.batch_sizes(128, 'train.global_batch_size') == (128, 128, 32)
+
+
+@pytest.mark.parametrize(('size', 'suggested'), [(130, 128), (3, 4), (0, 4), (-4, 4)])
+def test_batch_sizes_refuse_what_four_devices_cannot_share(size, suggested):
+  message = rf'^train\.batch is {size}; .* the 4 devices, such as {suggested}$'
+  with pytest.raises(ValueError, match=message):
+    parallel.batch_sizes(size, 'train.batch')
+
+
+def test_one_process_is_the_primary_and_waits_for_nobody():
+  assert parallel.is_primary()
+  assert (parallel.process_index(), parallel.process_count()) == (0, 1)
+  parallel.barrier('nothing')
