@@ -56,6 +56,20 @@ def open_workdir(workdir):
   return path
 
 
+def find_workdir(workdir):
+  """The folder of a run that has been trained.
+
+  Raises:
+    ValueError: it holds no checkpoints.
+  """
+  path = pathlib.Path(workdir).expanduser()
+  if not (path / 'checkpoints').is_dir():
+    raise ValueError(
+      f'--workdir={workdir} holds no checkpoint; run --mode=train first, or check the path'
+    )
+  return path
+
+
 @contextlib.contextmanager
 def locked(path, mode):
   """Holds WORKDIR for one process of a mode; the lock goes with the process, however it ends.

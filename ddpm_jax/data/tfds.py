@@ -16,7 +16,9 @@ import io
 import os
 import pathlib
 import re
+import socket
 import sys
+import urllib.parse
 
 from ddpm_jax.data.pictures import PictureSource
 
@@ -113,6 +115,7 @@ def _prepare(dataset, root):
   print(f'tfds:{dataset} is not prepared in {root}: trying to download it', file=sys.stderr)
   try:
     builder = tfds.builder(dataset, data_dir=root, file_format='array_record')
+    _check_network(builder.url_infos)
     builder.download_and_prepare()
   except Exception as error:  # whatever a third party's builder may raise
     reason = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
@@ -122,6 +125,19 @@ def _prepare(dataset, root):
       f'--data_dir={root}'
     ) from error
   return pathlib.Path(builder.data_dir)
+
+
+def _check_network(urls):
+  """Raises where no host of `urls` has an address: TFDS would retry for minutes."""
+  hosts = {urllib.parse.urlparse(url).hostname for url in urls}
+  errors = []
+  for host in hosts:
+    try:
+      socket.getaddrinfo(host, 443)
+    except OSError as error:
+      errors.append(f'{host}: {error.strerror}')
+  if hosts and len(errors) == len(hosts):
+    raise OSError('no network: ' + errors[0])
 
 
 def _open(folder, *, name, split):

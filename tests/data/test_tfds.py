@@ -117,6 +117,15 @@ def test_unknown_data_set(tmp_path):
   )
 
 
+def test_data_set_that_cannot_be_downloaded_with_no_network(tmp_path, monkeypatch):
+  def unresolved(host, port):
+    raise OSError(-2, 'Name or service not known')
+
+  monkeypatch.setattr(tfds_source.socket, 'getaddrinfo', unresolved)
+  with pytest.raises(ValueError, match=r'not prepared in .*no network: .*: Name or service'):
+    source('mnist', tmp_path)
+
+
 @pytest.mark.parametrize('name', ['a b', 'a/b/c', 'a:1', '/a'])
 def test_malformed_name(tmp_path, name):
   with pytest.raises(ValueError, match='write tfds:NAME'):

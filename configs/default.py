@@ -1,0 +1,65 @@
+"""Every field, once, with its unit. Values are the paper's for CIFAR-10; other files are deltas."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config():
+  return ConfigDict(
+    {
+      'seed': 0,  # of initialisation, batches, noise and dropout
+      'data': {
+        'source': 'cifar10',  # digits | cifar10 | tfds:NAME | folder:PATH | celebahq256 | lsun_*
+        'dir': placeholder(str),  # folder of the data; none: TFDS's own
+        'split': 'train',
+        'image_size': 32,  # pixels; other sizes are centre-cropped and resized
+        'channels': 3,  # 1 (grey) or 3 (colour)
+        'random_flip': True,  # mirror left-right with probability 1/2, in training
+        'memory_limit_gib': 4.0,  # sets up to this size are decoded once and held in memory
+        'num_workers': 4,  # processes that read sets beyond it; 0: none
+      },
+      'diffusion': {
+        'schedule': 'linear',  # linear | quad | const | jsd | warmup10 | warmup50 | cosine
+        'num_timesteps': 1000,
+        'beta_start': 1e-4,
+        'beta_end': 0.02,
+        'mean_type': 'eps',  # eps | xstart | xprev
+        'var_type': 'fixedlarge',  # fixedsmall | fixedlarge | learned
+        'loss_type': 'mse',  # mse | kl
+      },
+      'model': {
+        'ch': 128,  # channels of the first level; a multiple of 32
+        'ch_mult': (1, 2, 2, 2),
+        'num_res_blocks': 2,  # a level
+        'attn_resolutions': (16,),  # pixels
+        'dropout': 0.1,  # rate
+        'resamp_with_conv': True,
+        'dtype': 'float32',  # float32 | bfloat16, of the computation; parameters are float32
+      },
+      'optim': {
+        'learning_rate': 2e-4,
+        'warmup_steps': 5000,
+        'grad_clip': 1.0,  # global norm; 0: none
+        'ema_decay': 0.9999,  # a step
+        'adam_b1': 0.9,
+        'adam_b2': 0.999,
+        'adam_eps': 1e-8,
+      },
+      'train': {
+        'global_batch_size': 128,  # images a step, over all devices and processes
+        'num_steps': 800_000,  # 800,000 steps * 128 = 102.4M examples
+        'log_every_steps': 100,
+        'checkpoint_every_steps': 5_000,
+        'keep_last_checkpoints': 3,
+        'keep_checkpoint_every_steps': 100_000,  # and these for good; 0: none
+        'sample_every_steps': 50_000,  # 0: never
+        'num_samples': 64,  # images each time
+      },
+      'sample': {
+        'num_samples': 64,  # images, with ids 0, 1, ...
+        'batch_size': 64,  # images a compiled chain, over all devices
+        'seed': 0,  # image i depends on (seed, i) alone
+      },
+    },
+    convert_dict=True,
+  )

@@ -1,0 +1,25 @@
+"""Handwritten digits, 8 x 8: the embedded data set, the whole path in minutes on a laptop.
+
+  python main.py --workdir=DIR
+
+2,000 steps * 64 = 128,000 examples, 71 epochs.
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.data.update(source='digits', image_size=8, channels=1, random_flip=False, split='all')
+  config.model.update(ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0)
+  config.optim.update(learning_rate=2e-3, warmup_steps=200, ema_decay=0.995)
+  config.train.update(
+    global_batch_size=64,
+    num_steps=2_000,
+    checkpoint_every_steps=500,
+    keep_checkpoint_every_steps=0,
+    sample_every_steps=1_000,
+    num_samples=40,
+  )
+  config.sample.update(num_samples=100, batch_size=100)
+  return config

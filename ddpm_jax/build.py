@@ -1,0 +1,212 @@
+"""The only file that turns config fields into objects, and where their values are checked."""
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax import data, diffusion, parallel, schedules
+from ddpm_jax.steps import make_sample_step, make_train_step
+from ddpm_jax.train_state import make_learning_rate, make_optimizer
+from ddpm_jax.unet import NUM_GROUPS, UNet
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+STREAMS = ('init', 'train', 'sample')  # of random numbers; their order is part of every result
+
+
+def check(config):
+  """Raises a ValueError for the first value that cannot work, before anything compiles."""
+  _check_diffusion(config.diffusion)
+  _check_model(config.model, config.data.image_size)
+  _check_numbers(config)
+  parallel.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
+  parallel.batch_sizes(config.sample.batch_size, 'sample.batch_size')
+
+
+def _check_choice(field, value, choices):
+  if value not in choices:
+    allowed = ', '.join(str(choice) for choice in choices)
+    raise ValueError(f'{field} is {value!r}; it must be one of {allowed}')
+
+
+def _check_diffusion(config):
+  _check_choice('diffusion.mean_type', config.mean_type, diffusion.MEAN_TYPES)
+  _check_choice('diffusion.var_type', config.var_type, diffusion.VAR_TYPES)
+  _check_choice('diffusion.loss_type', config.loss_type, diffusion.LOSS_TYPES)
+  if config.loss_type == 'mse' and config.var_type == 'learned':
+    raise ValueError(
+      'diffusion.loss_type=mse does not train diffusion.var_type=learned; use loss_type=kl'
+    )
+  betas = _make_betas(config)
+  if betas[-1] == 1 and config.mean_type == 'eps':
+    raise ValueError(
+      f'diffusion.schedule={config.schedule} ends at beta 1, where x_T holds nothing of x_0 and '
+      'mean_type=eps cannot be sampled; use mean_type=xstart or xprev'
+    )
+
+
+def _check_model(config, image_size):
+  _check_choice('model.dtype', config.dtype, DTYPES)
+  if not config.ch_mult:
+    raise ValueError('model.ch_mult is empty; give one multiplier a level, such as (1, 2, 2)')
+  halvings = len(config.ch_mult) - 1
+  if image_size < 1 or image_size % 2**halvings:
+    raise ValueError(
+      f'data.image_size is {image_size}; the {halvings + 1} levels of model.ch_mult halve it '
+      f'{halvings} times, so it must be a multiple of {2**halvings}'
+    )
+  resolutions = [image_size // 2**level for level in range(halvings + 1)]
+  for resolution in config.attn_resolutions:
+    if resolution not in resolutions:
+      raise ValueError(
+        f'model.attn_resolutions has {resolution}, which never occurs; '
+        f'the resolutions are {", ".join(map(str, resolutions))}'
+      )
+  for mult in config.ch_mult:
+    if mult < 1 or config.ch < 1 or config.ch * mult % NUM_GROUPS:
+      raise ValueError(
+        f'model.ch is {config.ch} and model.ch_mult has {mult}; '
+        f'each product must be a positive multiple of {NUM_GROUPS}, the groups of a norm'
+      )
+
+
+def _check_numbers(config):
+  _check_choice('data.channels', config.data.channels, (1, 3))
+  at_least = {
+    'model.num_res_blocks': 1,
+    'optim.warmup_steps': 0,
+    'train.num_steps': 0,
+    'train.log_every_steps': 1,
+    'train.checkpoint_every_steps': 1,
+    'train.keep_last_checkpoints': 1,
+    'train.keep_checkpoint_every_steps': 0,
+    'train.sample_every_steps': 0,
+    'train.num_samples': 1,
+    'sample.num_samples': 1,
+    'data.num_workers': 0,
+    'data.memory_limit_gib': 0,
+    'optim.learning_rate': 0,
+    'optim.grad_clip': 0,
+  }
+  for field, least in at_least.items():
+    section, name = field.split('.')
+    if not config[section][name] >= least:
+      raise ValueError(f'{field} is {config[section][name]}; it must be at least {least}')
+  for field in ('model.dropout', 'optim.ema_decay', 'optim.adam_b1', 'optim.adam_b2'):
+    section, name = field.split('.')
+    if not 0 <= config[section][name] < 1:
+      raise ValueError(f'{field} is {config[section][name]}; it must lie in [0, 1)')
+
+
+def _make_betas(config):
+  return schedules.make_betas(
+    config.schedule,
+    config.num_timesteps,
+    beta_start=config.beta_start,
+    beta_end=config.beta_end,
+  )
+
+
+def schedule(config):
+  """NoiseSchedule of config.diffusion."""
+  return schedules.make_schedule(_make_betas(config.diffusion))
+
+
+def key(seed, stream):
+  """The key of one of STREAMS; threefry, whose numbers are the same on every platform."""
+  root = jax.random.key(seed, impl='threefry2x32')
+  return jax.random.fold_in(root, STREAMS.index(stream))
+
+
+def image_shape(config):
+  """(H, W, C)."""
+  return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def model(config):
+  """UNet of config.model; with a learned variance it has twice the channels."""
+  learned = config.diffusion.var_type == 'learned'
+  return UNet(
+    ch=config.model.ch,
+    ch_mult=tuple(config.model.ch_mult),
+    num_res_blocks=config.model.num_res_blocks,
+    attn_resolutions=tuple(config.model.attn_resolutions),
+    out_ch=config.data.channels * (2 if learned else 1),
+    dropout=config.model.dropout,
+    resamp_with_conv=config.model.resamp_with_conv,
+    dtype=DTYPES[config.model.dtype],
+  )
+
+
+def init_params(config):
+  """Fresh parameters; wrap it in jax.jit or jax.eval_shape."""
+  x = jnp.zeros((1, *image_shape(config)))
+  t = jnp.zeros((1,), jnp.int32)
+  return model(config).init(key(config.seed, 'init'), x, t)['params']
+
+
+def source(config):
+  """The data set of config.data."""
+  return data.make_source(
+    config.data.source,
+    dir=config.data.dir,
+    image_size=config.data.image_size,
+    channels=config.data.channels,
+    split=config.data.split,
+  )
+
+
+def batches(config, data_source):
+  """The batches of each step, this process's share."""
+  return data.make_batches(
+    data_source,
+    seed=config.seed,
+    global_batch_size=config.train.global_batch_size,
+    process_index=parallel.process_index(),
+    process_count=parallel.process_count(),
+    memory_limit_bytes=int(config.data.memory_limit_gib * 2**30),
+    num_workers=config.data.num_workers,
+  )
+
+
+def learning_rate(config):
+  """step -> learning rate."""
+  return make_learning_rate(config.optim.learning_rate, config.optim.warmup_steps)
+
+
+def optimizer(config):
+  """Clipping and Adam, as config.optim says."""
+  return make_optimizer(
+    learning_rate(config),
+    grad_clip=config.optim.grad_clip,
+    b1=config.optim.adam_b1,
+    b2=config.optim.adam_b2,
+    eps=config.optim.adam_eps,
+  )
+
+
+def train_step(config):
+  """(state, images [D, B, ...], key) -> (state, metrics) over all devices, compiled."""
+  step = make_train_step(
+    model(config),
+    schedule(config),
+    optimizer(config),
+    learning_rate(config),
+    mean_type=config.diffusion.mean_type,
+    var_type=config.diffusion.var_type,
+    loss_type=config.diffusion.loss_type,
+    ema_decay=config.optim.ema_decay,
+    random_flip=config.data.random_flip,
+    axis_name=parallel.AXIS,
+  )
+  return parallel.pmap_train_step(step)
+
+
+def sample_step(config):
+  """(params, ids [D, B], key) -> x_0 [D, B, H, W, C] over all devices, compiled."""
+  step = make_sample_step(
+    model(config),
+    schedule(config),
+    image_shape(config),
+    mean_type=config.diffusion.mean_type,
+    var_type=config.diffusion.var_type,
+  )
+  return parallel.pmap_sample_step(step)

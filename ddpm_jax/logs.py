@@ -1,0 +1,135 @@
+"""What a run tells: WORKDIR/metrics.jsonl, WORKDIR/tensorboard, and lines for the terminal."""
+
+import datetime
+import json
+import math
+import time
+
+import numpy as np
+
+
+class RunLog:
+  """Collects each step's metrics, stops the run on a non-finite loss, and writes logged steps.
+
+  A step's metrics are fetched while the next step runs. What an interrupted run logged beyond the
+  step that it goes on from is dropped: those steps are logged again.
+  """
+
+  def __init__(self, workdir, *, start_step, num_steps, images_per_step):
+    """Opens the files.
+
+    Args:
+      workdir: pathlib.Path, or None to check losses only (all processes but the first).
+      start_step: steps done before.
+      num_steps: step at which the run ends, for the ETA.
+      images_per_step: global batch size.
+    """
+    self._num_steps = num_steps
+    self._images_per_step = images_per_step
+    self._first_step = start_step + 1
+    self._pending = None  # (step, metrics on device) of the newest step
+    self._values = {}  # of the newest step checked
+    self._losses = []  # since the last logged step
+    self._file = self._tensorboard = None
+    if workdir is not None:
+      from tensorboardX import SummaryWriter
+
+      _drop_after(workdir / 'metrics.jsonl', start_step)
+      self._file = open(workdir / 'metrics.jsonl', 'a')  # noqa: SIM115
+      self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
+    self.restart_clock(start_step)
+
+  def restart_clock(self, step):
+    """Leaves the time up to now out of the rates."""
+    self._clock_step, self._clock = step, time.perf_counter()
+
+  def add(self, step, metrics):
+    """Takes a step's metrics, still being computed, and checks those of the step before."""
+    self.check()
+    self._pending = step, metrics
+
+  def check(self):
+    """Waits for the newest step.
+
+    Raises:
+      FloatingPointError: its loss is not finite.
+    """
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    self._values = {name: float(value) for name, value in metrics.items()}
+    if not math.isfinite(self._values['loss']):
+      raise FloatingPointError(
+        f'the loss is {self._values["loss"]} at step {step}; the last checkpoint is from before. '
+        'Lower optim.learning_rate or lengthen optim.warmup_steps'
+      )
+    self._losses.append(self._values['loss'])
+    if step == self._first_step:
+      self.restart_clock(step)  # it was compiled
+
+  def write(self, step):
+    """Writes the newest step's metrics, and loss_mean over the steps since the last written."""
+    seconds = time.perf_counter() - self._clock
+    steps = step - self._clock_step
+    self.check()
+    if step > self._first_step:
+      seconds = time.perf_counter() - self._clock
+    rate = steps / max(seconds, 1e-9)
+    values = self._values | {
+      'loss_mean': sum(self._losses) / len(self._losses),
+      'steps_per_sec': rate,
+      'images_per_sec': rate * self._images_per_step,
+    }
+    self._losses.clear()
+    self.restart_clock(step)
+    if self._file is None:
+      return
+    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, value, step)
+    print(progress_line(step, self._num_steps, values), flush=True)
+
+  def picture(self, step, png):
+    """Shows a PNG file in TensorBoard."""
+    from PIL import Image
+
+    self._tensorboard.add_image('samples', np.asarray(Image.open(png)), step, dataformats='HWC')
+
+  def close(self):
+    """Writes out what is pending."""
+    if self._file is not None:
+      self._file.close()
+      self._tensorboard.close()
+
+
+def _drop_after(path, step):
+  """Drops the lines of later steps, and one that was cut off when the run was killed."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      if json.loads(line)['step'] <= step:
+        kept.append(line + '\n')
+    except json.JSONDecodeError:
+      continue
+  partial = path.with_name(path.name + '.partial')
+  partial.write_text(''.join(kept))
+  partial.replace(path)
+
+
+def duration(seconds):
+  """'1:02:03'."""
+  return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def progress_line(step, num_steps, values):
+  """One line on how a run stands."""
+  eta = duration((num_steps - step) / values['steps_per_sec'])
+  return (
+    f'step {step}/{num_steps}  loss {values["loss_mean"]:.4f}  '
+    f'grad_norm {values["grad_norm"]:.3f}  lr {values["learning_rate"]:.2e}  '
+    f'{values["steps_per_sec"]:.2f} steps/s  {values["images_per_sec"]:.0f} images/s  ETA {eta}'
+  )

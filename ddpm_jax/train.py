@@ -1,0 +1,151 @@
+"""The training loop: build, restore, step, write."""
+
+import contextlib
+import signal
+
+import jax
+
+from ddpm_jax import build, logs, parallel
+from ddpm_jax.checkpoints import Checkpointer
+from ddpm_jax.sample import Sampler, write_samples
+from ddpm_jax.train_state import init_train_state
+from ddpm_jax.workdir import config_dict, locked, open_workdir, store_config
+
+MAX_TABLE_LINES = 16
+
+
+def train(config, workdir):
+  """--mode=train: runs from the newest checkpoint, or from the start, to config.train.num_steps.
+
+  SIGTERM and SIGINT end the run after the step in hand, with a checkpoint.
+
+  Args:
+    config: ConfigDict.
+    workdir: folder of the run.
+
+  Raises:
+    ValueError: a config, a data set or a workdir that cannot be used.
+    FloatingPointError: the loss is not finite.
+  """
+  build.check(config)
+  path = open_workdir(workdir)
+  with contextlib.ExitStack() as stack:
+    if parallel.is_primary():
+      stack.enter_context(locked(path, 'train'))
+      store_config(path, config)
+    source = build.source(config)
+    batches = stack.enter_context(contextlib.closing(build.batches(config, source)))
+    checkpointer = stack.enter_context(
+      Checkpointer(
+        path / 'checkpoints',
+        config_dict(config),
+        keep_last=config.train.keep_last_checkpoints,
+        keep_every_steps=config.train.keep_checkpoint_every_steps or None,
+        is_primary=parallel.is_primary(),
+      )
+    )
+    state = restore_or_init(config, checkpointer)
+    if parallel.is_primary():
+      print_summary(config, path, source, state)
+    if int(state.step) >= config.train.num_steps:
+      print(f'nothing to do: step {int(state.step)} of train.num_steps={config.train.num_steps}')
+      return
+    run_steps(config, path, batches, checkpointer, state)
+
+
+def restore_or_init(config, checkpointer):
+  """The state of the newest checkpoint, or a fresh one, replicated over the devices."""
+
+  def init():
+    return init_train_state(build.init_params(config), build.optimizer(config))
+
+  state_like = jax.eval_shape(init)
+  state = checkpointer.restore_latest(state_like)
+  return parallel.replicate(jax.jit(init)() if state is None else state)
+
+
+def print_summary(config, path, source, state):
+  """Says what is about to run, on what, and where it writes."""
+  from clu import parameter_overview
+
+  sizes = parallel.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
+  step = int(state.step)
+  table = parameter_overview.get_parameter_overview(
+    state.params, include_stats=False, max_lines=MAX_TABLE_LINES
+  )
+  print(
+    f'{table}\n'
+    f'devices     {jax.device_count()} x {jax.devices()[0].device_kind}, '
+    f'{parallel.process_count()} process(es), jax {jax.__version__}\n'
+    f'batch       {sizes.global_} global, {sizes.host} a host, {sizes.device} a device\n'
+    f'data        {source.name} {source.split}: {len(source)} images of {source.image_shape}\n'
+    f'steps       {step} done, {config.train.num_steps - step} to do\n'
+    f'writes to   {path}',
+    flush=True,
+  )
+
+
+@contextlib.contextmanager
+def caught_signals():
+  """Yields a list to which SIGTERM and SIGINT are appended instead of ending the process."""
+  received = []
+  handled = (signal.SIGTERM, signal.SIGINT)
+  previous = [signal.signal(number, lambda n, _: received.append(n)) for number in handled]
+  try:
+    yield received
+  finally:
+    for number, handler in zip(handled, previous, strict=True):
+      signal.signal(number, handler)
+
+
+def run_steps(config, path, batches, checkpointer, state):
+  """Trains from state.step to config.train.num_steps, logging, saving and sampling on the way."""
+  every = config.train
+  start_step = int(state.step)
+  step_fn = build.train_step(config)
+  key = parallel.replicate(build.key(config.seed, 'train'))
+  sampler = Sampler(config, every.num_samples) if every.sample_every_steps else None
+  with contextlib.ExitStack() as stack:
+    signals = stack.enter_context(caught_signals())
+    log = logs.RunLog(
+      path if parallel.is_primary() else None,
+      start_step=start_step,
+      num_steps=every.num_steps,
+      images_per_step=every.global_batch_size,
+    )
+    stack.callback(log.close)
+    numbered = zip(
+      range(start_step + 1, every.num_steps + 1), batches.iterate(start_step), strict=False
+    )
+    for step, images in numbered:
+      state, metrics = step_fn(state, parallel.split_over_devices(images), key)
+      log.add(step, metrics)
+      stopped = bool(signals)  # read once: a signal that comes later in this step ends the next
+      if step % every.log_every_steps == 0 or step == every.num_steps:
+        log.write(step)
+      if step % every.checkpoint_every_steps == 0 or step == every.num_steps or stopped:
+        log.check()  # so that no state of a failed step is saved
+        checkpointer.save(step, state)
+      if sampler and (step % every.sample_every_steps == 0 or step == every.num_steps):
+        draw_samples(sampler, state, path, step, every.num_samples, log)
+      if stopped:
+        break
+  checkpointer.wait()
+  if parallel.is_primary():
+    if stopped:
+      print(
+        f'stopped by {signal.Signals(signals[0]).name} at step {step}: saved; '
+        'the same command goes on from there',
+        flush=True,
+      )
+    else:
+      print(f'done: {step} steps; {path / "checkpoints"}', flush=True)
+
+
+def draw_samples(sampler, state, path, step, num_samples, log):
+  """Writes samples of the EMA, and their grid to TensorBoard."""
+  folder = write_samples(sampler, state.ema_params, path, step, num_samples)
+  if parallel.is_primary():
+    print(f'step {step}: {folder / "grid.png"}', flush=True)
+    log.picture(step, folder / 'grid.png')
+  log.restart_clock(step)

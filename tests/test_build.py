@@ -1,0 +1,59 @@
+"""Every value that cannot work is named, with what can, before anything compiles."""
+
+import jax
+import pytest
+
+from ddpm_jax import build
+from tests.tiny import tiny_config
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('diffusion.schedule', 'cosin', "diffusion.schedule is 'cosin'; it must be one of linear, "),
+    ('diffusion.num_timesteps', 0, 'diffusion.num_timesteps is 0; it must be at least 1'),
+    ('diffusion.beta_start', 0.0, r'diffusion.beta_start is 0.0; a beta must lie in \(0, 1\]'),
+    ('diffusion.beta_end', 1.5, r'diffusion.beta_end is 1.5; a beta must lie in \(0, 1\]'),
+    ('diffusion.mean_type', 'noise', "mean_type is 'noise'; it must be one of eps, xstart, xprev"),
+    ('diffusion.var_type', 'small', "var_type is 'small'; it must be one of fixedsmall, "),
+    ('diffusion.loss_type', 'l1', "loss_type is 'l1'; it must be one of mse, kl"),
+    ('diffusion.var_type', 'learned', 'loss_type=mse does not train .*learned; use loss_type=kl'),
+    ('diffusion.schedule', 'jsd', 'ends at beta 1.*use mean_type=xstart or xprev'),
+    ('data.image_size', 9, r'data.image_size is 9; the 2 levels .* must be a multiple of 2'),
+    ('data.image_size', 0, 'data.image_size is 0'),
+    ('data.channels', 4, 'data.channels is 4; it must be one of 1, 3'),
+    ('model.attn_resolutions', (16,), 'has 16, which never occurs; the resolutions are 8, 4'),
+    ('model.ch', 48, 'model.ch is 48 and .* multiple of 32'),
+    ('model.ch_mult', (), 'model.ch_mult is empty'),
+    ('model.ch_mult', (1, 0), 'model.ch_mult has 0'),
+    ('model.dtype', 'float16', "model.dtype is 'float16'; it must be one of float32, bfloat16"),
+    ('model.dropout', 1.0, r'model.dropout is 1.0; it must lie in \[0, 1\)'),
+    ('model.num_res_blocks', 0, 'model.num_res_blocks is 0; it must be at least 1'),
+    ('optim.ema_decay', 1.0, r'optim.ema_decay is 1.0; it must lie in \[0, 1\)'),
+    ('optim.learning_rate', -1.0, 'optim.learning_rate is -1.0; it must be at least 0'),
+    ('train.log_every_steps', 0, 'train.log_every_steps is 0; it must be at least 1'),
+    ('train.global_batch_size', 18, 'global_batch_size is 18; .* multiple of the 4 .* as 16'),
+    ('train.global_batch_size', 0, 'train.global_batch_size is 0; .* such as 4'),
+    ('sample.batch_size', 6, 'sample.batch_size is 6; .* 4 devices, such as 4'),
+    ('sample.num_samples', 0, 'sample.num_samples is 0; it must be at least 1'),
+  ],
+)
+def test_names_what_cannot_work(field, value, message):
+  config = tiny_config(**{'model.ch_mult': (1, 2)})
+  build.check(config)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message) as raised:
+    build.check(config)
+  assert '\n' not in str(raised.value)
+
+
+def test_learned_variance_doubles_the_output():
+  config = tiny_config(**{'diffusion.loss_type': 'kl', 'diffusion.var_type': 'learned'})
+  build.check(config)
+  params = jax.eval_shape(lambda: build.init_params(config))
+  assert params['conv_out']['kernel'].shape[-1] == 2
+
+
+def test_streams_and_seeds_have_keys_of_their_own():
+  keys = [build.key(seed, stream) for seed in (0, 1) for stream in build.STREAMS]
+  assert len({jax.random.key_data(key).tobytes() for key in map(jax.device_get, keys)}) == 6

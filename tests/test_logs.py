@@ -1,0 +1,74 @@
+"""What a run tells."""
+
+import json
+
+import pytest
+
+from ddpm_jax import logs
+
+
+def make_log(workdir, start_step=0):
+  return logs.RunLog(workdir, start_step=start_step, num_steps=10, images_per_step=4)
+
+
+def metrics(loss):
+  return {'loss': loss, 'grad_norm': 2.0, 'learning_rate': 0.1}
+
+
+def lines(workdir):
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_logged_step_has_its_own_loss_and_the_mean_since_the_last(tmp_path, capsys):
+  log = make_log(tmp_path)
+  for step, loss in enumerate([1.0, 2.0, 6.0, 8.0], start=1):
+    log.add(step, metrics(loss))
+    if step in (3, 4):
+      log.write(step)
+  log.close()
+  assert [(line['step'], line['loss'], line['loss_mean']) for line in lines(tmp_path)] == [
+    (3, 6.0, 3.0),
+    (4, 8.0, 8.0),
+  ]
+  for line in lines(tmp_path):
+    assert line['images_per_sec'] == pytest.approx(4 * line['steps_per_sec'])
+  out = capsys.readouterr().out
+  assert 'step 3/10  loss 3.0000' in out
+  assert 'ETA' in out
+
+
+def test_resumed_log_drops_later_steps_and_a_cut_off_line(tmp_path):
+  log = make_log(tmp_path)
+  for step in range(1, 6):
+    log.add(step, metrics(float(step)))
+    log.write(step)
+  log.close()
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 6, "lo')
+  log = make_log(tmp_path, start_step=3)
+  log.add(4, metrics(40.0))
+  log.write(4)
+  log.close()
+  assert [(line['step'], line['loss']) for line in lines(tmp_path)] == [
+    (1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize('loss', [float('nan'), float('inf')])
+def test_non_finite_loss_is_raised_with_its_step(tmp_path, loss):
+  log = make_log(tmp_path)
+  log.add(1, metrics(1.0))
+  log.add(2, metrics(loss))
+  with pytest.raises(FloatingPointError, match=f'the loss is {loss} at step 2'):
+    log.add(3, metrics(1.0))
+
+
+def test_process_that_does_not_write_still_checks():
+  log = make_log(None)
+  log.add(1, metrics(float('nan')))
+  with pytest.raises(FloatingPointError, match='step 1'):
+    log.write(1)
+
+
+def test_duration():
+  assert logs.duration(3723.4) == '1:02:03'

@@ -1,0 +1,157 @@
+"""The command line, as a user meets it: in a process of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ddpm_jax.workdir import locked
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = (
+  '--config.model.ch_mult=1,',
+  '--config.model.attn_resolutions=()',
+  '--config.diffusion.num_timesteps=10',
+  '--config.train.global_batch_size=16',
+  '--config.train.sample_every_steps=0',
+  '--config.train.log_every_steps=1',
+  '--config.sample.num_samples=4',
+  '--config.sample.batch_size=4',
+)
+
+
+def start(*args):
+  return subprocess.Popen(
+    [sys.executable, str(ROOT / 'main.py'), *map(str, args)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd='/',
+  )
+
+
+def run(*args):
+  process = start(*args)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def test_trains_and_samples(tmp_path):
+  code, out, err = run(f'--workdir={tmp_path}', *TINY, '--config.train.num_steps=3')
+  assert (code, err) == (0, '')
+  assert 'digits all: 1797 images' in out
+  assert 'step 3/3' in out
+  code, out, err = run(f'--workdir={tmp_path}', *TINY, '--mode=sample')
+  assert (code, err) == (0, '')
+  assert np.load(tmp_path / 'samples/step_00000003/samples.npz')['samples'].shape == (4, 8, 8, 1)
+  assert (tmp_path / 'samples/step_00000003/grid.png').exists()
+
+
+def test_killed_run_goes_on_with_the_same_losses(tmp_path):
+  def command(workdir):
+    return (
+      f'--workdir={workdir}', *TINY,
+      '--config.train.num_steps=400', '--config.train.checkpoint_every_steps=5',
+    )  # fmt: skip
+
+  def losses(workdir):
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return {line['step']: (line['loss'], line['grad_norm']) for line in map(json.loads, lines)}
+
+  killed, whole = tmp_path / 'killed', tmp_path / 'whole'
+  process = start(*command(killed))
+  while not list((killed / 'checkpoints').glob('[0-9]')) and process.poll() is None:
+    time.sleep(0.01)
+  process.kill()
+  _, err = process.communicate()
+  assert process.returncode == -signal.SIGKILL, err
+  short = '--config.train.num_steps=40'
+  for workdir in (killed, whole):
+    code, out, err = run(*command(workdir), short)
+    assert (code, err) == (0, '')
+    if workdir == killed:
+      assert 'steps       0 done' not in out
+  assert losses(killed) == losses(whole)
+  assert list(losses(whole)) == list(range(1, 41))
+
+
+def test_sigterm_saves_and_exits_with_0(tmp_path):
+  process = start(f'--workdir={tmp_path}', *TINY, '--config.train.num_steps=100000')
+  while not (tmp_path / 'metrics.jsonl').exists() or not (tmp_path / 'metrics.jsonl').read_text():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+  process.terminate()
+  out, err = process.communicate(timeout=60)
+  assert (process.returncode, err) == (0, '')
+  step = max(int(path.name) for path in (tmp_path / 'checkpoints').glob('[0-9]*'))
+  assert f'stopped by SIGTERM at step {step}: saved; the same command goes on' in out
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (
+      ['--config.train.num_step=3'],
+      'there is no config.train.num_step; did you mean num_steps? fields there: checkpoint_every_steps, ',
+    ),
+    (['--config.trains.num_steps=3'], 'there is no config.trains.num_steps; did you mean train?'),
+    (['--config.seed.x=3'], 'there is no config.seed.x; fields there: none'),
+    (['--config=nothing.py'], 'there is no nothing.py; configs has celebahq256.py, cifar10.py'),
+    ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is not PREDICTION-LOSS-VARIANCE'),
+    (['--config.train.num_steps=many'], 'many'),
+    (['--mode=trian'], 'flag --mode=trian: value should be one of <train|sample>'),
+    (['--wrokdir=x'], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+    (['stray'], "'stray' is not understood"),
+    (['--config.diffusion.num_timesteps=0'], 'diffusion.num_timesteps is 0'),
+    (['--config.data.source=folder:/nowhere'], '/nowhere does not exist'),
+    (['--config.data.source=digit'], 'digits, tfds:NAME'),
+    (['--mode=sample'], 'holds no checkpoint; run --mode=train first'),
+  ],
+)  # fmt: skip
+def test_bad_input_is_answered_by_one_line(args, message, tmp_path):
+  code, _, err = run(f'--workdir={tmp_path}', *args)
+  assert code == 1
+  assert err.startswith('error: ')
+  assert message in err
+  assert len(err.splitlines()) == 1, err
+
+
+def test_missing_workdir_is_answered_by_one_line():
+  code, _, err = run('--mode=train')
+  assert code == 1
+  assert err.startswith('error: flag --workdir')
+  assert len(err.splitlines()) == 1
+
+
+def test_second_process_on_a_workdir_is_refused(tmp_path):
+  with locked(tmp_path, 'train'):
+    code, _, err = run(f'--workdir={tmp_path}', *TINY)
+  assert code == 1
+  assert f'is in use by another --mode=train (process {os.getpid()})' in err
+
+
+def test_help_loads_no_accelerator_and_a_run_no_other_framework(tmp_path):
+  script = (
+    'import atexit, runpy, sys\n'
+    'heavy = {"jax", "tensorflow", "torch"}\n'
+    'atexit.register(lambda: print("LOADED", *sorted(heavy & sys.modules.keys())))\n'
+    f'sys.argv[0] = {str(ROOT / "main.py")!r}\n'
+    f'sys.path.insert(0, {str(ROOT)!r})\n'
+    'runpy.run_path(sys.argv[0], run_name="__main__")\n'
+  )
+
+  def loaded(*args):
+    out = subprocess.run(
+      [sys.executable, '-c', script, *args], capture_output=True, text=True, check=False
+    ).stdout
+    assert 'LOADED' in out
+    return out.split('LOADED')[1].split()
+
+  assert loaded('--help') == []
+  assert loaded(f'--workdir={tmp_path}', *TINY, '--config.train.num_steps=1') == ['jax']

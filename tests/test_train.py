@@ -1,0 +1,145 @@
+"""The loop: a run that stops, however it stops, ends as one that did not."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import build, logs
+from ddpm_jax.checkpoints import Checkpointer
+from ddpm_jax.train import restore_or_init, train
+from ddpm_jax.workdir import config_dict
+from tests.tiny import tiny_config
+
+
+def final_state(workdir, config):
+  """The newest state as NumPy arrays by path."""
+  with Checkpointer(workdir / 'checkpoints', config_dict(config), read_only=True) as checkpointer:
+    state = restore_or_init(config, checkpointer)
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def metrics(workdir):
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def losses(workdir):
+  return [(line['step'], line['loss'], line['grad_norm']) for line in metrics(workdir)]
+
+
+def assert_same_run(workdir, other):
+  """Parameters, moments, EMA and step bit for bit, and every step's loss, so its batch too."""
+  state, other_state = final_state(workdir, tiny_config()), final_state(other, tiny_config())
+  assert state.keys() == other_state.keys()
+  for path, array in state.items():
+    np.testing.assert_array_equal(array, other_state[path], err_msg=path)
+  assert losses(workdir) == losses(other)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  """The workdir of six steps without a stop."""
+  workdir = tmp_path_factory.mktemp('undisturbed')
+  train(tiny_config(**{'train.sample_every_steps': 6}), workdir)
+  return workdir
+
+
+def test_run_leaves_what_it_promises(undisturbed):
+  lines = metrics(undisturbed)
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
+  assert lines[0].keys() == {
+    'step', 'loss', 'loss_mean', 'grad_norm', 'learning_rate', 'steps_per_sec', 'images_per_sec'
+  }  # fmt: skip
+  assert [line['learning_rate'] for line in lines[:4]] == pytest.approx([0, 1e-3, 2e-3, 2e-3])
+  assert json.loads((undisturbed / 'config.json').read_text())['train']['num_steps'] == 6
+  assert list((undisturbed / 'tensorboard').glob('events.*'))
+  assert sorted(path.name for path in (undisturbed / 'samples').iterdir()) == ['step_00000006']
+  assert np.load(undisturbed / 'samples/step_00000006/samples.npz')['samples'].shape == (4, 8, 8, 1)
+  assert final_state(undisturbed, tiny_config())['.step'] == 6
+
+
+def test_ema_follows_the_parameters_and_is_not_them(undisturbed):
+  state = final_state(undisturbed, tiny_config())
+  init = jax.tree_util.tree_leaves_with_path(build.init_params(tiny_config()))
+  for path, start in init:
+    params = state['.params' + jax.tree_util.keystr(path)]
+    ema = state['.ema_params' + jax.tree_util.keystr(path)]
+    moved = np.abs(params - start).max()
+    if moved > 1e-6:
+      assert 0 < np.abs(ema - start).max() < 2 * moved
+      assert not np.array_equal(ema, params)
+
+
+def test_resumed_run_equals_an_undisturbed_one(undisturbed, tmp_path):
+  train(tiny_config(**{'train.num_steps': 3}), tmp_path)
+  train(tiny_config(), tmp_path)
+  assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_same_command_goes_on(
+  number, undisturbed, tmp_path, monkeypatch, capsys
+):
+  add = logs.RunLog.add
+
+  def add_and_signal(log, step, metrics):
+    add(log, step, metrics)
+    if step == 3:
+      os.kill(os.getpid(), number)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(logs.RunLog, 'add', add_and_signal)
+    train(tiny_config(), tmp_path)
+  assert f'stopped by {number.name} at step 3: saved' in capsys.readouterr().out
+  train(tiny_config(), tmp_path)
+  assert_same_run(tmp_path, undisturbed)
+
+
+def test_damaged_newest_checkpoint_costs_steps_not_the_run(undisturbed, tmp_path, caplog):
+  train(tiny_config(**{'train.num_steps': 4}), tmp_path)
+  array = max((tmp_path / 'checkpoints/4').rglob('d/*'), key=lambda path: path.stat().st_size)
+  content = bytearray(array.read_bytes())
+  content[len(content) // 2] ^= 1
+  array.write_bytes(content)
+  train(tiny_config(), tmp_path)
+  assert [r for r in caplog.messages if 'checkpoint 4' in r and 'using checkpoint 2' in r]
+  assert_same_run(tmp_path, undisturbed)
+
+
+def test_non_finite_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
+  train(tiny_config(**{'train.num_steps': 2}), tmp_path)
+  config = tiny_config()
+  make_step = build.train_step
+
+  def poisoned(config):
+    step_fn = make_step(config)
+
+    def step(state, images, key):
+      state, metrics = step_fn(state, images, key)
+      return state, metrics | {'loss': metrics['loss'] + (np.nan if state.step == 4 else 0)}
+
+    return step
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build, 'train_step', poisoned)
+    with pytest.raises(FloatingPointError, match='nan at step 4'):
+      train(config, tmp_path)
+  assert final_state(tmp_path, config)['.step'] == 2
+
+
+def test_run_that_is_done_does_nothing(undisturbed, capsys):
+  before = losses(undisturbed)
+  train(tiny_config(), undisturbed)
+  assert 'nothing to do: step 6' in capsys.readouterr().out
+  assert losses(undisturbed) == before
+
+
+def test_another_config_in_the_workdir_is_refused(undisturbed):
+  with pytest.raises(
+    ValueError, match=r'another config \(optim.ema_decay: workdir 0.5, config 0.9'
+  ):
+    train(tiny_config(**{'optim.ema_decay': 0.9}), undisturbed)
