@@ -98,9 +98,9 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
   [
     (
       ['--config.train.num_step=3'],
-      'there is no config.train.num_step; did you mean num_steps? fields there: checkpoint_every_steps, ',
+      'there is no config.train.num_step; did you mean num_steps? fields there: check',
     ),
-    (['--config.trains.num_steps=3'], 'there is no config.trains.num_steps; did you mean train?'),
+    (['--config.trains.x=3'], 'there is no config.trains.x; did you mean train?'),
     (['--config.seed.x=3'], 'there is no config.seed.x; fields there: none'),
     (['--config=nothing.py'], 'there is no nothing.py; configs has celebahq256.py, cifar10.py'),
     ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is not PREDICTION-LOSS-VARIANCE'),

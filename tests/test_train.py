@@ -80,21 +80,29 @@ def test_resumed_run_equals_an_undisturbed_one(undisturbed, tmp_path):
   assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  ('number', 'method', 'last_step'),
+  [
+    (signal.SIGTERM, 'add', 3),  # within the step, before the loop looks
+    (signal.SIGTERM, 'write', 4),  # after it looked: one step more
+    (signal.SIGINT, 'add', 3),
+  ],
+)
 def test_signal_saves_and_the_same_command_goes_on(
-  number, undisturbed, tmp_path, monkeypatch, capsys
+  number, method, last_step, undisturbed, tmp_path, monkeypatch, capsys
 ):
-  add = logs.RunLog.add
+  original = getattr(logs.RunLog, method)
 
-  def add_and_signal(log, step, metrics):
-    add(log, step, metrics)
+  def signalled(log, step, *metrics):
+    original(log, step, *metrics)
     if step == 3:
       os.kill(os.getpid(), number)
 
   with monkeypatch.context() as patch:
-    patch.setattr(logs.RunLog, 'add', add_and_signal)
+    patch.setattr(logs.RunLog, method, signalled)
     train(tiny_config(), tmp_path)
-  assert f'stopped by {number.name} at step 3: saved' in capsys.readouterr().out
+  assert f'stopped by {number.name} at step {last_step}: saved' in capsys.readouterr().out
+  assert final_state(tmp_path, tiny_config())['.step'] == last_step
   train(tiny_config(), tmp_path)
   assert_same_run(tmp_path, undisturbed)
 
