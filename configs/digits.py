@@ -2,7 +2,7 @@
 
   python main.py --workdir=DIR
 
-2,000 steps * 64 = 128,000 examples, 71 epochs.
+1,600 steps * 64 = 102,400 examples, 57 epochs.
 """
 
 from configs import default
@@ -15,10 +15,10 @@ def get_config():
   config.optim.update(learning_rate=2e-3, warmup_steps=200, ema_decay=0.995)
   config.train.update(
     global_batch_size=64,
-    num_steps=2_000,
-    checkpoint_every_steps=500,
+    num_steps=1_600,
+    checkpoint_every_steps=400,
     keep_checkpoint_every_steps=0,
-    sample_every_steps=1_000,
+    sample_every_steps=800,
     num_samples=40,
   )
   config.sample.update(num_samples=100, batch_size=100)

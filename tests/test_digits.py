@@ -25,7 +25,7 @@ def test_samples_are_digits_of_all_ten_classes(tmp_path):
   config.train.sample_every_steps = 0
   train(config, tmp_path)
   sample(config, tmp_path)
-  samples = np.load(tmp_path / 'samples/step_00002000/samples.npz')['samples']
+  samples = np.load(tmp_path / 'samples/step_00001600/samples.npz')['samples']
   assert samples.shape == (100, 8, 8, 1)
 
   images, labels = load_digits('all')
