@@ -2,7 +2,7 @@
 
   python main.py --config=configs/cifar10_small.py --workdir=DIR
 
-3,600 steps * 32 = 115,200 examples, 2.3 epochs. The curve, samples and numbers of such a run are in
+4,800 steps * 32 = 153,600 examples, 3.1 epochs. The curve, samples and numbers of such a run are in
 docs/results.md.
 """
 
@@ -17,7 +17,7 @@ def get_config():
   config.optim.update(learning_rate=1e-3, warmup_steps=500, ema_decay=0.995)
   config.train.update(
     global_batch_size=32,
-    num_steps=3_600,
+    num_steps=4_800,
     log_every_steps=50,
     checkpoint_every_steps=400,
     keep_checkpoint_every_steps=1_200,

@@ -16,7 +16,7 @@ import numpy as np
 from ddpm_jax import build, logs, parallel
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.grids import make_grid, save_png, to_uint8
-from ddpm_jax.workdir import config_dict, find_workdir, locked
+from ddpm_jax.workdir import config_dict, find_workdir, locked, open_workdir
 
 MAX_GRID_IMAGES = 100
 
@@ -32,7 +32,7 @@ def sample(config, workdir):
     ValueError: no checkpoint, one of another model, or a workdir in use.
   """
   build.check(config)
-  path = find_workdir(workdir)
+  path = open_workdir(find_workdir(workdir))
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():
       stack.enter_context(locked(path, 'sample'))
