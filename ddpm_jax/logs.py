@@ -62,7 +62,7 @@ class RunLog:
     if not math.isfinite(self._values['loss']):
       raise FloatingPointError(
         f'the loss is {self._values["loss"]} at step {step}; the last checkpoint is from before. '
-        'Lower optim.learning_rate or lengthen optim.warmup_steps'
+        'Lower optim.learning_rate or lengthen optim.warmup_steps, in another workdir'
       )
     self._losses.append(self._values['loss'])
     if step == self._first_step:
