@@ -28,13 +28,7 @@ def _check_choice(field, value, choices):
 
 
 def _check_diffusion(config):
-  _check_choice('diffusion.mean_type', config.mean_type, diffusion.MEAN_TYPES)
-  _check_choice('diffusion.var_type', config.var_type, diffusion.VAR_TYPES)
-  _check_choice('diffusion.loss_type', config.loss_type, diffusion.LOSS_TYPES)
-  if config.loss_type == 'mse' and config.var_type == 'learned':
-    raise ValueError(
-      'diffusion.loss_type=mse does not train diffusion.var_type=learned; use loss_type=kl'
-    )
+  diffusion.check_loss(config.mean_type, config.var_type, config.loss_type)
   betas = _make_betas(config)
   if betas[-1] == 1 and config.mean_type == 'eps':
     raise ValueError(

@@ -31,6 +31,17 @@ def _check_choice(field, value, choices):
     raise ValueError(f'diffusion.{field} is {value!r}; it must be one of {", ".join(choices)}')
 
 
+def check_loss(mean_type, var_type, loss_type):
+  """Raises a ValueError for an unknown choice, and for 'mse' with a learned variance."""
+  _check_choice('mean_type', mean_type, MEAN_TYPES)
+  _check_choice('var_type', var_type, VAR_TYPES)
+  _check_choice('loss_type', loss_type, LOSS_TYPES)
+  if loss_type == 'mse' and var_type == 'learned':
+    raise ValueError(
+      'diffusion.loss_type=mse does not train diffusion.var_type=learned; use loss_type=kl'
+    )
+
+
 def q_mean_variance(schedule, x_start, t):
   """Mean, variance and log-variance of q(x_t | x_0) (Eq. 4).
 
@@ -227,12 +238,7 @@ def training_losses(schedule, denoise_fn, x_start, t, noise, *, mean_type, var_t
   Raises:
     ValueError: an unknown choice, or 'mse' with a learned variance, which it would leave untrained.
   """
-  _check_choice('mean_type', mean_type, MEAN_TYPES)
-  _check_choice('loss_type', loss_type, LOSS_TYPES)
-  if loss_type == 'mse' and var_type == 'learned':
-    raise ValueError(
-      'diffusion.loss_type=mse does not train diffusion.var_type=learned; use loss_type=kl'
-    )
+  check_loss(mean_type, var_type, loss_type)
   x_t = q_sample(schedule, x_start, t, noise)
   model_output = denoise_fn(x_t, t)
   if loss_type == 'kl':

@@ -70,12 +70,9 @@ class RunLog:
 
   def write(self, step):
     """Writes the newest step's metrics, and loss_mean over the steps since the last written."""
-    seconds = time.perf_counter() - self._clock
-    steps = step - self._clock_step
+    start, steps = self._clock, step - self._clock_step
     self.check()
-    if step > self._first_step:
-      seconds = time.perf_counter() - self._clock
-    rate = steps / max(seconds, 1e-9)
+    rate = steps / max(time.perf_counter() - start, 1e-9)
     values = self._values | {
       'loss_mean': sum(self._losses) / len(self._losses),
       'steps_per_sec': rate,

@@ -27,6 +27,18 @@ def make_noise_fn(keys, shape):
   return noise_fn
 
 
+def _make_step(schedule, denoise_fn, noise_fn, **choices):
+  """(i, x_t) -> (t, x_{t-1}, pred_xstart): the i-th step of the chain, from t = T-1 on."""
+
+  def step(i, x_t):
+    t = schedule.num_timesteps - 1 - i
+    t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
+    model_output = denoise_fn(x_t, t_batch)
+    return t, *p_sample(schedule, model_output, x_t, t_batch, noise_fn(t), **choices)
+
+  return step
+
+
 def ancestral(schedule, denoise_fn, x_T, noise_fn, *, mean_type, var_type, clip_denoised=True):
   """Ancestral sampling, Alg. 2: x_{t-1} ~ p(x_{t-1} | x_t) for t = T-1, ..., 0.
 
@@ -44,22 +56,9 @@ def ancestral(schedule, denoise_fn, x_T, noise_fn, *, mean_type, var_type, clip_
     x_0, [B, ..., C].
   """
 
-  def step(i, x_t):
-    t = schedule.num_timesteps - 1 - i
-    t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
-    x_prev, _ = p_sample(
-      schedule,
-      denoise_fn(x_t, t_batch),
-      x_t,
-      t_batch,
-      noise_fn(t),
-      mean_type=mean_type,
-      var_type=var_type,
-      clip_denoised=clip_denoised,
-    )
-    return x_prev
-
-  return jax.lax.fori_loop(0, schedule.num_timesteps, step, x_T)
+  choices = dict(mean_type=mean_type, var_type=var_type, clip_denoised=clip_denoised)
+  step = _make_step(schedule, denoise_fn, noise_fn, **choices)
+  return jax.lax.fori_loop(0, schedule.num_timesteps, lambda i, x_t: step(i, x_t)[1], x_T)
 
 
 def ancestral_progressive(
@@ -77,22 +76,14 @@ def ancestral_progressive(
     raise ValueError(f'every_steps is {every_steps}; it must be at least 1')
   num_slots = schedule.num_timesteps // every_steps
 
-  def step(i, carry):
+  choices = dict(mean_type=mean_type, var_type=var_type, clip_denoised=clip_denoised)
+  step = _make_step(schedule, denoise_fn, noise_fn, **choices)
+
+  def step_and_keep(i, carry):
     x_t, predictions = carry
-    t = schedule.num_timesteps - 1 - i
-    t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
-    x_prev, pred_xstart = p_sample(
-      schedule,
-      denoise_fn(x_t, t_batch),
-      x_t,
-      t_batch,
-      noise_fn(t),
-      mean_type=mean_type,
-      var_type=var_type,
-      clip_denoised=clip_denoised,
-    )
+    t, x_prev, pred_xstart = step(i, x_t)
     slot = jnp.where(t % every_steps == 0, t // every_steps, num_slots)  # num_slots: dropped
     return x_prev, predictions.at[:, slot].set(pred_xstart, mode='drop')
 
   predictions = jnp.zeros((x_T.shape[0], num_slots, *x_T.shape[1:]), x_T.dtype)
-  return jax.lax.fori_loop(0, schedule.num_timesteps, step, (x_T, predictions))
+  return jax.lax.fori_loop(0, schedule.num_timesteps, step_and_keep, (x_T, predictions))

@@ -9,6 +9,7 @@ from jax.scipy.stats import norm
 from ddpm_jax.diffusion import MEAN_TYPES, VAR_TYPES
 from ddpm_jax.likelihood import bpd_loop, prior_bpd, vb_terms_bpd
 from ddpm_jax.schedules import make_betas, make_schedule
+from tests.analytic import analytic
 
 # Data: pixels of N(MEAN, SCALE^2), each rounded to the nearest of the 256 levels.
 MEAN, SCALE = 0.1, 0.25
@@ -172,19 +173,6 @@ def test_prior_equals_the_original_programs(reference):
   bpd = prior_bpd(make_schedule(arrays['betas']), arrays['x0'])
   # At T = 1000 the prior is the difference of numbers near 1 and their logarithms.
   np.testing.assert_allclose(bpd, arrays['prior_bpd'], rtol=1e-3)
-
-
-def analytic(var_type):
-  """The function that the reference loops have for a network."""
-
-  def denoise_fn(x, t):
-    a = (t.astype(jnp.float32) / 10).reshape(-1, 1, 1, 1)
-    output = 0.8 * jnp.tanh(0.7 * x + 0.3 * a - 0.1) + 0.1 * x * a
-    if var_type != 'learned':
-      return output
-    return jnp.concatenate([output, -3 - 2 * a + 0.5 * jnp.sin(x)], axis=-1)
-
-  return denoise_fn
 
 
 def run_reference_loop(arrays, net, betas, mean_type, var_type, *, clip_denoised):

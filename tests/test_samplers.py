@@ -8,6 +8,7 @@ import pytest
 from ddpm_jax.diffusion import VAR_TYPES
 from ddpm_jax.samplers import ancestral, ancestral_progressive, make_noise_fn
 from ddpm_jax.schedules import make_betas, make_schedule
+from tests.analytic import analytic
 
 MEAN = np.array([0.5, -0.3])
 COVARIANCES = {
@@ -139,19 +140,6 @@ def test_progressive_refuses_to_keep_predictions_every_zero_steps():
       mean_type='eps',
       var_type='fixedlarge',
     )
-
-
-def analytic(var_type):
-  """The function that the reference loops have for a network."""
-
-  def denoise_fn(x, t):
-    a = (t.astype(jnp.float32) / 10).reshape(-1, 1, 1, 1)
-    output = 0.8 * jnp.tanh(0.7 * x + 0.3 * a - 0.1) + 0.1 * x * a
-    if var_type != 'learned':
-      return output
-    return jnp.concatenate([output, -3 - 2 * a + 0.5 * jnp.sin(x)], axis=-1)
-
-  return denoise_fn
 
 
 def assert_equals_reference_loop(arrays, denoise_fn, key, relative_error):
