@@ -1,0 +1,1 @@
+"""Metrics of images: features, Frechet and kernel distances, scores, precision and recall."""

@@ -1,0 +1,124 @@
+"""The weights of the FID Inception network on disk: found, downloaded once, verified, read.
+
+They are torch-fidelity's port of the TensorFlow graph of 2015-12-05, which the published FIDs use.
+Other weights give other numbers, so another file is used only if its sha256 is given with it.
+"""
+
+import hashlib
+import http.client
+import os
+import pathlib
+import urllib.request
+
+import numpy as np
+
+from ddpm_jax.convert.torch_file import read_torch_file
+from ddpm_jax.convert.torch_inception import params_from_torch
+
+INCEPTION_URL = (
+  'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
+  'weights-inception-2015-12-05-6726825d.pth'
+)
+INCEPTION_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+INCEPTION_BYTES = 95_628_359
+_BLOCK_BYTES = 1 << 20
+_TIMEOUT_SECS = 30
+
+
+def default_cache_dir():
+  """$XDG_CACHE_HOME/ddpm_jax, by default ~/.cache/ddpm_jax."""
+  # A relative or empty value is to be ignored, says the XDG specification.
+  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', ''))
+  return (cache if cache.is_absolute() else pathlib.Path.home() / '.cache') / 'ddpm_jax'
+
+
+def load_inception(path=None, *, cache_dir, sha256=INCEPTION_SHA256):
+  """Finds and reads the weights.
+
+  Args:
+    path: as in find_inception_weights.
+    cache_dir: as there.
+    sha256: as there.
+
+  Returns:
+    (params of InceptionV3, sha256 of their file, to be noted beside the numbers).
+
+  Raises:
+    ValueError: no weights, or none of this network; in one line.
+  """
+  path = find_inception_weights(path, cache_dir=cache_dir, sha256=sha256)
+  state_dict = read_torch_file(path)
+  if not isinstance(state_dict, dict) or not all(
+    isinstance(name, str) and isinstance(array, np.ndarray) for name, array in state_dict.items()
+  ):
+    raise ValueError(f'{path}: not a state dict, which has nothing but tensors')
+  try:
+    return params_from_torch(state_dict), sha256.lower()
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def find_inception_weights(path=None, *, cache_dir, sha256=INCEPTION_SHA256):
+  """Finds the file of weights, or downloads it (96 MB); verifies it either way.
+
+  Args:
+    path: the file to use; None looks into cache_dir, and downloads it there.
+    cache_dir: a folder, see default_cache_dir.
+    sha256: what the file's is to be, in hexadecimal digits.
+
+  Returns:
+    pathlib.Path.
+
+  Raises:
+    ValueError: no such file, another sha256, or no connection; in one line, with what to do.
+  """
+  if path is None:
+    path = pathlib.Path(cache_dir) / INCEPTION_URL.rpartition('/')[2]
+    if not path.is_file():
+      _download(path, sha256)
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f'--config.eval.inception_weights={path}: no such file')
+  _verify(path, sha256)
+  return path
+
+
+def _verify(path, sha256):
+  with open(path, 'rb') as file:
+    found = hashlib.file_digest(file, 'sha256').hexdigest()
+  if found != sha256.lower():
+    raise ValueError(
+      f'{path} ({path.stat().st_size} bytes) has sha256 {found}, expected is {sha256} (the '
+      f'published file has {INCEPTION_BYTES} bytes): delete it if it is damaged; if it is another '
+      f'file that you mean to use, --config.eval.inception_sha256={found} accepts it'
+    )
+
+
+def _download(path, sha256):
+  partial = path.with_name(f'{path.name}.partial')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _fetch(INCEPTION_URL, partial)
+  except (OSError, http.client.HTTPException) as error:
+    reason = ' '.join(str(error).split())
+    raise ValueError(
+      f'no Inception weights in {path.parent}, and downloading {INCEPTION_URL} failed ({reason}): '
+      f'get that file (sha256 {sha256}) and pass --config.eval.inception_weights=FILE'
+    ) from error
+  _verify(partial, sha256)
+  partial.rename(path)
+
+
+def _fetch(url, partial):
+  """Downloads `url` to the file `partial`, from the start."""
+  import tqdm
+
+  with urllib.request.urlopen(url, timeout=_TIMEOUT_SECS) as response:
+    total = int(response.headers.get('Content-Length', INCEPTION_BYTES))
+    bar = tqdm.tqdm(desc=partial.stem, total=total, unit='B', unit_scale=True)
+    with bar, open(partial, 'wb') as file:
+      while block := response.read(_BLOCK_BYTES):
+        file.write(block)
+        bar.update(len(block))
+  if partial.stat().st_size != total:
+    raise OSError(f'the connection closed after {partial.stat().st_size} of {total} bytes')

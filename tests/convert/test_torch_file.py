@@ -1,0 +1,473 @@
+import os
+import pickle
+import re
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ddpm_jax.convert.torch_file import read_torch_file
+from tests.torch_writer import (
+  ORDERED_DICT,
+  call_code,
+  code_of,
+  name_code,
+  pickle_of,
+  storage_code,
+  tensor_code,
+  write_legacy,
+  write_torch_legacy,
+  write_torch_zip,
+  write_zip,
+)
+
+WRITERS = pytest.mark.parametrize('write', [write_torch_zip, write_torch_legacy])
+EIGHT = {'0': np.arange(8, dtype=np.float32)}
+STORAGE = storage_code('FloatStorage', '0', 8)
+
+
+def same(actual, expected):
+  """Whether two nested containers are equal, types and dtypes included."""
+  assert type(actual) is type(expected)
+  if isinstance(expected, dict):
+    assert list(actual) == list(expected)
+    for key in expected:
+      same(actual[key], expected[key])
+  elif isinstance(expected, list | tuple):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+      same(one, other)
+  elif isinstance(expected, np.ndarray):
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected, strict=True)
+  else:
+    assert actual == expected
+  return True
+
+
+@pytest.fixture
+def read_code(tmp_path):
+  """Returns code -> what a file has that puts code's value on the stack."""
+
+  def read(code, contents=EIGHT):
+    path = tmp_path / 'written.pth'
+    write_zip(path, pickle_of(code), contents)
+    return read_torch_file(path)
+
+  return read
+
+
+@WRITERS
+def test_state_dict(tmp_path, write):
+  state_dict = {
+    'conv.weight': np.random.RandomState(0).randn(4, 3, 2, 2).astype(np.float32),
+    'bn.num_batches_tracked': np.array(7),
+    'empty': np.zeros((0, 5), np.float32),
+  }
+  write(tmp_path / 'x.pth', state_dict)
+  assert same(read_torch_file(tmp_path / 'x.pth'), state_dict)
+
+
+@WRITERS
+@pytest.mark.parametrize(
+  'dtype', ['float64', 'float32', 'float16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool']
+)
+def test_dtypes(tmp_path, write, dtype):
+  array = (np.random.RandomState(0).randn(3, 5) * 50).astype(dtype)
+  write(tmp_path / 'x.pth', {'x': array})
+  assert same(read_torch_file(tmp_path / 'x.pth'), {'x': array})
+
+
+@WRITERS
+def test_bfloat16_becomes_float32(tmp_path, write):
+  array = np.array([1.0, -3.14, 1e30, np.inf, np.nan]).astype(ml_dtypes.bfloat16)
+  write(tmp_path / 'x.pth', {'x': array})
+  assert same(read_torch_file(tmp_path / 'x.pth'), {'x': array.astype(np.float32)})
+
+
+@WRITERS
+def test_containers_in_containers(tmp_path, write):
+  x = np.arange(3.0)
+  values = [None, True, False, 0, 255, 256, -1, 2**40, -(2**70), 1.5, 'naïve']
+  saved = [{'model': {'w': x}, 'optimizer': {'state': {0: {'step': x}}}}, (1, (2, [x])), values]
+  write(tmp_path / 'x.ckpt', saved)
+  assert same(read_torch_file(tmp_path / 'x.ckpt'), saved)
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_protocols(tmp_path, protocol):
+  value = {'a': [1, (2,), (3, 4), (5, 6, 7), (8, 9, 10, 11)], 'b': {}, 'c': 'x' * 300, 'd': ()}
+  value['again'] = value['a']
+  if protocol > 2:
+    value['bytes'] = b'x'
+  write_zip(tmp_path / 'x.pth', pickle.dumps(value, protocol), {})
+  assert same(read_torch_file(tmp_path / 'x.pth'), value)
+
+
+def test_tensors_are_views(read_code):
+  # A transposed one, a slice, a scalar.
+  code = code_of([]) + b'('
+  for offset, size, strides in [(0, (4, 2), (1, 4)), (1, (2, 2), (4, 2)), (7, (), ())]:
+    code += tensor_code(STORAGE, offset, size, strides)
+  transposed, sliced, scalar = read_code(code + b'e')
+  whole = EIGHT['0'].reshape(2, 4)
+  assert same([transposed, sliced, scalar], [whole.T, whole[:, 1::2], np.array(7, np.float32)])
+  assert np.shares_memory(transposed, sliced)
+  assert not transposed.flags.writeable
+
+
+def test_parameters_dtypes_sizes_and_attributes(read_code):
+  tensor = tensor_code(STORAGE, 0, (8,), (1,))
+  parameter = call_code(
+    name_code('torch._utils', '_rebuild_parameter'), tensor, code_of(True), ORDERED_DICT
+  )
+  size = call_code(name_code('torch', 'Size'), code_of((2, 3)))
+  metadata = ORDERED_DICT + code_of({'_metadata': {'': {'version': 1}}}) + b'b'
+  code = b'(' + parameter + name_code('torch', 'bfloat16') + size + metadata + b't'
+  assert same(read_code(code), (EIGHT['0'], 'torch.bfloat16', (2, 3), {}))
+
+
+def test_ordered_dict_of_pairs(read_code):
+  # As Python 2 wrote it.
+  pairs = code_of([['b', 1], ['a', 2]])
+  code = call_code(name_code('collections', 'OrderedDict'), pairs)
+  assert same(read_code(code), {'b': 1, 'a': 2})
+
+
+def test_big_endian(tmp_path):
+  code = tensor_code(STORAGE, 0, (8,), (1,))
+  write_zip(tmp_path / 'x', pickle_of(code), {'0': EIGHT['0'].astype('>f4')}, byteorder='big')
+  assert same(read_torch_file(tmp_path / 'x'), EIGHT['0'])
+
+
+def test_folder_in_the_zip_has_any_name_and_byteorder_may_lack(tmp_path):
+  code = tensor_code(STORAGE, 0, (8,), (1,))
+  write_zip(tmp_path / 'x', pickle_of(code), EIGHT, folder='weights-2015', byteorder=None)
+  assert same(read_torch_file(tmp_path / 'x'), EIGHT['0'])
+
+
+# What is refused.
+
+
+@pytest.fixture
+def no_call(tmp_path, monkeypatch):
+  """Fails the test if anything was called that a pickle here would call."""
+  monkeypatch.chdir(tmp_path)
+  calls = []
+  monkeypatch.setattr(os, 'system', calls.append)
+  yield
+  assert not calls
+  assert not list(tmp_path.glob('called*'))
+
+
+def system_code(module='os'):
+  return call_code(name_code(module, 'system'), code_of('touch called'))
+
+
+EVAL = call_code(name_code('builtins', 'eval'), code_of("open('called', 'w')"))
+GETATTR = call_code(name_code('builtins', 'getattr'), name_code('torch', 'Size'), code_of('x'))
+ATTACKS = {
+  'os.system': system_code(),
+  'posix.system': system_code('posix'),
+  'eval': EVAL,
+  'exec of Python 2': call_code(name_code('__builtin__', 'eval'), code_of("open('called', 'w')")),
+  'getattr': GETATTR,
+  'dotted name': call_code(name_code('collections', 'OrderedDict.fromkeys'), code_of([1])),
+  'name with a space': name_code('os system', 'x'),
+  'name by STACK_GLOBAL': code_of('os') + code_of('system') + b'\x93' + code_of(('ls',)) + b'R',
+  'STACK_GLOBAL of a call': ORDERED_DICT + code_of('system') + b'\x93',
+  'in our own file': name_code('ddpm_jax.convert.torch_file', '_unpickle'),
+  'numpy': name_code('numpy', 'load'),
+  'a module of torch': name_code('torch.nn.modules.linear', 'Linear'),
+  'call within an argument': call_code(name_code('torch', 'Size'), system_code()),
+  'INST': b'(' + code_of('touch called') + b'ios\nsystem\n',
+  'OBJ': b'(' + name_code('torch', 'Size') + code_of((1,)) + b'o',
+  'NEWOBJ': name_code('torch', 'Size') + code_of((1,)) + b'\x81',
+  'NEWOBJ_EX': name_code('torch', 'Size') + code_of((1,)) + code_of({}) + b'\x92',
+  'EXT1': b'\x82\x01',
+  'PERSID': b'Pos.system\n',
+  'call of a string': call_code(code_of('os.system'), code_of('touch called')),
+  'call of a storage class': call_code(name_code('torch', 'FloatStorage'), code_of(8)),
+  'call of a dtype': call_code(name_code('torch', 'float32'), code_of(8)),
+  'call with a list': name_code('torch', 'Size') + code_of([(1,)]) + b'R',
+  'call with too few arguments': call_code(name_code('torch', 'Size')),
+  'call with too many arguments': call_code(name_code('torch', 'Size'), code_of(1), code_of(2)),
+  'state of a function': name_code('torch', 'Size') + code_of({'__code__': 1}) + b'b',
+  'state of a class': name_code('torch', 'FloatStorage') + code_of({'__call__': 1}) + b'b',
+  'state of a storage': STORAGE + code_of({'__dict__': {'key': '/etc/passwd'}}) + b'b',
+  'state of a tensor': tensor_code(STORAGE, 0, (8,), (1,)) + code_of({'size': (9,)}) + b'b',
+  'state in slots': ORDERED_DICT + code_of((None, {'__class__': 1})) + b'b',
+  'state that is a string': ORDERED_DICT + code_of('__class__') + b'b',
+  'function as a value': name_code('torch', 'Size'),
+  'storage as a value': STORAGE,
+  'OrderedDict of an int': call_code(name_code('collections', 'OrderedDict'), code_of(3)),
+  'OrderedDict of no pairs': call_code(name_code('collections', 'OrderedDict'), code_of([[1]])),
+  'OrderedDict with a tensor as key': call_code(
+    name_code('collections', 'OrderedDict'), b'((' + tensor_code(STORAGE, 0, (), ()) + b'Ntt'
+  ),
+  'append to a dict': ORDERED_DICT + b'Na',
+  'append to a call': name_code('torch', 'Size') + b'(NNe',
+  'items of a list': b']NNs',
+  'odd items': b'}(Nu',
+  'tuple as key': b'}' + code_of((1,)) + b'Ns',
+  'pop': b'NN0',
+  'empty stack': b'R',
+  'no mark': b't',
+  'nothing in the memo': b'h\x05',
+}
+
+
+@pytest.mark.parametrize('attack', ATTACKS)
+def test_attacks_are_refused(read_code, no_call, attack):
+  with pytest.raises(ValueError, match=r'written\.pth: ') as error:
+    read_code(ATTACKS[attack])
+  assert '\n' not in str(error.value)
+
+
+def test_refusal_says_what_and_that_it_was_not_executed(read_code):
+  with pytest.raises(
+    ValueError, match=r'written\.pth: refused, nothing in it was executed: it names os\.system'
+  ):
+    read_code(system_code())
+
+
+def test_long_names_make_no_long_messages(read_code):
+  with pytest.raises(ValueError, match='it names oss') as error:
+    read_code(name_code('os' + 's' * 10_000, 'system'))
+  assert len(str(error.value)) < 1000
+
+
+def test_legacy_files_are_refused_as_well(tmp_path, no_call):
+  path = tmp_path / 'x.pth'
+  write_legacy(path, pickle_of(system_code()), {})
+  with pytest.raises(ValueError, match=r'it names os\.system'):
+    read_torch_file(path)
+  path.write_bytes(pickle_of(system_code()))  # in the place of the magic number
+  with pytest.raises(ValueError, match='not a PyTorch file'):
+    read_torch_file(path)
+
+
+@pytest.mark.parametrize(
+  'persistent_id',
+  [
+    'storage',
+    None,
+    (),
+    ('storage',),
+    ('module', None, '0', 'cpu', 8),
+    ('storage', 'torch.FloatStorage', '0', 'cpu', 8),
+    ('storage', None, '0', 'cpu', 8),
+  ],
+)
+def test_persistent_ids(read_code, persistent_id):
+  with pytest.raises(ValueError, match='refers to a storage in an unknown way'):
+    read_code(code_of(persistent_id) + b'Q')
+
+
+@pytest.mark.parametrize('key', ['1', '../data.pkl', '/etc/passwd', '../../../../etc/passwd', ''])
+def test_storages_are_looked_up_in_the_archive_alone(read_code, key):
+  storage = storage_code('FloatStorage', key, 8)
+  with pytest.raises(ValueError, match=f'data/{re.escape(key)} is missing'):
+    read_code(tensor_code(storage, 0, (8,), (1,)))
+
+
+@pytest.mark.parametrize('num_elements', [7, 9, 2**40, 2**70])
+@pytest.mark.parametrize('write', [write_zip, write_legacy])
+def test_storages_of_other_sizes(tmp_path, num_elements, write):
+  storage = storage_code('FloatStorage', '0', num_elements)
+  write(tmp_path / 'x', pickle_of(tensor_code(storage, 0, (7,), (1,))), EIGHT)
+  with pytest.raises(ValueError, match=r"storage '0' (has 32 bytes|is damaged or cut off)"):
+    read_torch_file(tmp_path / 'x')
+
+
+def test_negative_storage(read_code):
+  with pytest.raises(ValueError, match='refers to a storage in an unknown way'):
+    read_code(tensor_code(storage_code('FloatStorage', '0', -1), 0, (), ()))
+
+
+def test_one_storage_of_two_kinds(read_code):
+  other = storage_code('IntStorage', '0', 8)
+  tensors = [tensor_code(storage, 0, (8,), (1,)) for storage in (STORAGE, other)]
+  with pytest.raises(ValueError, match="two storages '0'"):
+    read_code(b'(' + b''.join(tensors) + b't')
+
+
+@pytest.mark.parametrize(
+  ('offset', 'size', 'strides'),
+  [
+    (1, (8,), (1,)),
+    (0, (9,), (1,)),
+    (0, (5,), (2,)),
+    (0, (3, 3), (3, 1)),
+    (8, (), ()),
+    (2**70, (1,), (1,)),
+    (0, (2**40,), (0,)),  # of one element, as torch's expand makes it
+    (0, (2**20, 2**20, 2**30), (0, 0, 0)),
+  ],
+)
+def test_tensors_are_within_their_storage(read_code, offset, size, strides):
+  with pytest.raises(ValueError, match='not within its storage of 8 elements'):
+    read_code(tensor_code(STORAGE, offset, size, strides))
+
+
+@pytest.mark.parametrize(
+  ('offset', 'size', 'strides'),
+  [
+    (-1, (1,), (1,)),
+    (0, (-1,), (1,)),
+    (7, (8,), (-1,)),
+    (0.0, (8,), (1,)),
+    (0, [8], (1,)),
+    (0, None, None),
+    (0, (True,), (1,)),
+    (0, ('8',), (1,)),
+    (0, (8,), ()),
+    (0, (1,) * 33, (1,) * 33),
+    (0, (0, 2**62, 2**62), (1, 1, 1)),
+  ],
+)
+def test_tensors_with_impossible_sizes(read_code, offset, size, strides):
+  with pytest.raises(ValueError, match=r': an? (empty )?tensor (whose|of)'):
+    read_code(tensor_code(STORAGE, offset, size, strides))
+
+
+def test_strides_of_single_elements_do_not_matter(read_code):
+  assert read_code(tensor_code(STORAGE, 0, (1, 8), (2**70, 1))).shape == (1, 8)
+
+
+def test_tensor_without_storage(read_code):
+  for thing in (code_of(None), code_of('0'), ORDERED_DICT, name_code('torch', 'FloatStorage')):
+    with pytest.raises(ValueError, match='a tensor without storage'):
+      read_code(tensor_code(thing, 0, (8,), (1,)))
+
+
+@pytest.mark.parametrize(
+  'code',
+  [
+    b']q\x00h\x00a',  # a list in itself
+    b'}q\x00X\x01\x00\x00\x00xh\x00s',  # a dict in itself
+    b']' * 100 + b'a' * 99,
+    b')' + b'\x85' * 100_000,  # comparing, hashing or printing it would overflow the stack
+    tensor_code(STORAGE, 0, (), ()) + b'\x85' * 100_000,
+    b'}' + b')' + b'\x85' * 100_000 + b'Ns',
+    b')' + b'\x85' * 100_000 + b'Q',
+    call_code(name_code('torch', 'Size'), b')' + b'\x85' * 100_000),
+    b']q\x00' + b'(h\x00h\x00lq\x00' * 100,  # 2^100 lists, if each were visited
+  ],
+)
+def test_cycles_and_depth(read_code, code):
+  with pytest.raises(ValueError, match=r'written\.pth: '):
+    read_code(code)
+
+
+def test_shared_containers_stay_shared(read_code):
+  code = b']q\x00' + b'(h\x00h\x00lq\x00' * 50
+  outer = read_code(code)
+  assert outer[0] is outer[1]
+
+
+@pytest.mark.parametrize('size', [2**31 - 1, 2**32 - 1, 2**63 - 1])
+def test_huge_strings(read_code, size):
+  code = b'\x8d' + size.to_bytes(8, 'little') + b'x'
+  with pytest.raises(ValueError, match=r'written\.pth: '):
+    read_code(code)
+
+
+def test_huge_memo_numbers(read_code):
+  assert read_code(b'Nr\xff\xff\xff\xff') is None
+
+
+# Damage.
+
+
+@pytest.mark.parametrize('content', [b'', b'x', b'\x80\x02N.', b'PK\x03\x04', b'not a file\n' * 9])
+def test_other_files(tmp_path, content):
+  path = tmp_path / 'x.pth'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=r'x\.pth: (not a PyTorch file|a damaged zip file)'):
+    read_torch_file(path)
+
+
+def test_no_file(tmp_path):
+  for path in (tmp_path, tmp_path / 'none.pth'):
+    with pytest.raises(ValueError, match='no such file'):
+      read_torch_file(path)
+
+
+def test_other_zip_files(tmp_path):
+  path = tmp_path / 'x.zip'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('a/data', b'')
+  with pytest.raises(ValueError, match=r'a zip file with 0 data\.pkl'):
+    read_torch_file(path)
+
+
+def test_compressed_members(tmp_path):
+  path = tmp_path / 'x.pth'
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('archive/data.pkl', pickle_of(code_of(list(range(1000)))))
+    archive.writestr('filler', os.urandom(10_000))
+  with pytest.raises(ValueError, match=r'archive/data\.pkl is compressed'):
+    read_torch_file(path)
+
+
+def test_overlapping_members(tmp_path):
+  # Two entries for the same bytes: with many of them a small file would have any size.
+  path = tmp_path / 'x.pth'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', pickle_of(code_of('x' * 10_000)))
+    archive.infolist().append(archive.infolist()[0])
+    archive._didModify = True
+  with pytest.raises(ValueError, match='its members are larger than the file'):
+    read_torch_file(path)
+
+
+@pytest.fixture(params=[write_torch_zip, write_torch_legacy])
+def whole(tmp_path, request):
+  """The bytes of a small file of either format, and what it has."""
+  value = {'w': np.arange(6, dtype=np.float32).reshape(2, 3), 'n': [1, 2.5, 'x']}
+  request.param(tmp_path / 'whole.pth', value)
+  return (tmp_path / 'whole.pth').read_bytes(), value
+
+
+def test_cut_off_anywhere(tmp_path, whole):
+  content, value = whole
+  path = tmp_path / 'cut.pth'
+  for size in range(len(content)):
+    path.write_bytes(content[:size])
+    with pytest.raises(ValueError, match=r'cut\.pth: '):
+      read_torch_file(path)
+  path.write_bytes(content)
+  assert same(read_torch_file(path), value)
+
+
+def test_any_bit_flipped(tmp_path, whole, no_call):
+  content, _ = whole
+  path = tmp_path / 'flipped.pth'
+  damaged = 0
+  for i in range(len(content)):
+    for bit in (0, 1, 3, 5, 7):
+      path.write_bytes(content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :])
+      try:
+        read_torch_file(path)
+      except ValueError as error:
+        assert '\n' not in str(error)  # noqa: PT017
+        damaged += 1
+  assert damaged > len(content)
+
+
+def test_any_byte_of_the_pickle_changed(tmp_path, no_call):
+  # With the right checksum, so that it is the machine that meets it.
+  pickled = pickle_of(
+    code_of({}) + b'(' + code_of('w') + tensor_code(STORAGE, 0, (2, 4), (4, 1)) + b'u'
+  )
+  path = tmp_path / 'x.pth'
+  codes = b'.(0abcdehijlqrstuNRQX\x80\x81\x85\x88\x8a\x8c\x93\x94\x00\xff\n'
+  for i in range(len(pickled)):
+    for code in codes:
+      write_zip(path, pickled[:i] + bytes([code]) + pickled[i + 1 :], EIGHT)
+      try:
+        read_torch_file(path)
+      except ValueError as error:
+        assert '\n' not in str(error)  # noqa: PT017
