@@ -1,0 +1,72 @@
+"""Arrays of an .npz file without reading them: stored members are mapped into memory."""
+
+import tokenize
+import zipfile
+import zlib
+
+import numpy as np
+
+_LOCAL_HEADER_BYTES = 30
+# Everything zipfile and numpy are known to raise on a damaged file (RuntimeError: a member that is
+# marked as encrypted, or of an unknown compression).
+_READ_ERRORS = (
+  OSError,
+  EOFError,
+  KeyError,
+  ValueError,
+  RuntimeError,
+  SyntaxError,
+  tokenize.TokenError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+
+
+def open_npz(path):
+  """Opens all arrays of an .npz file.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    dict of name -> array: mapped read-only where its member is stored as it is, as np.savez and
+    this program do; read whole where it is compressed. Mapped ones are not held against their
+    checksums, which would read them.
+
+  Raises:
+    ValueError: not an .npz file, damaged, or with Python objects in it.
+  """
+  try:
+    with zipfile.ZipFile(path) as archive, open(path, 'rb') as file:
+      return {
+        member.filename.removesuffix('.npy'): _open_member(path, archive, file, member)
+        for member in archive.infolist()
+      }
+  except _READ_ERRORS as error:
+    raise ValueError(f'{path} is not an intact .npz file of arrays ({error})') from error
+
+
+def _open_member(path, archive, file, member):
+  if member.compress_type != zipfile.ZIP_STORED:
+    with archive.open(member) as stream:
+      return np.lib.format.read_array(stream, allow_pickle=False)
+  file.seek(member.header_offset)
+  header = file.read(_LOCAL_HEADER_BYTES)
+  name_bytes, extra_bytes = (int.from_bytes(header[i : i + 2], 'little') for i in (26, 28))
+  file.seek(name_bytes + extra_bytes, 1)
+  start = file.tell()
+  version = np.lib.format.read_magic(file)
+  read_header = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }[version]
+  shape, fortran_order, dtype = read_header(file)
+  if dtype.hasobject:
+    raise ValueError(f'{member.filename} holds Python objects')
+  size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+  if file.tell() + size != start + member.file_size:
+    raise ValueError(f'{member.filename} has {member.file_size} bytes, which do not fit its header')
+  order = 'F' if fortran_order else 'C'
+  if size == 0:
+    return np.zeros(shape, dtype, order)
+  return np.memmap(path, dtype, 'r', file.tell(), shape, order)

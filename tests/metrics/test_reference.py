@@ -1,0 +1,114 @@
+"""Published statistics and reference batches, whole and damaged."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from ddpm_jax.metrics.frechet import Statistics, accumulate, frechet_distance
+from ddpm_jax.metrics.reference import file_sha256, open_reference
+
+
+@pytest.fixture
+def statistics():
+  return accumulate([np.random.default_rng(0).standard_normal((40, 6)) + 2])
+
+
+def pictures(count=4):
+  return np.random.default_rng(1).integers(0, 256, (count, 5, 7, 3), np.uint8)
+
+
+@pytest.mark.parametrize('dtype', [np.float64, np.float32])
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_published_statistics_are_read(tmp_path, statistics, dtype, save):
+  path = tmp_path / 'stats.npz'
+  save(path, mu=statistics.mean.astype(dtype), sigma=statistics.covariance.astype(dtype))
+  opened = open_reference(path)
+  assert isinstance(opened, Statistics)
+  assert opened.count is None
+  assert opened.mean.dtype == opened.covariance.dtype == np.float64
+  tolerance = 1e-10 if dtype is np.float64 else 1e-5
+  trace = np.trace(statistics.covariance)
+  assert frechet_distance(opened, statistics) < tolerance * trace
+
+
+def test_statistics_of_few_images_are_read(tmp_path):
+  # Singular, and in float32 with eigenvalues that rounding made negative.
+  few = accumulate([np.random.default_rng(2).standard_normal((5, 30))])
+  covariance = few.covariance.astype(np.float32)
+  assert np.linalg.eigvalsh(covariance.astype(np.float64))[0] < -1e-9
+  np.savez(tmp_path / 'few.npz', mu=few.mean, sigma=covariance)
+  assert open_reference(tmp_path / 'few.npz').mean.shape == (30,)
+
+
+def test_a_batch_of_images_is_opened(tmp_path):
+  np.savez(tmp_path / 'batch.npz', arr_0=pictures())
+  images = open_reference(str(tmp_path / 'batch.npz'))
+  assert not isinstance(images, Statistics)
+  assert len(images) == 4
+  np.testing.assert_array_equal(images.read(np.arange(4)), pictures())
+
+
+def test_images_are_preferred_to_statistics_beside_them(tmp_path, statistics):
+  np.savez(
+    tmp_path / 'batch.npz', arr_0=pictures(), mu=statistics.mean, sigma=statistics.covariance
+  )
+  assert open_reference(tmp_path / 'batch.npz').image_shape == (5, 7, 3)
+
+
+def test_a_folder_is_opened(tmp_path):
+  import PIL.Image
+
+  for i, picture in enumerate(pictures()):
+    PIL.Image.fromarray(picture).save(tmp_path / f'{i}.png')
+  np.testing.assert_array_equal(open_reference(tmp_path).read(np.arange(4)), pictures())
+
+
+def test_sha256_is_that_of_the_file(tmp_path):
+  (tmp_path / 'file').write_bytes(b'some bytes')
+  assert file_sha256(tmp_path / 'file') == hashlib.sha256(b'some bytes').hexdigest()
+
+
+MU, SIGMA = np.zeros(3), np.eye(3)
+SKEW = np.array([[1, 0.1, 0], [0, 1, 0], [0, 0, 1]])
+NOT_FINITE = np.diag([1, np.nan, 1])
+
+
+@pytest.mark.parametrize(
+  ('arrays', 'message'),
+  [
+    (dict(mu=MU), 'has mu; it must have mu and sigma, or images'),
+    (dict(), 'has nothing; it must have'),
+    (dict(mu=MU, sigma=np.eye(4)), r'shape \(3,\) and sigma \(4, 4\)'),
+    (dict(mu=MU[None], sigma=SIGMA), r'must be \[d\] and \[d, d\]'),
+    (dict(mu=MU[:0], sigma=SIGMA[:0, :0]), r'must be \[d\] and \[d, d\]'),
+    (dict(mu=MU.astype(int), sigma=SIGMA), 'mu is int64.*must be floats'),
+    (dict(mu=MU, sigma=NOT_FINITE), 'not finite'),
+    (dict(mu=MU + np.inf, sigma=SIGMA), 'not finite'),
+    (dict(mu=MU, sigma=SKEW), 'not symmetric'),
+    (dict(mu=MU, sigma=np.diag([1, -0.1, 1])), 'negative eigenvalues'),
+    (dict(arr_0=pictures().astype(np.float32)), 'float32.*must be uint8'),
+    (dict(arr_0=pictures()[0]), r'uint8\[5, 7, 3\]; it must be uint8 \[N, H, W, C\]'),
+    (dict(arr_0=pictures(1)), 'two are needed'),
+    (dict(mu=np.array([{}], object), sigma=SIGMA), 'Python objects'),
+  ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path, arrays, message):
+  path = tmp_path / 'given.npz'
+  np.savez(path, **arrays)
+  with pytest.raises(ValueError, match=message) as caught:
+    open_reference(path)
+  assert str(path) in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+def test_damaged_and_missing_files_are_refused(tmp_path, statistics):
+  path = tmp_path / 'stats.npz'
+  np.savez(path, mu=statistics.mean, sigma=statistics.covariance)
+  whole = path.read_bytes()
+  for damaged in (whole[: len(whole) // 2], b'', b'neither zip nor npz'):
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r'not an intact .npz file'):
+      open_reference(path)
+  with pytest.raises(ValueError, match='does not exist'):
+    open_reference(tmp_path / 'absent.npz')
