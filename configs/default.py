@@ -54,11 +54,51 @@ def get_config():
         'keep_checkpoint_every_steps': 100_000,  # and these for good; 0: none
         'sample_every_steps': 50_000,  # 0: never
         'num_samples': 64,  # images each time
+        'eval_every_steps': 0,  # 0: never. eval says what is measured, but for these three:
+        'eval_num_samples': 1_024,  # images
+        'eval_bpd_examples': 512,  # a split
+        'eval_bpd_terms': 32,  # of the T terms of the bound, drawn anew for each example
       },
       'sample': {
         'num_samples': 64,  # images, with ids 0, 1, ...
         'batch_size': 64,  # images a compiled chain, over all devices
         'seed': 0,  # image i depends on (seed, i) alone
+      },
+      'eval': {
+        'metrics': ('bpd', 'fid', 'is', 'kid', 'pr'),  # pr: precision and recall
+        'step': placeholder(int),  # checkpoint; none: the newest
+        'watch': False,  # each new checkpoint of a run in progress, until its last
+        'batch_size': 64,  # images a compiled step, over all devices
+        'seed': 0,  # of the noise of the bound
+        'bpd_splits': ('train', 'test'),
+        'bpd_examples': placeholder(int),  # a split; none: all of it
+        'bpd_terms': placeholder(int),  # K of the T terms, an unbiased estimate; none: all
+        'num_samples': 50_000,  # images for the other metrics, drawn as sample says
+        'samples': placeholder(str),  # folder or .npz of images to score instead of our own
+        'rounding': 'uint8',  # uint8, as published programs | float, as the original's loop
+        'network': 'inception',  # inception | digits, the network of the features
+        'inception_weights': placeholder(str),  # file; none: downloaded once, into the cache
+        'inception_sha256': placeholder(str),  # of that file; none: of the published weights
+        'reference': placeholder(str),  # .npz of published statistics or images; none: the data
+        'reference_split': 'train',  # of the data
+        'reference_examples': placeholder(int),  # images; none: all of the split
+        'cache_dir': placeholder(str),  # weights and reference features; none: ~/.cache/ddpm_jax
+      },
+      'reproduce': {  # the paper's tables and figures, of the model that eval.step says
+        'what': (  # any of these
+          'table1',
+          'table2',
+          'bound',
+          'compression',
+          'progressive',
+          'shared',
+          'interpolation',
+          'neighbours',
+        ),
+        'split': 'test',  # of the images to compress and to interpolate
+        'num_samples': 1_024,  # chains whose x_0 predictions are measured
+        'num_slots': 20,  # predictions kept of a chain
+        'num_images': 8,  # rows of a picture
       },
     },
     convert_dict=True,

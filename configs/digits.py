@@ -2,7 +2,7 @@
 
   python main.py --workdir=DIR
 
-1,600 steps * 64 = 102,400 examples, 57 epochs.
+1,600 steps * 64 = 102,400 examples, 68 epochs of the 1,497 training digits.
 """
 
 from configs import default
@@ -10,7 +10,7 @@ from configs import default
 
 def get_config():
   config = default.get_config()
-  config.data.update(source='digits', image_size=8, channels=1, random_flip=False, split='all')
+  config.data.update(source='digits', image_size=8, channels=1, random_flip=False)
   config.model.update(ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0)
   config.optim.update(learning_rate=2e-3, warmup_steps=200, ema_decay=0.995)
   config.train.update(
@@ -22,4 +22,6 @@ def get_config():
     num_samples=40,
   )
   config.sample.update(num_samples=100, batch_size=100)
+  config.eval.update(network='digits', num_samples=100, bpd_examples=64)
+  config.reproduce.update(num_samples=64)
   return config

@@ -1,15 +1,39 @@
 """The only file that turns config fields into objects, and where their values are checked."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import data, diffusion, parallel, schedules
-from ddpm_jax.steps import make_sample_step, make_train_step
+from ddpm_jax import data, diffusion, parallel, schedules, steps
+from ddpm_jax.digits_classifier import DigitsClassifier
+from ddpm_jax.inception import IMAGE_SIZE as INCEPTION_SIZE
+from ddpm_jax.inception import InceptionV3
+from ddpm_jax.metrics.digits import load_digits_classifier
+from ddpm_jax.metrics.features import FeatureNetwork
+from ddpm_jax.metrics.weights import INCEPTION_SHA256, default_cache_dir, load_inception
 from ddpm_jax.train_state import make_learning_rate, make_optimizer
 from ddpm_jax.unet import NUM_GROUPS, UNet
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-STREAMS = ('init', 'train', 'sample')  # of random numbers; their order is part of every result
+METRICS = ('bpd', 'fid', 'is', 'kid', 'pr')
+REPRODUCTIONS = (
+  'table1',
+  'table2',
+  'bound',
+  'compression',
+  'progressive',
+  'shared',
+  'interpolation',
+  'neighbours',
+)
+STREAMS = (
+  'init',
+  'train',
+  'sample',
+  'bpd',
+  'interpolate',
+)  # of random numbers; their order is part of every result
 
 
 def check(config):
@@ -19,6 +43,13 @@ def check(config):
   _check_numbers(config)
   parallel.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
   parallel.batch_sizes(config.sample.batch_size, 'sample.batch_size')
+  parallel.batch_sizes(config.eval.batch_size, 'eval.batch_size')
+  _check_eval(config)
+
+
+def names(field):
+  """The names in a field of several: on the command line, 'a,b' is as good as "('a', 'b')"."""
+  return [name for name in ','.join(field).split(',') if name]
 
 
 def _check_choice(field, value, choices):
@@ -62,6 +93,32 @@ def _check_model(config, image_size):
       )
 
 
+def _check_eval(config):
+  for metric in names(config.eval.metrics):
+    _check_choice('eval.metrics', metric, METRICS)
+  for what in names(config.reproduce.what):
+    _check_choice('reproduce.what', what, REPRODUCTIONS)
+  _check_choice('eval.rounding', config.eval.rounding, ('uint8', 'float'))
+  _check_choice('eval.network', config.eval.network, ('inception', 'digits'))
+  if config.eval.network == 'digits' and image_shape(config) != (8, 8, 1):
+    raise ValueError(
+      'eval.network=digits takes images of 8 x 8 pixels and one channel, not '
+      f'data.image_size={config.data.image_size} and data.channels={config.data.channels}; '
+      'use eval.network=inception'
+    )
+  for field in ('bpd_examples', 'bpd_terms', 'reference_examples', 'step'):
+    value = config.eval[field]
+    if value is not None and value < (0 if field == 'step' else 1):
+      raise ValueError(f'eval.{field} is {value}; leave it out or give a positive number')
+  if (config.eval.bpd_terms or 0) > config.diffusion.num_timesteps:
+    raise ValueError(
+      f'eval.bpd_terms is {config.eval.bpd_terms}; there are '
+      f'{config.diffusion.num_timesteps} terms (diffusion.num_timesteps)'
+    )
+  if config.eval.watch and (config.eval.samples or config.eval.step is not None):
+    raise ValueError('eval.watch goes with neither eval.samples nor eval.step; leave them out')
+
+
 def _check_numbers(config):
   _check_choice('data.channels', config.data.channels, (1, 3))
   at_least = {
@@ -74,7 +131,15 @@ def _check_numbers(config):
     'train.keep_checkpoint_every_steps': 0,
     'train.sample_every_steps': 0,
     'train.num_samples': 1,
+    'train.eval_every_steps': 0,
+    'train.eval_num_samples': 2,
+    'train.eval_bpd_examples': 1,
+    'train.eval_bpd_terms': 1,
     'sample.num_samples': 1,
+    'eval.num_samples': 2,
+    'reproduce.num_samples': 2,
+    'reproduce.num_images': 1,
+    'reproduce.num_slots': 1,
     'data.num_workers': 0,
     'data.memory_limit_gib': 0,
     'optim.learning_rate': 0,
@@ -137,14 +202,14 @@ def init_params(config):
   return model(config).init(key(config.seed, 'init'), x, t)['params']
 
 
-def source(config):
-  """The data set of config.data."""
+def source(config, split=None):
+  """The data set of config.data, or another split of it."""
   return data.make_source(
     config.data.source,
     dir=config.data.dir,
     image_size=config.data.image_size,
     channels=config.data.channels,
-    split=config.data.split,
+    split=split or config.data.split,
   )
 
 
@@ -179,7 +244,7 @@ def optimizer(config):
 
 def train_step(config):
   """(state, images [D, B, ...], key) -> (state, metrics) over all devices, compiled."""
-  step = make_train_step(
+  step = steps.make_train_step(
     model(config),
     schedule(config),
     optimizer(config),
@@ -194,13 +259,81 @@ def train_step(config):
   return parallel.pmap_train_step(step)
 
 
+def _predictions(config):
+  return dict(mean_type=config.diffusion.mean_type, var_type=config.diffusion.var_type)
+
+
 def sample_step(config):
   """(params, ids [D, B], key) -> x_0 [D, B, H, W, C] over all devices, compiled."""
-  step = make_sample_step(
+  step = steps.make_sample_step(
+    model(config), schedule(config), image_shape(config), **_predictions(config)
+  )
+  return parallel.pmap_batch_step(step)
+
+
+def progressive_step(config, every_steps):
+  """(params, ids [D, B], key) -> predictions [D, B, T // every_steps, H, W, C]."""
+  step = steps.make_progressive_step(
     model(config),
     schedule(config),
     image_shape(config),
-    mean_type=config.diffusion.mean_type,
-    var_type=config.diffusion.var_type,
+    every_steps=every_steps,
+    **_predictions(config),
   )
-  return parallel.pmap_sample_step(step)
+  return parallel.pmap_batch_step(step)
+
+
+def branch_step(config):
+  """(params, batch, key) -> x_0 [D, B, H, W, C]; see steps.make_branch_step."""
+  step = steps.make_branch_step(
+    model(config), schedule(config), image_shape(config), **_predictions(config)
+  )
+  return parallel.pmap_batch_step(step)
+
+
+def interpolate_step(config):
+  """(params, batch, (key, num_steps)) -> x_0 [D, B, H, W, C]; see steps.make_interpolate_step."""
+  step = steps.make_interpolate_step(model(config), schedule(config), **_predictions(config))
+  return parallel.pmap_batch_step(step)
+
+
+def bpd_step(config):
+  """(params, batch, key) -> dict of the bound's terms; see steps.make_bpd_step."""
+  step = steps.make_bpd_step(
+    model(config), schedule(config), num_terms=config.eval.bpd_terms, **_predictions(config)
+  )
+  return parallel.pmap_batch_step(step)
+
+
+def cache_dir(config):
+  """Where weights and reference features are kept between runs."""
+  return pathlib.Path(config.eval.cache_dir or default_cache_dir()).expanduser()
+
+
+def feature_network(config):
+  """The network of config.eval.network, with its weights, ready to run."""
+  if config.eval.network == 'digits':
+    params, sha256 = load_digits_classifier()
+    step = steps.make_feature_step(DigitsClassifier(), 'features', 'logits')
+    name, preprocessing = 'digits classifier', '8 x 8 pixels, as they are'
+  else:
+    params, sha256 = load_inception(
+      config.eval.inception_weights,
+      cache_dir=cache_dir(config),
+      sha256=config.eval.inception_sha256 or INCEPTION_SHA256,
+    )
+    step = steps.make_feature_step(InceptionV3(), '2048', 'logits_unbiased')
+    name = 'InceptionV3 of 2015-12-05'
+    if sha256 != INCEPTION_SHA256:
+      name += f' with other weights, {sha256[:8]}'
+    preprocessing = (
+      f'bilinear to {INCEPTION_SIZE} x {INCEPTION_SIZE} as TensorFlow 1, (v - 128) / 128'
+    )
+  return FeatureNetwork(
+    name=name,
+    published=sha256 == INCEPTION_SHA256,
+    sha256=sha256,
+    preprocessing=preprocessing,
+    params=parallel.replicate(params),
+    step=parallel.pmap_batch_step(step, in_axes=(None, 0)),
+  )

@@ -9,6 +9,8 @@ On disk, below the checkpoint directory:
   N.damaged*/   a step that did not verify, moved aside by the run that fell back past it; nothing
                 here reads or deletes it
 
+  KEEP.*        names of steps, one a line, that are not to be deleted (see keep_steps)
+
 A step gets its bare name by one rename, after its manifest is on disk. So a folder named N was
 finished once, and whatever no longer matches its manifest is damage. Orbax alone restores flipped
 bits silently, never falls back to an older step, and casts a wrong dtype.
@@ -190,13 +192,24 @@ class Checkpointer:
     self.wait()
     if step not in self.all_steps():
       raise ValueError(f'no checkpoint {step} in {self._directory}: it has {self.all_steps()}')
-    fault = find_fault(self._folder(step))
-    if fault:
+    fault, restored = find_fault(self._folder(step)), None
+    if fault is None:
+      try:
+        restored = read(step)
+      except Exception:
+        if self._folder(step).is_dir():
+          raise
+    if not self._folder(step).is_dir():
+      raise ValueError(
+        f'checkpoint {step} in {self._directory} was deleted by the run in progress while it was '
+        f'read: choose one of {self.all_steps()}'
+      )
+    if fault is not None:
       raise ValueError(
         f'checkpoint {step} in {self._directory} is damaged ({fault}): '
         'choose another step, or none for the newest intact one'
       )
-    return step, *read(step)
+    return step, *restored
 
   def wait(self):
     """Waits until the save under way is on disk with its manifest; raises what went wrong there."""
@@ -237,6 +250,8 @@ class Checkpointer:
     kept = set(steps[-self._keep_last :])
     if self._keep_every_steps is not None:
       kept |= {step for step in steps if step % self._keep_every_steps == 0}
+    for file in self._directory.glob('KEEP.*'):
+      kept |= {int(line) for line in file.read_text().split()}
     for step in set(steps) - kept:
       # Renamed first: a kill half-way must not leave what looks like a damaged step, and a reader
       # that still finds the name after reading knows that it read a whole step.
@@ -323,6 +338,19 @@ class Checkpointer:
         }
       ),
     )
+
+
+def keep_steps(directory, reason, steps):
+  """Keeps steps from being deleted by the run in progress, until called again with others.
+
+  Args:
+    directory: pathlib.Path of the checkpoints.
+    reason: a word, such as 'best'; each has its own steps.
+    steps: ints.
+  """
+  partial = directory / f'.KEEP.{reason}.partial'
+  partial.write_text(''.join(f'{step}\n' for step in steps))
+  partial.replace(directory / f'KEEP.{reason}')
 
 
 def write_manifest(folder):

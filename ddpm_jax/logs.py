@@ -3,9 +3,49 @@
 import datetime
 import json
 import math
+import sys
 import time
 
 import numpy as np
+
+LOG_EVERY_SECS = 10
+
+
+class Progress:
+  """How far a long job is: a bar on a terminal; in a log, a line every ten seconds."""
+
+  def __init__(self, what, total, *, done=0, unit='images'):
+    """Begins.
+
+    Args:
+      what: a word or two on the job.
+      total: number of units in the whole job.
+      done: how many were there before.
+      unit: what is counted.
+    """
+    from tqdm import tqdm
+
+    self._what, self._total, self._before, self._done = what, total, done, done
+    self._start = self._told = time.perf_counter()
+    bar = dict(total=total, initial=done, desc=what, unit=f' {unit}', file=sys.stdout)
+    self._bar = tqdm(**bar, disable=None, leave=False)  # None: only on a terminal
+
+  def add(self, count):
+    """Counts so many more as done."""
+    self._done += count
+    if not self._bar.disable:
+      self._bar.update(count)
+      return
+    now = time.perf_counter()
+    if now - self._told >= LOG_EVERY_SECS or self._done == self._total:
+      self._told = now
+      rate = (self._done - self._before) / max(now - self._start, 1e-9)
+      eta = duration((self._total - self._done) / max(rate, 1e-9))
+      print(f'{self._what} {self._done}/{self._total}  {rate:.2f}/s  ETA {eta}', flush=True)
+
+  def close(self):
+    """Ends the bar."""
+    self._bar.close()
 
 
 class RunLog:
@@ -87,6 +127,21 @@ class RunLog:
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
     print(progress_line(step, self._num_steps, values), flush=True)
+
+  def figures(self, step, figures):
+    """Shows the figures of an evaluation in TensorBoard, and says them.
+
+    Args:
+      step: that was measured.
+      figures: list of dicts with name and value.
+    """
+    if self._file is None:
+      return
+    for figure in figures:
+      self._tensorboard.add_scalar(f'eval/{figure["name"]}', figure['value'], step)
+    print(
+      f'step {step}: ' + '  '.join(f'{f["name"]} {f["value"]:.4g}' for f in figures), flush=True
+    )
 
   def picture(self, step, png):
     """Shows a PNG file in TensorBoard."""

@@ -48,6 +48,22 @@ def batch_sizes(global_batch_size, field):
   return BatchSizes(global_batch_size, device * jax.local_device_count(), device)
 
 
+def fitting_batch_sizes(batch_size, num_examples):
+  """As batch_sizes, for a batch no larger than needed for so many examples.
+
+  A batch_size that the number of devices does not divide is rounded up.
+  """
+  devices = jax.device_count()
+  rounded = -(-min(batch_size, num_examples) // devices) * devices
+  return batch_sizes(rounded, 'batch_size')
+
+
+def host_share(sizes):
+  """The slice of a global batch that is this process's."""
+  first = jax.process_index() * sizes.host
+  return slice(first, first + sizes.host)
+
+
 def is_primary():
   """Whether this is the process that writes logs, pictures and metrics."""
   return jax.process_index() == 0
@@ -79,16 +95,20 @@ def replicate(tree):
 
 
 def split_over_devices(batch):
-  """[host batch, ...] -> [D, B, ...] for D local devices."""
+  """Each array of a tree from [host batch, ...] to [D, B, ...] for D local devices."""
   devices = jax.local_device_count()
-  return batch.reshape(devices, batch.shape[0] // devices, *batch.shape[1:])
+  return jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
 
 
-def gather_from_devices(array):
-  """[D, B, ...] on this process's devices -> NumPy [D * B, ...]."""
-  if jax.process_count() > 1:
-    array = np.concatenate([np.asarray(shard.data) for shard in array.addressable_shards])
-  return np.asarray(array).reshape(-1, *array.shape[2:])
+def gather_from_devices(tree):
+  """Each array of a tree from [D, B, ...] on this process's devices to NumPy [D * B, ...]."""
+
+  def gather(array):
+    if jax.process_count() > 1:
+      array = np.concatenate([np.asarray(shard.data) for shard in array.addressable_shards])
+    return np.asarray(array).reshape(-1, *array.shape[2:])
+
+  return jax.tree.map(gather, tree)
 
 
 def pmap_train_step(train_step):
@@ -99,9 +119,14 @@ def pmap_train_step(train_step):
   )
 
 
-def pmap_sample_step(sample_step):
-  """(params, ids [D, B], key) -> samples [D, B, ...], compiled."""
-  return _compiled(jax.pmap(sample_step, AXIS, in_axes=(None, 0, None)))
+def pmap_batch_step(step, *, in_axes=(None, 0, None)):
+  """(params, batch [D, B, ...], key) -> results [D, B, ...], compiled.
+
+  Args:
+    step: a pure function of one device's batch, whose results have one row an example.
+    in_axes: None for each argument that all devices share, 0 for each that they divide.
+  """
+  return _compiled(jax.pmap(step, AXIS, in_axes=in_axes))
 
 
 def _compiled(pmapped, **kwargs):

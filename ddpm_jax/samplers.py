@@ -18,11 +18,13 @@ def make_noise_fn(keys, shape):
     shape: of one example.
 
   Returns:
-    t (int scalar) -> N(0, I) float32 [B, *shape]; row i is a function of (keys[i], t) alone.
+    t (int scalar, or [B]) -> N(0, I) float32 [B, *shape]; row i is a function of (keys[i], t[i])
+    alone.
   """
 
   def noise_fn(t):
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape))(keys)
+    t = jnp.broadcast_to(t, keys.shape)
+    return jax.vmap(lambda key, t: jax.random.normal(jax.random.fold_in(key, t), shape))(keys, t)
 
   return noise_fn
 
@@ -39,7 +41,9 @@ def _make_step(schedule, denoise_fn, noise_fn, **choices):
   return step
 
 
-def ancestral(schedule, denoise_fn, x_T, noise_fn, *, mean_type, var_type, clip_denoised=True):
+def ancestral(
+  schedule, denoise_fn, x_T, noise_fn, *, mean_type, var_type, clip_denoised=True, num_steps=None
+):
   """Ancestral sampling, Alg. 2: x_{t-1} ~ p(x_{t-1} | x_t) for t = T-1, ..., 0.
 
   The last step adds no noise and, as in the original program, only the predicted x_0 within a step
@@ -51,6 +55,8 @@ def ancestral(schedule, denoise_fn, x_T, noise_fn, *, mean_type, var_type, clip_
     x_T: [B, ..., C] ~ N(0, I).
     noise_fn: t (int scalar) -> noise ~ N(0, I) [B, ..., C] for the step at time t.
     mean_type, var_type, clip_denoised: as diffusion.p_mean_variance.
+    num_steps: S in [0, T], an int or an int scalar array: only the last S steps are taken, and x_T
+      is then x_{S-1}, noised S times (decoding, Sec. 4.4). None for all T.
 
   Returns:
     x_0, [B, ..., C].
@@ -58,7 +64,9 @@ def ancestral(schedule, denoise_fn, x_T, noise_fn, *, mean_type, var_type, clip_
 
   choices = dict(mean_type=mean_type, var_type=var_type, clip_denoised=clip_denoised)
   step = _make_step(schedule, denoise_fn, noise_fn, **choices)
-  return jax.lax.fori_loop(0, schedule.num_timesteps, lambda i, x_t: step(i, x_t)[1], x_T)
+  total = schedule.num_timesteps
+  first = 0 if num_steps is None else total - num_steps
+  return jax.lax.fori_loop(first, total, lambda i, x_t: step(i, x_t)[1], x_T)
 
 
 def ancestral_progressive(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import diffusion, samplers
+from ddpm_jax import diffusion, likelihood, samplers
 from ddpm_jax.train_state import apply_gradients
 
 
@@ -123,3 +123,151 @@ def make_sample_step(model, schedule, image_shape, *, mean_type, var_type):
     )
 
   return sample_step
+
+
+def make_progressive_step(model, schedule, image_shape, *, every_steps, mean_type, var_type):
+  """As make_sample_step, with the x_0 predictions on the way (Fig. 6).
+
+  Returns:
+    (params, ids int [B], key) -> predictions of x_0, float32 [B, T // every_steps, H, W, C]; slot j
+    holds the one made at t = j every_steps. Ids give the same chain as in make_sample_step.
+  """
+
+  def progressive_step(params, ids, key):
+    noise_fn = samplers.make_noise_fn(fold_rows(key, ids), image_shape)
+    _, predictions = samplers.ancestral_progressive(
+      schedule,
+      lambda x_t, t: model.apply({'params': params}, x_t, t),
+      noise_fn(schedule.num_timesteps),
+      noise_fn,
+      every_steps=every_steps,
+      mean_type=mean_type,
+      var_type=var_type,
+    )
+    return predictions
+
+  return progressive_step
+
+
+def make_branch_step(model, schedule, image_shape, *, mean_type, var_type):
+  """Samples that share a chain down to x_t and go their own ways from there (Fig. 7).
+
+  Returns:
+    (params, batch, key) -> x_0 float32 [B, H, W, C], not clipped. The batch has int [B] arrays:
+    ids, the chains; branches, one's own way within a chain; and timesteps, the t of the last shared
+    x_t, in [0, T-1]: T-1 shares the first noise alone.
+  """
+  num_timesteps = schedule.num_timesteps
+
+  def branch_step(params, batch, key):
+    shared_keys = fold_rows(key, batch['ids'])
+    own_keys = jax.vmap(jax.random.fold_in)(shared_keys, num_timesteps + 1 + batch['branches'])
+
+    def noise_fn(t):
+      # The step at time t makes x_{t-1}.
+      keys = jnp.where(t > batch['timesteps'], shared_keys, own_keys)
+      return samplers.make_noise_fn(keys, image_shape)(t)
+
+    return samplers.ancestral(
+      schedule,
+      lambda x_t, t: model.apply({'params': params}, x_t, t),
+      samplers.make_noise_fn(shared_keys, image_shape)(num_timesteps),
+      noise_fn,
+      mean_type=mean_type,
+      var_type=var_type,
+    )
+
+  return branch_step
+
+
+def make_interpolate_step(model, schedule, *, mean_type, var_type):
+  """Interpolation of images in the latent space (Sec. 4.4, Figs. 8 and 9).
+
+  Both images are noised num_steps times with the same noise, mixed, and decoded; num_steps = 0
+  mixes the pixels. One id has the same noise at every weight.
+
+  Returns:
+    (params, batch, (key, num_steps)) -> x_0 float32 [B, H, W, C], not clipped. The batch has images
+    and other_images uint8 [B, H, W, C], weights float32 [B] of the other image, and ids int [B].
+  """
+
+  def interpolate_step(params, batch, key_and_steps):
+    key, num_steps = key_and_steps
+    noise_fn = samplers.make_noise_fn(fold_rows(key, batch['ids']), batch['images'].shape[1:])
+    t = jnp.full(batch['ids'].shape, jnp.maximum(num_steps - 1, 0))
+    noise = noise_fn(schedule.num_timesteps)
+
+    def encode(images):
+      x_start = scale_images(images)
+      noised = diffusion.q_sample(schedule, x_start, t, noise)
+      return jnp.where(num_steps > 0, noised, x_start)
+
+    weights = batch['weights'][:, None, None, None]
+    mixed = (1 - weights) * encode(batch['images']) + weights * encode(batch['other_images'])
+    return samplers.ancestral(
+      schedule,
+      lambda x_t, t: model.apply({'params': params}, x_t, t),
+      mixed,
+      noise_fn,
+      mean_type=mean_type,
+      var_type=var_type,
+      num_steps=num_steps,
+    )
+
+  return interpolate_step
+
+
+def make_bpd_step(model, schedule, *, mean_type, var_type, num_terms=None):
+  """The variational bound of a batch of images, with x_0 clipped as in the original program.
+
+  Args:
+    model: UNet.
+    schedule: NoiseSchedule.
+    mean_type, var_type: as diffusion.p_mean_variance.
+    num_terms: K, for the estimate of likelihood.bpd_estimate; None computes all T terms.
+
+  Returns:
+    (params, batch, key) -> what likelihood.bpd_loop or bpd_estimate returns. The batch has images
+    uint8 [B, H, W, C] and ids int [B]; row i is a function of (params, images[i], key, ids[i]).
+  """
+
+  def bpd_step(params, batch, key):
+    x_start = scale_images(batch['images'])
+    keys = fold_rows(key, batch['ids'])
+    noise_fn = samplers.make_noise_fn(keys, x_start.shape[1:])
+    args = (
+      schedule,
+      lambda x_t, t: model.apply({'params': params}, x_t, t),
+      x_start,
+      noise_fn,
+    )
+    choices = dict(mean_type=mean_type, var_type=var_type, clip_denoised=True)
+    if num_terms is None:
+      return likelihood.bpd_loop(*args, **choices)
+
+    def draw(key):  # noise uses t < T
+      return jax.random.uniform(jax.random.fold_in(key, schedule.num_timesteps), (num_terms,))
+
+    uniforms = jax.vmap(draw)(keys)
+    return likelihood.bpd_estimate(*args, uniforms, **choices)
+
+  return bpd_step
+
+
+def make_feature_step(network, features, logits):
+  """A network's features of a batch of images.
+
+  Args:
+    network: module whose output is a dict.
+    features, logits: the keys in it.
+
+  Returns:
+    (params, images [B, H, W, C] of values 0..255, uint8 or float32) -> dict of features [B, d] and
+    logits [B, classes].
+  """
+
+  def feature_step(params, images):
+    output = network.apply({'params': params}, images)
+    return {'features': output[features], 'logits': output[logits]}
+
+  return feature_step

@@ -7,6 +7,7 @@ import jax
 
 from ddpm_jax import build, logs, parallel
 from ddpm_jax.checkpoints import Checkpointer
+from ddpm_jax.evaluate import training_evaluator
 from ddpm_jax.sample import Sampler, write_samples
 from ddpm_jax.train_state import init_train_state
 from ddpm_jax.workdir import config_dict, locked, open_workdir, store_config
@@ -85,28 +86,57 @@ def print_summary(config, path, source, state):
   )
 
 
-@contextlib.contextmanager
-def caught_signals():
-  """Yields a list to which SIGTERM and SIGINT are appended instead of ending the process."""
-  received = []
-  handled = (signal.SIGTERM, signal.SIGINT)
-  previous = [signal.signal(number, lambda n, _: received.append(n)) for number in handled]
-  try:
-    yield received
-  finally:
-    for number, handler in zip(handled, previous, strict=True):
+class Interrupted(BaseException):
+  """A signal came during Signals.leave_at."""
+
+
+class Signals:
+  """Notes SIGTERM and SIGINT instead of ending the process; a context manager."""
+
+  HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+  def __enter__(self):
+    self.received = []
+    self._leaving = False
+    self._previous = [signal.signal(number, self._note) for number in self.HANDLED]
+    return self
+
+  def __exit__(self, *exc_info):
+    for number, handler in zip(self.HANDLED, self._previous, strict=True):
       signal.signal(number, handler)
+
+  def leave_at(self, work):
+    """Calls work(), which a signal may leave at any point."""
+    try:
+      self._leaving = True
+      if not self.received:
+        work()
+    except Interrupted:
+      pass
+    finally:
+      self._leaving = False
+
+  def _note(self, number, _):
+    self.received.append(number)
+    if self._leaving:
+      self._leaving = False
+      raise Interrupted
 
 
 def run_steps(config, path, batches, checkpointer, state):
-  """Trains from state.step to config.train.num_steps, logging, saving and sampling on the way."""
+  """Trains from state.step to config.train.num_steps, logging, saving and measuring on the way."""
   every = config.train
   start_step = int(state.step)
   step_fn = build.train_step(config)
   key = parallel.replicate(build.key(config.seed, 'train'))
   sampler = Sampler(config, every.num_samples) if every.sample_every_steps else None
+  evaluator = training_evaluator(config) if every.eval_every_steps else None
+
+  def is_due(step, every_steps):
+    return every_steps and step and (step % every_steps == 0 or step == every.num_steps)
+
   with contextlib.ExitStack() as stack:
-    signals = stack.enter_context(caught_signals())
+    signals = stack.enter_context(Signals())
     log = logs.RunLog(
       path if parallel.is_primary() else None,
       start_step=start_step,
@@ -114,32 +144,47 @@ def run_steps(config, path, batches, checkpointer, state):
       images_per_step=every.global_batch_size,
     )
     stack.callback(log.close)
+
+    def look(step):
+      """Draws and measures what is due; what is there already is not done again."""
+      if is_due(step, every.sample_every_steps):
+        draw_samples(sampler, state, path, step, every.num_samples, log)
+      if is_due(step, every.eval_every_steps):
+        folder = path / 'eval' / f'training_{step:08d}'
+        log.figures(step, evaluator.measure(folder, path, step, state.ema_params))
+        log.restart_clock(step)
+
+    signals.leave_at(lambda: look(start_step))  # the run before may have been stopped there
     numbered = zip(
       range(start_step + 1, every.num_steps + 1), batches.iterate(start_step), strict=False
     )
     for step, images in numbered:
       state, metrics = step_fn(state, parallel.split_over_devices(images), key)
       log.add(step, metrics)
-      stopped = bool(signals)  # read once: a signal that comes later in this step ends the next
-      if step % every.log_every_steps == 0 or step == every.num_steps:
+      if is_due(step, every.log_every_steps):
         log.write(step)
-      if step % every.checkpoint_every_steps == 0 or step == every.num_steps or stopped:
-        log.check()  # so that no state of a failed step is saved
-        checkpointer.save(step, state)
-      if sampler and (step % every.sample_every_steps == 0 or step == every.num_steps):
-        draw_samples(sampler, state, path, step, every.num_samples, log)
-      if stopped:
+      if is_due(step, every.checkpoint_every_steps) or is_due(step, every.eval_every_steps):
+        save(checkpointer, log, step, state)
+      signals.leave_at(lambda: look(step))  # noqa: B023
+      if signals.received:
+        save(checkpointer, log, step, state)
         break
   checkpointer.wait()
   if parallel.is_primary():
-    if stopped:
+    if signals.received:
       print(
-        f'stopped by {signal.Signals(signals[0]).name} at step {step}: saved; '
+        f'stopped by {signal.Signals(signals.received[0]).name} at step {step}: saved; '
         'the same command goes on from there',
         flush=True,
       )
     else:
       print(f'done: {step} steps; {path / "checkpoints"}', flush=True)
+
+
+def save(checkpointer, log, step, state):
+  """Saves the state, unless its step failed."""
+  log.check()
+  checkpointer.save(step, state)
 
 
 def draw_samples(sampler, state, path, step, num_samples, log):

@@ -13,10 +13,10 @@ FILES = sorted((ROOT / 'ddpm_jax').rglob('*.py'))
 # of the room of devices and I/O.
 ROOMS = {
   'schedules gaussians diffusion likelihood samplers': 1,  # mathematics
-  'unet inception': 2,  # networks
+  'unet inception digits_classifier': 2,  # networks
   'train_state steps': 3,  # pure steps
   'build': 5,
-  'train sample evaluate': 6,  # loops
+  'train sample bounds scores evaluate reproduce': 6,  # loops
 }
 ROOM = {name: room for names, room in ROOMS.items() for name in names.split()}
 LIBRARIES = {1: {'numpy', 'jax'}, 2: {'flax'}, 3: {'optax'}}  # each room has those below it too

@@ -7,7 +7,14 @@ import pytest
 from jax.scipy.stats import norm
 
 from ddpm_jax.diffusion import MEAN_TYPES, VAR_TYPES
-from ddpm_jax.likelihood import bpd_loop, prior_bpd, vb_terms_bpd
+from ddpm_jax.likelihood import (
+  bpd_estimate,
+  bpd_loop,
+  prior_bpd,
+  timestep_strata,
+  vb_terms_bpd,
+)
+from ddpm_jax.samplers import make_noise_fn
 from ddpm_jax.schedules import make_betas, make_schedule
 from tests.analytic import analytic
 
@@ -240,3 +247,72 @@ def test_loop_with_the_network_equals_the_original_programs(reference, unet_smal
 
   bound = run_reference_loop(arrays, net, betas, 'eps', var_type, clip_denoised=True)
   assert_equals_reference_loop(bound, arrays, f'unet/{betas}/eps/{var_type}/bpd_clip1')
+
+
+def test_strata_cut_all_timesteps_in_order_and_leave_the_first_alone():
+  for num_timesteps in (1, 2, 10, 1000):
+    for num_strata in {1, 2, 7, 32, num_timesteps}:
+      if num_strata > num_timesteps:
+        continue
+      edges = timestep_strata(num_timesteps, num_strata)
+      assert len(edges) == num_strata + 1
+      assert (edges[0], edges[-1]) == (0, num_timesteps)
+      assert (np.diff(edges) > 0).all()
+      assert num_strata == 1 or edges[1] == 1
+  for num_strata in (0, 11):
+    with pytest.raises(ValueError, match=rf'{num_strata} strata of 10 timesteps'):
+      timestep_strata(10, num_strata)
+
+
+def run_estimate(schedule, x_start, num_strata, seed=2):
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(x_start)))
+  uniforms = jax.random.uniform(jax.random.key(seed + 1), (len(x_start), num_strata))
+
+  @jax.jit
+  def run(x_start):
+    args = schedule, exact_denoise_fn(schedule, 'fixedlarge'), x_start
+    noise_fn = make_noise_fn(keys, x_start.shape[1:])
+    choices = dict(mean_type='eps', var_type='fixedlarge', clip_denoised=False)
+    return bpd_estimate(*args, noise_fn, uniforms, **choices), bpd_loop(*args, noise_fn, **choices)
+
+  return jax.tree.map(np.asarray, run(x_start))
+
+
+def test_estimate_of_all_terms_is_the_loop():
+  x_start = gaussian_pixels(jax.random.key(0), (8, 32))
+  estimate, loop = run_estimate(SCHEDULE, x_start, SCHEDULE.num_timesteps)
+  assert (estimate['t'] == np.arange(SCHEDULE.num_timesteps)).all()
+  for name in ('total_bpd', 'prior_bpd', 'vb', 'mse'):
+    np.testing.assert_allclose(estimate[name], loop[name], rtol=1e-5)
+
+
+def test_estimate_takes_each_term_from_its_stratum_with_the_noise_of_the_loop():
+  x_start = gaussian_pixels(jax.random.key(0), (8, 32))
+  estimate, loop = run_estimate(SCHEDULE, x_start, 10)
+  edges = timestep_strata(SCHEDULE.num_timesteps, 10)
+  assert (estimate['t'] >= edges[:-1]).all()
+  assert (estimate['t'] < edges[1:]).all()
+  assert len(np.unique(estimate['t'][:, -1])) > 1  # drawn anew for each example
+  for name in ('vb', 'mse'):
+    expected = np.take_along_axis(loop[name], estimate['t'], axis=1)
+    np.testing.assert_allclose(estimate[name], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('num_strata', [1, 5, 20])
+def test_estimate_is_unbiased_and_its_error_is_that_of_independent_draws(num_strata):
+  x_start = gaussian_pixels(jax.random.key(0), (4096, 16))
+  estimate, loop = run_estimate(SCHEDULE, x_start, num_strata)
+  difference = estimate['total_bpd'] - loop['total_bpd']  # of the same images and noise
+  error = difference.std(ddof=1) / np.sqrt(len(difference))
+  assert error > 0
+  assert abs(difference.mean()) < 4 * error
+
+
+def test_more_strata_have_less_error():
+  x_start = gaussian_pixels(jax.random.key(0), (1024, 16))
+  errors = []
+  for num_strata in (5, 20, 80):
+    estimate, loop = run_estimate(SCHEDULE, x_start, num_strata)
+    errors.append(np.std(estimate['total_bpd'] - loop['total_bpd']))
+  assert errors[1] < errors[0] / 2
+  assert errors[2] < errors[1] / 2

@@ -108,7 +108,7 @@ def test_four_devices_sample_as_one(params):
   step = steps.make_sample_step(MODEL, SCHEDULE, (4, 4, 1), mean_type='eps', var_type='fixedlarge')
   ids, key = np.array([5, 0, 3, 1, 2, 4, 6, 7]), jax.random.key(3)
   one = jax.jit(step)(params, np.arange(8), key)
-  four = parallel.pmap_sample_step(step)(
+  four = parallel.pmap_batch_step(step)(
     parallel.replicate(params), parallel.split_over_devices(ids), parallel.replicate(key)
   )
   four = parallel.gather_from_devices(four)

@@ -149,3 +149,108 @@ def test_samples_of_other_ids_and_keys_are_others(draw_samples):
   samples = np.concatenate([draw_samples([0, 1, 2, 7]), draw_samples([0, 1, 2, 7], seed=1)])
   distances = np.abs(samples[:, None] - samples[None]).max(axis=(2, 3, 4))
   assert (distances + np.eye(8) > 0.1).all()
+
+
+PREDICTIONS = dict(mean_type='eps', var_type='fixedlarge')
+
+
+@pytest.fixture(scope='module')
+def alive(tiny):
+  """Returns the tiny network with parameters that make all of it matter."""
+  model, params, schedule = tiny
+  return model, jax.tree.map(lambda p: p + 0.02, params), schedule
+
+
+def test_progressive_predictions_end_in_the_sample(alive, draw_samples):
+  model, params, schedule = alive
+  step = jax.jit(
+    steps.make_progressive_step(model, schedule, (4, 4, 1), every_steps=2, **PREDICTIONS)
+  )
+  predictions = np.asarray(step(params, jnp.arange(3), jax.random.key(0)))
+  assert predictions.shape == (3, 5, 4, 4, 1)
+  # The last step's mean is its prediction, clipped.
+  samples = np.clip(draw_samples([0, 1, 2]), -1, 1)
+  np.testing.assert_allclose(predictions[:, 0], samples, atol=1e-5)
+  changes = np.abs(np.diff(predictions, axis=1)).max(axis=(0, 2, 3, 4))
+  assert (changes > 1e-3).all()
+
+
+def test_branches_share_the_chain_down_to_their_timestep(alive, draw_samples):
+  model, params, schedule = alive
+  step = jax.jit(steps.make_branch_step(model, schedule, (4, 4, 1), **PREDICTIONS))
+
+  def draw(ids, branches, timesteps):
+    arrays = map(jnp.asarray, (ids, branches, timesteps))
+    batch = dict(zip(('ids', 'branches', 'timesteps'), arrays, strict=True))
+    return np.asarray(step(params, batch, jax.random.key(0)))
+
+  # All of the chain: the sample of this id, whatever the branch.
+  whole = draw([5, 5, 6], [0, 1, 0], [0, 0, 0])
+  np.testing.assert_allclose(whole, draw_samples([5, 5, 6]), atol=1e-5)
+  # The fewer steps are one's own, the closer are the branches of one chain.
+  distances = []
+  for timestep in (1, 9):
+    branches = draw([0] * 8, list(range(8)), [timestep] * 8)
+    distances.append(branches.std(axis=0).mean())
+  assert 0.01 < distances[0] < 0.6 * distances[1]
+
+
+def test_interpolation_at_the_ends_is_a_reconstruction_and_without_steps_the_mean(alive):
+  model, params, schedule = alive
+  step = jax.jit(steps.make_interpolate_step(model, schedule, **PREDICTIONS))
+  images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
+  weights = np.float32([0, 0.5, 1])
+
+  def interpolate(first, second, num_steps):
+    batch = {
+      'images': np.repeat(images[[first]], 3, axis=0),
+      'other_images': np.repeat(images[[second]], 3, axis=0),
+      'weights': weights,
+      'ids': np.zeros(3, np.int32),
+    }
+    extras = jax.random.key(0), jnp.int32(num_steps)
+    return np.asarray(step(params, jax.tree.map(jnp.asarray, batch), extras))
+
+  mixed = interpolate(0, 1, 0)
+  expected = steps.scale_images(images)
+  np.testing.assert_allclose(mixed[[0, 2]], expected, atol=1e-6)
+  np.testing.assert_allclose(mixed[1], expected.mean(axis=0), atol=1e-6)
+  for num_steps in (1, 5, 10):
+    there = interpolate(0, 1, num_steps)
+    np.testing.assert_allclose(there, interpolate(1, 0, num_steps)[::-1], atol=1e-5)
+    # The noise is the same for both images: mixing an image with itself changes nothing.
+    alone = interpolate(0, 0, num_steps)
+    np.testing.assert_allclose(alone, np.repeat(there[:1], 3, axis=0), atol=1e-5)
+  # After one step of little noise, an image comes back nearly as it was; after all, it does not.
+  errors = [np.abs(interpolate(0, 1, n)[0] - expected[0]).mean() for n in (1, 10)]
+  assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize('num_terms', [None, 4])
+def test_bound_of_an_image_depends_on_it_its_id_and_the_key_alone(alive, num_terms):
+  model, params, schedule = alive
+  step = jax.jit(steps.make_bpd_step(model, schedule, num_terms=num_terms, **PREDICTIONS))
+  images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8)
+
+  def bound(rows, seed=0):
+    batch = {'images': images[rows], 'ids': np.asarray(rows, np.int32)}
+    return jax.tree.map(np.asarray, step(params, batch, jax.random.key(seed)))
+
+  all_rows = bound([0, 1, 2, 3])
+  assert all_rows['vb'].shape == (4, num_terms or 10)
+  for rows in ([3, 1], [2]):
+    for name, values in bound(rows).items():
+      np.testing.assert_allclose(values, all_rows[name][rows], rtol=1e-4, atol=1e-6)
+  assert (bound([0, 1, 2, 3], seed=1)['total_bpd'] != all_rows['total_bpd']).all()
+
+
+def test_feature_step_names_what_it_takes():
+  class Network:
+    def apply(self, variables, images):
+      mean = images.mean(axis=(1, 2))
+      return {'pool': mean, 'last': mean * variables['params'], 'other': mean}
+
+  step = steps.make_feature_step(Network(), 'pool', 'last')
+  output = step(2.0, jnp.ones((3, 4, 4, 1)))
+  assert output.keys() == {'features', 'logits'}
+  np.testing.assert_array_equal(output['logits'], 2 * np.ones((3, 1)))

@@ -18,5 +18,7 @@ def tiny_config(**overrides):
     num_samples=4,
   )
   config.sample.update(num_samples=6, batch_size=8)
+  config.eval.update(num_samples=12, bpd_examples=10, batch_size=8)
+  config.reproduce.update(num_samples=12, num_slots=5, num_images=2)
   config.update_from_flattened_dict(overrides)
   return config

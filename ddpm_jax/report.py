@@ -1,0 +1,93 @@
+"""The report of an evaluation: every figure with what it was measured on, and how.
+
+report.json is for programs, report.md for people. The words are chosen here so that no figure
+passes for what it is not: an FID of fewer than 50,000 samples is FID-N, and a distance in the
+features of another network is not called FID at all.
+"""
+
+import json
+
+FULL_COUNT = 50_000  # samples of a published FID
+
+NAMES = {
+  'fid': 'Frechet distance',
+  'kid': 'Kernel distance',
+  'is': 'Classifier score',
+  'precision': 'Precision',
+  'recall': 'Recall',
+}
+PUBLISHED_NAMES = {
+  'fid': 'FID',
+  'kid': 'KID',
+  'is': 'Inception score',
+  'precision': 'Precision',
+  'recall': 'Recall',
+}
+
+
+def metric_name(metric, network, count):
+  """What a figure is called.
+
+  Args:
+    metric: 'fid', 'kid', 'is', 'precision' or 'recall'.
+    network: dict with name, and published: whether it has the weights of published numbers.
+    count: number of generated images.
+  """
+  if not network['published']:
+    return f'{NAMES[metric]} ({network["name"]}), {count:,} images'
+  if metric == 'fid' and count < FULL_COUNT:
+    return f'FID-{count}'
+  name = PUBLISHED_NAMES[metric]
+  return name if count >= FULL_COUNT else f'{name} of {count:,} images'
+
+
+def write_report(folder, report):
+  """Writes report.json and report.md.
+
+  Args:
+    folder: pathlib.Path.
+    report: dict of JSON values: title, about (dict of lines), notes (list of lines), figures
+      (list of dicts with metric, name, value, count and further facts).
+  """
+  _write(folder / 'report.json', json.dumps(report, indent=2) + '\n')
+  _write(folder / 'report.md', to_markdown(report))
+
+
+def _write(file, text):
+  partial = file.with_name(file.name + '.partial')
+  try:
+    partial.write_text(text)
+    partial.replace(file)
+  except OSError as error:
+    partial.unlink(missing_ok=True)
+    raise ValueError(f'{file} cannot be written ({error.strerror})') from error
+
+
+def format_value(value):
+  """A figure with as many digits as mean something."""
+  return (
+    f'{value:.4g}' if abs(value) < 1 else f'{value:.4f}' if abs(value) < 100 else f'{value:.2f}'
+  )
+
+
+def to_markdown(report):
+  """The report for people: notes, a table of the figures, then how each was measured."""
+  lines = [f'# {report["title"]}', '']
+  for note in report['notes']:
+    lines += [f'**{note}**', '']
+  lines += ['| Figure | Value | Standard error | Images | Between halves of the real data |']
+  lines += ['|---|---|---|---|---|']
+  for figure in report['figures']:
+    error, sanity = figure.get('standard_error'), figure.get('sanity')
+    lines.append(
+      f'| {figure["name"]} | {format_value(figure["value"])} | '
+      f'{"" if error is None else format_value(error)} | {figure["count"]:,} | '
+      f'{"" if sanity is None else format_value(sanity)} |'
+    )
+  lines += ['', '## How', '']
+  lines += [f'* {name}: {value}' for name, value in report['about'].items()]
+  shown = ('metric', 'bpd_split', 'name', 'value', 'standard_error', 'count', 'sanity')
+  for figure in report['figures']:
+    lines += ['', f'### {figure["name"]}', '']
+    lines += [f'* {name}: {value}' for name, value in figure.items() if name not in shown]
+  return '\n'.join(lines) + '\n'

@@ -1,0 +1,239 @@
+"""Metrics of images against real ones, by a network's features, as the evaluation has them."""
+
+import time
+
+import numpy as np
+
+from ddpm_jax import build, data, parallel
+from ddpm_jax.metrics.features import collect_features
+from ddpm_jax.metrics.frechet import Statistics, accumulate, frechet_distance, merge
+from ddpm_jax.metrics.inception_score import inception_score
+from ddpm_jax.metrics.jpeg import LIMIT, blockiness
+from ddpm_jax.metrics.kid import kid
+from ddpm_jax.metrics.precision_recall import precision_recall
+from ddpm_jax.metrics.reference import file_sha256, open_reference
+from ddpm_jax.report import metric_name
+from ddpm_jax.shards import request_key
+
+BLOCK = 1024  # features in memory at a time
+NUM_IS_SPLITS = 10
+JPEG_IMAGES = 512
+NEIGHBOURS = 3  # k of precision and recall
+
+
+class Scorer:
+  """The metrics of config.eval.metrics but bits/dim, against the reference of config.eval."""
+
+  def __init__(self, config):
+    """Opens the reference; its features are computed once, into the cache.
+
+    Raises:
+      ValueError: weights, reference or data that cannot be used.
+    """
+    self._metrics = [metric for metric in build.names(config.eval.metrics) if metric != 'bpd']
+    self._batch_size = config.eval.batch_size
+    self.network = build.feature_network(config)
+    self._real = None
+    self._notes = []
+    if not config.eval.reference:
+      self._open_data(config)
+      return
+    opened = open_reference(config.eval.reference)
+    if isinstance(opened, Statistics):
+      self._open_statistics(config, opened)
+    else:
+      self._open_images(config, opened)
+
+  def _open_data(self, config):
+    source = build.source(config, config.eval.reference_split)
+    count = min(len(source), config.eval.reference_examples or len(source))
+    self.reference = {**source_request(source), 'count': count, 'of': len(source)}
+    self._use_images(config, source, count, source_request(source))
+
+  def _open_images(self, config, images):
+    if images.image_shape != build.image_shape(config):
+      raise ValueError(
+        f'eval.reference={config.eval.reference} has images of {images.image_shape}; '
+        f'data.image_size and data.channels say {build.image_shape(config)}'
+      )
+    request = {'file': images.name, 'file_sha256': images.fingerprint()}
+    count = min(len(images), config.eval.reference_examples or len(images))
+    self.reference = {**request, 'count': count, 'of': len(images)}
+    self._use_images(config, images, count, request)
+
+  def _open_statistics(self, config, statistics):
+    impossible = [metric for metric in self._metrics if metric in ('kid', 'pr')]
+    if impossible:
+      raise ValueError(
+        f'eval.reference={config.eval.reference} has a mean and a covariance, and no images as '
+        f'{" and ".join(impossible)} need: leave them out of eval.metrics'
+      )
+    file = config.eval.reference
+    self.reference = {'file': file, 'file_sha256': file_sha256(file), 'count': None}
+    self._statistics = statistics
+    self._notes.append(
+      'The reference file does not say which data it is of, nor how they were prepared.'
+    )
+
+  def _use_images(self, config, images, count, request):
+    sample = images.read(np.arange(min(count, JPEG_IMAGES)))
+    ratio = blockiness(sample)
+    self.reference['jpeg_blockiness'] = None if np.isnan(ratio) else round(ratio, 3)
+    if ratio > LIMIT:
+      self._notes.append(
+        f'The real images went through JPEG (blockiness {ratio:.2f}, not 1): figures do not '
+        'compare with those against the original data set.'
+      )
+    self._real = self.real_features(config, images, count, request)
+    self._halves = [{name: self._real[name][start::2] for name in self._real} for start in (0, 1)]
+    if 'fid' in self._metrics:
+      half_statistics = [statistics_of(half['features']) for half in self._halves]
+      self._statistics = merge(*half_statistics)
+      self._sanity_fid = frechet_distance(*half_statistics)
+
+  def real_features(self, config, images, count, request):
+    """Features of real images, computed once and kept in the cache."""
+    name = request.get('data', 'file').replace(':', '_').replace('/', '_')
+    key = request_key({**request, 'network': self.network.about()})
+    return collect_features(
+      build.cache_dir(config) / 'reference' / f'{name}_{key}',
+      self.network,
+      images,
+      count,
+      request=request,
+      batch_size=self._batch_size,
+      what='features of real images',
+    )
+
+  def about(self):
+    """What a report says of the network and the reference."""
+    network = {f'network_{key}': value for key, value in self.network.about().items()}
+    return network | {f'reference_{key}': value for key, value in self.reference.items()}
+
+  def score(self, folder, images, count, *, request, facts):
+    """Measures images.
+
+    Args:
+      folder: pathlib.Path; features go to folder/features.
+      images: has read(indices) -> [n, H, W, C] of values 0..255.
+      count: number of images, at least 2.
+      request: dict of JSON values that says which images these are.
+      facts: dict that goes into each figure.
+
+    Returns:
+      (figures, notes), lists of dicts and of lines.
+    """
+    start = time.perf_counter()
+    features = collect_features(
+      folder / 'features',
+      self.network,
+      images,
+      count,
+      request=request,
+      batch_size=self._batch_size,
+      what='features',
+    )
+    facts = facts | {'feature_secs': round(time.perf_counter() - start, 1)}
+    ratio = blockiness(images.read(np.arange(min(count, JPEG_IMAGES))))
+    notes = list(self._notes)
+    if ratio > LIMIT:
+      notes.append(
+        f'The images that were measured show JPEG blocks (blockiness {ratio:.2f}, not 1).'
+      )
+    if not self.network.published:
+      notes.append(
+        f'Features are of the {self.network.name}, whose figures compare with no published FID, '
+        'KID or Inception score.'
+      )
+    if not parallel.is_primary():
+      return [], notes
+    measures = {
+      'fid': self._measure_fid,
+      'is': self._measure_is,
+      'kid': self._measure_kid,
+      'pr': self._measure_precision_recall,
+    }
+    figures = []
+    for metric in self._metrics:
+      start = time.perf_counter()
+      measured = measures[metric](features)
+      secs = round(time.perf_counter() - start, 1)
+      for key, figure in measured.items():
+        name = metric_name(key, self.network.about(), count)
+        figures.append(
+          {'metric': key, 'name': name, 'count': count, **figure, **facts, 'secs': secs}
+        )
+    return figures, notes
+
+  def _measure_fid(self, generated):
+    statistics = statistics_of(generated['features'])
+    if len(statistics.mean) != len(self._statistics.mean):
+      raise ValueError(
+        f'eval.reference has statistics of {len(self._statistics.mean)} features; '
+        f'{self.network.name} has {len(statistics.mean)}'
+      )
+    figure = {'value': frechet_distance(statistics, self._statistics)}
+    if self._real is not None:
+      figure['sanity'] = self._sanity_fid
+    if statistics.count <= len(statistics.mean):
+      figure['covariance'] = f'singular: fewer images than the {len(statistics.mean)} features'
+    return {'fid': figure}
+
+  def _measure_is(self, generated):
+    splits = min(NUM_IS_SPLITS, len(generated['logits']))
+    mean, std = inception_score(generated['logits'], num_splits=splits)
+    figure = {
+      'value': mean,
+      'splits': splits,
+      'std_over_splits': std,
+      'value_of_one_split': inception_score(generated['logits'], num_splits=1)[0],
+    }
+    if self._real is not None:
+      figure['value_of_real_images'] = inception_score(self._real['logits'], num_splits=splits)[0]
+    return {'is': figure}
+
+  def _measure_kid(self, generated):
+    value, error = kid(self._real['features'], generated['features'])
+    sanity, _ = kid(*(half['features'] for half in self._halves))
+    return {'kid': {'value': value, 'standard_error': error, 'sanity': sanity}}
+
+  def _measure_precision_recall(self, generated):
+    precision, recall = precision_recall(
+      self._real['features'], generated['features'], k=NEIGHBOURS
+    )
+    sanity = precision_recall(*(half['features'] for half in self._halves), k=NEIGHBOURS)
+    facts = {'neighbours': NEIGHBOURS, 'real_images': len(self._real['features'])}
+    return {
+      'precision': {'value': precision, 'sanity': sanity[0], **facts},
+      'recall': {'value': recall, 'sanity': sanity[1], **facts},
+    }
+
+
+def source_request(source):
+  """What a data source is, for caches and reports."""
+  return {
+    'data': source.name,
+    'split': source.split,
+    'image_shape': list(source.image_shape),
+    'data_sha256': data.fingerprint(source),
+  }
+
+
+def statistics_of(features):
+  """Mean and covariance, a block of features in memory at a time."""
+  return accumulate(features[i : i + BLOCK] for i in range(0, len(features), BLOCK))
+
+
+class ArrayImages:
+  """Samples in an array, as images of values 0..255."""
+
+  def __init__(self, samples):
+    """samples: uint8 [N, H, W, C], or x_0 in float32."""
+    self._samples = samples
+
+  def read(self, indices):
+    """uint8, or float32 in [0, 255] and not rounded, [n, H, W, C]."""
+    samples = self._samples[indices]
+    if samples.dtype == np.uint8:
+      return samples
+    return (np.clip(samples, -1, 1) + 1) * np.float32(127.5)
