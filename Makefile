@@ -1,4 +1,4 @@
-# make digits     trains on the embedded digits and draws samples: runs/digits/samples/
+# make digits     trains on the embedded digits, draws samples, measures them: runs/digits/
 # make test       lint and the whole suite but the slow tests
 # make test-slow  the slow tests
 # make lint       ruff
@@ -10,9 +10,13 @@ RUN := .venv/bin/python
 
 .PHONY: digits test test-slow lint clean
 
+DIGITS := main.py --config=configs/digits.py --workdir=runs/digits
+
 digits: .venv/run
-	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
-	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits --mode=sample
+	$(RUN) $(DIGITS)
+	$(RUN) $(DIGITS) --mode=sample
+	$(RUN) $(DIGITS) --mode=eval
+	$(RUN) $(DIGITS) --mode=reproduce --config.reproduce.what=compression
 
 test: lint
 	$(RUN) -m pytest -q

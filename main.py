@@ -1,10 +1,11 @@
-"""Trains and samples diffusion models.
+"""Trains, samples and evaluates diffusion models.
 
-python main.py --config=configs/cifar10.py --workdir=DIR [--mode=train|sample]
+python main.py --config=configs/cifar10.py --workdir=DIR [--mode=train|sample|eval|reproduce]
                [--config.train.num_steps=100 ...]
 """
 
 import difflib
+import importlib
 import pathlib
 import sys
 import traceback
@@ -15,9 +16,11 @@ from ml_collections import ConfigDict, config_flags
 ROOT = pathlib.Path(__file__).resolve().parent
 DEFAULT = f'--config={ROOT / "configs" / "digits.py"}'
 
+LOOPS = {'train': 'train', 'sample': 'sample', 'eval': 'evaluate', 'reproduce': 'reproduce'}
+
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The run; by default configs/digits.py.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, samples.')
-MODE = flags.DEFINE_enum('mode', 'train', ['train', 'sample'], 'What to do.')
+MODE = flags.DEFINE_enum('mode', 'train', list(LOOPS), 'What to do.')
 flags.mark_flag_as_required('workdir')
 
 
@@ -28,10 +31,8 @@ def main(argv):
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax writes a page at each save
   try:
-    if MODE.value == 'train':
-      from ddpm_jax.train import train as run
-    else:
-      from ddpm_jax.sample import sample as run
+    loop = LOOPS[MODE.value]
+    run = getattr(importlib.import_module(f'ddpm_jax.{loop}'), loop)
     run(CONFIG.value, WORKDIR.value)
   except (ValueError, FloatingPointError) as error:
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename

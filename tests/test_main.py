@@ -45,7 +45,7 @@ def run(*args):
 def test_trains_and_samples(tmp_path):
   code, out, err = run(f'--workdir={tmp_path}', *TINY, '--config.train.num_steps=3')
   assert (code, err) == (0, '')
-  assert 'digits all: 1797 images' in out
+  assert 'digits train: 1497 images' in out
   assert 'step 3/3' in out
   code, out, err = run(f'--workdir={tmp_path}', *TINY, '--mode=sample')
   assert (code, err) == (0, '')
@@ -105,7 +105,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
     (['--config=nothing.py'], 'there is no nothing.py; configs has celebahq256.py, cifar10.py'),
     ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is not PREDICTION-LOSS-VARIANCE'),
     (['--config.train.num_steps=many'], 'many'),
-    (['--mode=trian'], 'flag --mode=trian: value should be one of <train|sample>'),
+    (['--mode=trian'], 'flag --mode=trian: value should be one of <train|sample|eval|reproduce>'),
     (['--wrokdir=x'], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     (['stray'], "'stray' is not understood"),
     (['--config.diffusion.num_timesteps=0'], 'diffusion.num_timesteps is 0'),
@@ -155,3 +155,20 @@ def test_help_loads_no_accelerator_and_a_run_no_other_framework(tmp_path):
 
   assert loaded('--help') == []
   assert loaded(f'--workdir={tmp_path}', *TINY, '--config.train.num_steps=1') == ['jax']
+
+
+def test_evaluates_and_reproduces(tmp_path):
+  eval_args = ('--config.eval.num_samples=4', '--config.eval.bpd_examples=4')
+  code, _, err = run(f'--workdir={tmp_path}', *TINY, '--config.train.num_steps=2')
+  assert (code, err) == (0, '')
+  cache = f'--config.eval.cache_dir={tmp_path}/cache'
+  code, out, err = run(f'--workdir={tmp_path}', *TINY, *eval_args, cache, '--mode=eval')
+  assert (code, err) == (0, '')
+  assert 'report.md' in out
+  assert (tmp_path / 'eval/step_00000002/report.json').exists()
+  code, out, err = run(
+    f'--workdir={tmp_path}', *TINY, *eval_args, cache,
+    '--mode=reproduce', '--config.reproduce.what=bound,compression',
+  )  # fmt: skip
+  assert (code, err) == (0, '')
+  assert (tmp_path / 'reproduce/step_00000002/compression.png').exists()

@@ -1,0 +1,168 @@
+"""The paper's tables and figures: every one is written, and holds what it should."""
+
+import csv
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ddpm_jax import build, paper, reproduce
+from ddpm_jax.data.digits import load_digits
+from ddpm_jax.train import train
+from tests.tiny import tiny_config
+
+FOLDER = 'reproduce/step_00000002'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """Returns what -> folder with it, of one trained workdir."""
+  workdir = tmp_path_factory.mktemp('trained')
+  cache = tmp_path_factory.mktemp('cache')
+  train(tiny_config(**{'train.num_steps': 2}), workdir)
+
+  def run(what, **fields):
+    fields = {'reproduce.what': (what,), 'eval.cache_dir': str(cache)} | fields
+    reproduce.reproduce(tiny_config(**fields), workdir)
+    return workdir / FOLDER
+
+  return run
+
+
+def read_csv(file):
+  with open(file, newline='') as stream:
+    return list(csv.DictReader(stream))
+
+
+def is_picture(file):
+  return PIL.Image.open(file).size[0] > 32
+
+
+def test_tables_show_this_model_beside_the_papers(run):
+  folder = run('table1')
+  rows = read_csv(folder / 'table1.csv')
+  assert len(rows) == len(paper.TABLE_1) + 1
+  assert rows[-2]['FID'] == '3.17'
+  assert rows[-1]['Model'] == 'this model, step 2'
+  assert '[Frechet distance (digits classifier), 12 images]' in rows[-1]['FID']
+  assert '[bits/dim (test), 10 images]' in rows[-1]['NLL test (train)']
+  folder = run('table2')
+  rows = read_csv(folder / 'table2.csv')
+  (ours,) = [row for row in rows if row['FID, this model']]
+  assert (ours['Prediction'], ours['Loss'], ours['FID']) == ('eps', 'mse', '3.17')
+  assert is_picture(folder / 'table1.png')
+  assert is_picture(folder / 'table2.png')
+
+
+def test_an_ablation_that_the_paper_has_not_gets_a_row_of_its_own(run, monkeypatch):
+  monkeypatch.setattr(paper, 'TABLE_2', paper.TABLE_2[:2])
+  rows = read_csv(run('table2') / 'table2.csv')
+  assert rows[-1]['FID'] == 'not in the paper'
+  assert rows[-1]['FID, this model']
+
+
+def test_bound_has_each_term_of_each_split(run):
+  folder = run('bound')
+  rows = read_csv(folder / 'bound.csv')
+  assert [(row['split'], row['t']) for row in rows[:11]] == [
+    *(('train', str(t)) for t in range(10)),
+    ('train', 'prior'),
+  ]
+  assert len(rows) == 22
+  assert is_picture(folder / 'bound.png')
+
+
+def test_rate_and_distortion_are_sums_of_the_bound():
+  rng = np.random.default_rng(0)
+  vb, prior, mse = rng.random((5, 4)), rng.random(5), rng.random((5, 4))
+  rate, rmse = reproduce.rate_distortion(vb, prior, mse)
+  # After one step only x_T has been sent, and x_{T-1} is known but for the last term.
+  assert rate[0] == pytest.approx(prior.mean())
+  assert rate[1] == pytest.approx(prior.mean() + vb[:, 3].mean())
+  assert rate[-1] == pytest.approx(prior.mean() + vb[:, 1:].mean(axis=0).sum())
+  assert rmse[0] == pytest.approx(127.5 * np.sqrt(mse[:, 3].mean()))
+  assert rmse[-1] == pytest.approx(127.5 * np.sqrt(mse[:, 0].mean()))
+
+
+def test_compression_has_a_row_for_each_reverse_step(run):
+  folder = run('compression')
+  rows = read_csv(folder / 'compression.csv')
+  assert [int(row['reverse_steps']) for row in rows] == list(range(1, 11))
+  rate = [float(row['rate_bpd']) for row in rows]
+  assert rate == sorted(rate)
+  assert float(rows[-1]['rmse']) < float(rows[0]['rmse'])
+  assert rows[0]['paper_rmse'] == ''  # of another number of steps
+  assert is_picture(folder / 'compression.png')
+  assert is_picture(folder / 'compression_table.png')
+
+
+def test_progressive_predictions_are_measured_step_by_step(run):
+  folder = run('progressive')
+  rows = read_csv(folder / 'progressive.csv')
+  assert [int(row['reverse_steps']) for row in rows] == [2, 2, 4, 4, 6, 6, 8, 8, 10, 10]
+  assert {row['images'] for row in rows} == {'12'}
+  with np.load(folder / 'progressive/progressive.npz') as arrays:
+    assert arrays['predictions'].shape == (12, 5, 8, 8, 1)
+  assert is_picture(folder / 'progressive.png')
+  assert is_picture(folder / 'progressive_metrics.png')
+
+
+def test_shared_chains_part_the_more_the_earlier(run):
+  folder = run('shared')
+  with np.load(folder / 'shared.npz') as arrays:
+    samples = arrays['samples'].astype(float)
+    assert arrays['timesteps'].tolist() == [9, 7, 4, 1]
+  assert samples.shape == (2, 4, 10, 8, 8, 1)
+  spread = samples.std(axis=2).mean(axis=(0, 2, 3, 4))
+  assert spread[0] > spread[3] > 0
+  assert is_picture(folder / 'shared.png')
+
+
+def test_interpolation_has_real_images_at_its_ends(run):
+  folder = run('interpolation')
+  with np.load(folder / 'interpolation.npz') as arrays:
+    figure_8, figure_9 = arrays['figure_8'], arrays['figure_9']
+    depths, ids = arrays['depths'].tolist(), arrays['ids']
+  assert figure_8.shape == (2, 13, 8, 8, 1)
+  assert depths[0] == 0
+  assert depths[-1] == 10
+  assert len(figure_9) == len(depths)
+  images, _ = load_digits('test')
+  np.testing.assert_array_equal(figure_8[:, 0], images[ids[0]])
+  np.testing.assert_array_equal(figure_8[:, -1], images[ids[1]])
+  # Without steps a reconstruction is the image; half-way lies the mean of both.
+  np.testing.assert_array_equal(figure_9[0, 1], figure_9[0, 0])
+  mean = (figure_9[0, 0].astype(float) + figure_9[0, -1]) / 2
+  assert np.abs(figure_9[0, 6] - mean).max() <= 0.5
+  assert is_picture(folder / 'interpolation_figure8.png')
+
+
+def test_neighbours_are_the_nearest_training_images(run):
+  folder = run('neighbours')
+  rows = read_csv(folder / 'neighbours.csv')
+  with np.load(folder.parents[1] / 'samples/step_00000002/samples.npz') as arrays:
+    sample = arrays['samples'][1].astype(float)
+  images, _ = load_digits('train')
+  distances = np.sqrt(np.square(images - sample).sum(axis=(1, 2, 3)))
+  ours = [row for row in rows if (row['space'], row['sample']) == ('pixels', '1')]
+  np.testing.assert_allclose([float(row['distance']) for row in ours], np.sort(distances)[:9])
+  assert [int(row['training_image']) for row in ours] == np.argsort(distances)[:9].tolist()
+  assert is_picture(folder / 'neighbours_pixels.png')
+  assert is_picture(folder / 'neighbours_features.png')
+
+
+def test_nearest_is_found_across_blocks(monkeypatch):
+  monkeypatch.setattr(reproduce, 'BLOCK', 7)
+  rng = np.random.default_rng(0)
+  others = rng.normal(size=(50, 3))
+  distances, indices = reproduce.nearest(others[[30, 3]], others, 4)
+  assert indices[:, 0].tolist() == [30, 3]
+  np.testing.assert_allclose(distances[:, 0], 0, atol=1e-7)
+  brute = np.linalg.norm(others[[30, 3], None] - others[None], axis=-1)
+  np.testing.assert_array_equal(indices, np.argsort(brute, axis=1)[:, :4])
+
+
+def test_all_reproductions_are_offered_by_the_config():
+  assert tuple(tiny_config().reproduce.what) == build.REPRODUCTIONS
+  with pytest.raises(ValueError, match=r"reproduce.what is 'table3'; it must be one of table1"):
+    build.check(tiny_config(**{'reproduce.what': ('table3',)}))
