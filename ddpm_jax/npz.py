@@ -8,12 +8,15 @@ import numpy as np
 
 _LOCAL_HEADER_BYTES = 30
 # Everything zipfile and numpy are known to raise on a damaged file (RuntimeError: a member that is
-# marked as encrypted, or of an unknown compression).
+# marked as encrypted, or of an unknown compression; TypeError and OverflowError: odd shapes).
 _READ_ERRORS = (
   OSError,
   EOFError,
   KeyError,
+  MemoryError,
   ValueError,
+  TypeError,
+  OverflowError,
   RuntimeError,
   SyntaxError,
   tokenize.TokenError,
@@ -43,13 +46,18 @@ def open_npz(path):
         for member in archive.infolist()
       }
   except _READ_ERRORS as error:
-    raise ValueError(f'{path} is not an intact .npz file of arrays ({error})') from error
+    raise ValueError(
+      f'{path} is not an intact .npz file of arrays ({" ".join(str(error).split())})'
+    ) from error
 
 
 def _open_member(path, archive, file, member):
   if member.compress_type != zipfile.ZIP_STORED:
     with archive.open(member) as stream:
-      return np.lib.format.read_array(stream, allow_pickle=False)
+      array = np.lib.format.read_array(stream, allow_pickle=False)
+      if stream.read(1):
+        raise ValueError(f'{member.filename} goes on after its array')
+      return array
   file.seek(member.header_offset)
   header = file.read(_LOCAL_HEADER_BYTES)
   name_bytes, extra_bytes = (int.from_bytes(header[i : i + 2], 'little') for i in (26, 28))

@@ -187,34 +187,27 @@ def compression(run):
   rate, rmse = rate_distortion(arrays['vb'], arrays['prior_bpd'], arrays['mse'])
   total = len(rate)
   steps = np.arange(1, total + 1)
-  theirs = {row[0]: row[1:] for row in paper.TABLE_4} if total == 1000 else {}
+  comparable = total == 1000 and 'cifar10' in run.config.data.source
+  theirs = {row[0]: row[1:] for row in paper.TABLE_4} if comparable else {}
   if not parallel.is_primary():
     return
   columns = ('reverse_steps', 'rate_bpd', 'rmse', 'paper_rate_bpd', 'paper_rmse')
   rows = [(k, rate[k - 1], rmse[k - 1], *theirs.get(k, ('', ''))) for k in steps.tolist()]
   write_csv(run.folder / 'compression.csv', columns, rows)
-  paper_steps, paper_rate, paper_rmse = np.transpose(paper.TABLE_4)
-  paper_steps = paper_steps / 1000 * total
-  plots.plot_curves(
-    run.folder / 'compression.png',
-    [
-      {
-        'x': 'reverse steps',
-        'y': 'RMSE on [0, 255]',
-        'curves': [('this model', steps, rmse, '-'), ('paper', paper_steps, paper_rmse, 'o')],
-      },
-      {
-        'x': 'reverse steps',
-        'y': 'rate, bits/dim',
-        'curves': [('this model', steps, rate, '-'), ('paper', paper_steps, paper_rate, 'o')],
-      },
-      {
-        'x': 'rate, bits/dim',
-        'y': 'RMSE on [0, 255]',
-        'curves': [('this model', rate, rmse, '-'), ('paper', paper_rate, paper_rmse, 'o')],
-      },
-    ],
+  known = sorted(theirs)
+  paper_rate, paper_rmse = np.transpose([theirs[k] for k in known]) if known else ([], [])
+  curves = (
+    ('reverse steps', steps, known, 'RMSE on [0, 255]', rmse, paper_rmse),
+    ('reverse steps', steps, known, 'rate, bits/dim', rate, paper_rate),
+    ('rate, bits/dim', rate, paper_rate, 'RMSE on [0, 255]', rmse, paper_rmse),
   )
+  panels = []
+  for x_name, x, paper_x, y_name, y, paper_y in curves:
+    panel = {'x': x_name, 'y': y_name, 'curves': [('this model', x, y, '-')]}
+    if known:
+      panel['curves'].append(('paper', paper_x, paper_y, 'o'))
+    panels.append(panel)
+  plots.plot_curves(run.folder / 'compression.png', panels)
   chosen = [max(1, round(total * (NUM_COLUMNS - i) / NUM_COLUMNS)) for i in range(NUM_COLUMNS)]
   table = [[str(k), f'{rate[k - 1]:.5f}', f'{rmse[k - 1]:.5f}', *theirs.get(k, '')] for k in chosen]
   table = [row[:3] + [f'{cell:.5f}' for cell in row[3:]] for row in table]

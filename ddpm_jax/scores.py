@@ -17,6 +17,7 @@ from ddpm_jax.shards import request_key
 
 BLOCK = 1024  # features in memory at a time
 NUM_IS_SPLITS = 10
+MIN_SPLIT_IMAGES = 500  # a score of fewer is low for want of images
 JPEG_IMAGES = 512
 NEIGHBOURS = 3  # k of precision and recall
 
@@ -175,12 +176,25 @@ class Scorer:
     figure = {'value': frechet_distance(statistics, self._statistics)}
     if self._real is not None:
       figure['sanity'] = self._sanity_fid
+      figure |= self._distance_of_real_images(len(generated['features']))
     if statistics.count <= len(statistics.mean):
       figure['covariance'] = f'singular: fewer images than the {len(statistics.mean)} features'
     return {'fid': figure}
 
+  def _distance_of_real_images(self, count):
+    """The distance of as many real images to the rest: what the number of images alone costs."""
+    features = self._real['features']
+    if count > len(features) // 2:
+      return {}
+    order = np.random.default_rng(0).permutation(len(features))
+    few, rest = (
+      statistics_of(LazyRows(features, np.sort(rows))) for rows in (order[:count], order[count:])
+    )
+    return {'distance_of_as_many_real_images': frechet_distance(few, rest)}
+
   def _measure_is(self, generated):
-    splits = min(NUM_IS_SPLITS, len(generated['logits']))
+    enough = len(generated['logits']) >= NUM_IS_SPLITS * MIN_SPLIT_IMAGES
+    splits = NUM_IS_SPLITS if enough else 1
     mean, std = inception_score(generated['logits'], num_splits=splits)
     figure = {
       'value': mean,
@@ -207,6 +221,19 @@ class Scorer:
       'precision': {'value': precision, 'sanity': sanity[0], **facts},
       'recall': {'value': recall, 'sanity': sanity[1], **facts},
     }
+
+
+class LazyRows:
+  """Some rows of an array on disk, read a slice at a time."""
+
+  def __init__(self, array, rows):
+    self._array, self._rows = array, rows
+
+  def __len__(self):
+    return len(self._rows)
+
+  def __getitem__(self, part):
+    return self._array[self._rows[part]]
 
 
 def source_request(source):

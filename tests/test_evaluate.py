@@ -84,6 +84,10 @@ def test_report_has_every_figure_with_how_it_was_measured(workdir, run):
   assert distance['rounding'] == 'uint8'
   assert distance['sanity'] < distance['value'] / 5
   assert 'singular' in distance['covariance']
+  # As few real images are far from the rest, too, but not as far.
+  floor = distance['distance_of_as_many_real_images']
+  assert distance['sanity'] < floor < distance['value']
+  assert figures['Classifier score (digits classifier), 12 images']['splits'] == 1
   about = report(workdir)['about']
   assert about['step'] == 4
   assert about['parameters'] == 'moving average of decay 0.5'

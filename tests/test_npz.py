@@ -115,3 +115,63 @@ def test_damage_anywhere_raises_nothing_but_value_errors(tmp_path, save):
     except ValueError:
       refused += 1
   assert refused > 100
+
+
+def test_columns_first_arrays_are_mapped_in_their_order(tmp_path):
+  np.savez(tmp_path / 'x.npz', x=ARRAYS['by_columns'])
+  mapped = open_npz(tmp_path / 'x.npz')['x']
+  assert isinstance(mapped, np.memmap)
+  assert mapped.flags.f_contiguous
+  assert not mapped.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+  ('descr', 'shape'),
+  [
+    ('<f8', '(True,)'),
+    ('<f8', '(2.0,)'),
+    ('<f8', "('a',)"),
+    ('<f8', '(-1,)'),
+    ('<f8', '(-1, -2)'),
+    ('<f8', '(0, 10000000000000000000000000000000)'),
+    ('<f8', f'({"1, " * 70})'),
+    ('no type', '(2,)'),
+  ],
+)
+@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_headers_that_describe_no_array_are_refused(tmp_path, descr, shape, compression):
+  header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+  magic = b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little')
+  with zipfile.ZipFile(tmp_path / 'x.npz', 'w', compression) as archive:
+    archive.writestr('x.npy', magic + header + bytes(16))
+  with pytest.raises(ValueError, match=r'not an intact .npz file') as caught:
+    open_npz(tmp_path / 'x.npz')
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_one_flipped_bit_is_refused_or_leaves_a_valid_array(tmp_path, save):
+  # The checksum of a compressed array tells any change of it; a mapped one may have other values.
+  path, array = tmp_path / 'x.npz', np.arange(12) % 7
+  save(path, x=array)
+  whole = path.read_bytes()
+  messages, accepted = [], 0
+  for place in range(len(whole)):
+    damaged = bytearray(whole)
+    damaged[place] ^= 1 << place % 8
+    path.write_bytes(damaged)
+    try:
+      opened = open_npz(path)
+    except ValueError as error:
+      messages.append(str(error))
+      continue
+    accepted += 1
+    for values in opened.values():
+      assert isinstance(values, np.memmap) == (save is np.savez)
+      assert not values.dtype.hasobject
+      assert values.nbytes == array.nbytes
+      if save is np.savez_compressed:
+        np.testing.assert_array_equal(values, array)
+  assert len(messages) > 50
+  assert not any('\n' in message for message in messages)
+  assert accepted > 20

@@ -91,7 +91,7 @@ def test_compression_has_a_row_for_each_reverse_step(run):
   rate = [float(row['rate_bpd']) for row in rows]
   assert rate == sorted(rate)
   assert float(rows[-1]['rmse']) < float(rows[0]['rmse'])
-  assert rows[0]['paper_rmse'] == ''  # of another number of steps
+  assert rows[0]['paper_rmse'] == ''  # it is of CIFAR-10
   assert is_picture(folder / 'compression.png')
   assert is_picture(folder / 'compression_table.png')
 

@@ -135,7 +135,8 @@ def _open_npz_images(path, field):
     found = ', '.join(arrays) or 'nothing'
     raise ValueError(f'{field}={path} has {found}; images are under {" or ".join(_KEYS)}')
   images = arrays[key]
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+  fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3)
+  if not fits or not all(images.shape[1:]):
     raise ValueError(
       f'{field}={path}: {key} is {images.dtype}{list(images.shape)}; '
       'it must be uint8 [N, H, W, C] with 1 or 3 channels'

@@ -18,7 +18,7 @@ def inception_score(logits, *, num_splits=10):
     (mean, std) of the parts' scores, each between 1 and the number of classes.
 
   Raises:
-    ValueError: more splits than images.
+    ValueError: more splits than images, or logits that are not finite.
   """
   if not 1 <= num_splits <= len(logits):
     raise ValueError(f'{num_splits} splits of {len(logits)} images; from 1 to {len(logits)} work')
@@ -32,6 +32,8 @@ def _score(logits):
   mean, negative_entropy = np.zeros(logits.shape[1]), 0.0
   for first in range(0, len(logits), BLOCK):
     block = np.asarray(logits[first : first + BLOCK], np.float64)
+    if not np.isfinite(block).all():
+      raise ValueError('logits are not finite: the images, or the network, are broken')
     log_p = block - block.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     p = np.exp(log_p)

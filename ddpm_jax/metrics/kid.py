@@ -2,6 +2,8 @@
 
 import numpy as np
 
+MIN_SUBSETS = 10  # for the standard error
+
 
 def mmd2_unbiased(x, y):
   """Unbiased squared maximum mean discrepancy with the kernel (x . y / d + 1)^3.
@@ -11,9 +13,16 @@ def mmd2_unbiased(x, y):
 
   Returns:
     a float; its expectation is 0 for equal distributions, so it may be negative.
+
+  Raises:
+    ValueError: of another dimension, or not finite.
   """
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
   d = x.shape[1]
+  if y.shape[1] != d:
+    raise ValueError(f'{d} and {y.shape[1]} features: they are of different networks')
+  if not (np.isfinite(x).all() and np.isfinite(y).all()):
+    raise ValueError('features are not finite: the images, or the network, are broken')
 
   def within(x):
     kernel = (x @ x.T / d + 1) ** 3
@@ -22,31 +31,36 @@ def mmd2_unbiased(x, y):
   return float(within(x) + within(y) - 2 * ((x @ y.T / d + 1) ** 3).mean())
 
 
-def kid(real, generated, *, subset_size=1000, num_subsets=100, seed=0):
-  """KID: the mean of MMD^2 over random subsets.
+def kid(real, generated, *, subset_size=1000, seed=0):
+  """KID: the mean of MMD^2 over subsets that have no image in common.
+
+  Published programs draw 100 subsets of 1,000 that overlap. The expectation is the same, but only
+  without overlap do the subsets tell how far the mean may be off.
 
   Args:
     real, generated: float [N, d] and [M, d], may be mapped from files.
-    subset_size: of each, drawn without replacement; no more than half of the smaller set, so that
-      subsets differ.
-    num_subsets: how many.
-    seed: of the draws.
+    subset_size: images of each set in a subset; fewer where that leaves less than ten subsets.
+    seed: of the random order in which images go into subsets.
 
   Returns:
-    (mean, standard error): std over the subsets / sqrt(num_subsets), as published programs print
-    the std; subsets overlap, so it is a little too small.
+    (mean, standard error), the latter from the spread of the subsets.
 
   Raises:
-    ValueError: fewer than four images in a set.
+    ValueError: fewer than four images in a set, another dimension, or not finite.
   """
   smaller = min(len(real), len(generated))
   if smaller < 4:
     raise ValueError(f'{smaller} images: the kernel distance needs four at least')
-  size = min(subset_size, smaller // 2)
+  num_subsets = min(max(MIN_SUBSETS, smaller // subset_size), smaller // 2)
+  size = smaller // num_subsets
   rng = np.random.default_rng(seed)
+  orders = [rng.permutation(len(features)) for features in (real, generated)]
 
-  def subset(features):
-    return features[np.sort(rng.choice(len(features), size, replace=False))]
+  def subset(features, order, i):
+    return features[np.sort(order[i * size : (i + 1) * size])]
 
-  values = [mmd2_unbiased(subset(real), subset(generated)) for _ in range(num_subsets)]
+  values = [
+    mmd2_unbiased(subset(real, orders[0], i), subset(generated, orders[1], i))
+    for i in range(num_subsets)
+  ]
   return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(num_subsets))

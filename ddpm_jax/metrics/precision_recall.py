@@ -24,11 +24,15 @@ def precision_recall(real, generated, *, k=3, block_size=2048):
     the generated one.
 
   Raises:
-    ValueError: too few points.
+    ValueError: too few points, of another dimension, or not finite.
   """
   if min(len(real), len(generated)) <= k:
     raise ValueError(
       f'{min(len(real), len(generated))} images: precision and recall with k = {k} need {k + 1}'
+    )
+  if real.shape[1:] != generated.shape[1:]:
+    raise ValueError(
+      f'{real.shape[1]} and {generated.shape[1]} features: they are of different networks'
     )
   centre = np.asarray(real, np.float64).mean(axis=0)  # fewer digits are lost near the origin
   real, generated = (_Points(features, centre, block_size) for features in (real, generated))
@@ -45,7 +49,10 @@ class _Points:
     self.count = len(features)
 
   def block(self, start):
-    x = np.asarray(self._features[start : start + self._block_size], np.float64) - self._centre
+    with np.errstate(invalid='ignore'):  # the centre is not finite either
+      x = np.asarray(self._features[start : start + self._block_size], np.float64) - self._centre
+    if not np.isfinite(x).all():
+      raise ValueError('features are not finite: the images, or the network, are broken')
     return x, np.square(x).sum(axis=1)
 
 

@@ -104,6 +104,36 @@ def test_distance_to_a_point_is_the_trace():
   assert frechet_distance(point, point) == 0
 
 
+@pytest.mark.parametrize('rank_a', [0, 1, 5, 12])
+@pytest.mark.parametrize('rank_b', [0, 1, 12])
+@pytest.mark.parametrize('scale', [1e-8, 1, 1e8])
+def test_distance_of_any_ranks_and_scales_is_within_its_bounds(rank_a, rank_b, scale):
+  # 0 <= tr (S_a S_b)^(1/2) <= sqrt(tr S_a tr S_b)
+  rng = np.random.default_rng(12)
+  a, b = (rng.standard_normal((12, rank)) for rank in (rank_a, rank_b))
+  b *= scale
+  mean_a, mean_b = rng.standard_normal((2, 12))
+  distance = frechet_distance(gaussian(mean_a, a @ a.T), gaussian(mean_b, b @ b.T))
+  traces = np.square(a).sum(), np.square(b).sum()
+  shift = np.square(mean_a - mean_b).sum()
+  highest = shift + sum(traces)
+  rounding = 1e-12 * highest
+  assert distance <= highest + rounding
+  assert distance >= highest - 2 * np.sqrt(traces[0] * traces[1]) - rounding
+  if rank_a == rank_b == 1:  # the root's trace is |a . b|
+    expected = highest - 2 * abs(a.ravel() @ b.ravel())
+    assert distance == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize('block_size', [1, 2, 7, 64, 300])
+def test_statistics_do_not_depend_on_the_size_of_blocks(block_size, relative_error):
+  x = features(13, 300, 9, mean=1e3)
+  statistics = accumulate(x[i : i + block_size] for i in range(0, 300, block_size))
+  assert statistics.count == 300
+  assert relative_error(statistics.mean, x.mean(axis=0)) < 1e-13
+  assert relative_error(statistics.covariance, np.cov(x.T)) < 1e-11
+
+
 @pytest.mark.parametrize('case', ['fullrank', 'rankdef', 'pool2048'])
 def test_distance_equals_the_original_programs(reference, case):
   # The original takes roots of singular values of 1e-10 and more, and leaves the smaller as they
@@ -172,6 +202,11 @@ def test_values_that_are_not_finite_are_refused(value):
     accumulate([x])
   with pytest.raises(ValueError, match='not finite'):
     frechet_distance(good, good._replace(mean=x[4]))
+  covariance = good.covariance.copy()
+  covariance[1, 1] = value
+  for pair in ((good, good._replace(covariance=covariance)), (good._replace(mean=x[4]), good)):
+    with pytest.raises(ValueError, match='not finite'):
+      frechet_distance(*pair)
 
 
 def test_other_dimensions_are_refused():

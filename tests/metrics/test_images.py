@@ -127,6 +127,8 @@ def test_a_bomb_is_refused_like_any_broken_file(tmp_path, monkeypatch):
     (dict(samples=pictures()[..., :2]), 'with 1 or 3 channels'),
     (dict(samples=pictures()[0]), r'must be uint8 \[N, H, W, C\]'),
     (dict(samples=pictures(1)), 'two are needed'),
+    (dict(samples=pictures()[:0]), r'has 0 image\(s\); two are needed'),
+    (dict(), 'has nothing; images are under'),
   ],
 )
 def test_other_arrays_are_refused_in_one_line(tmp_path, arrays, message):
@@ -137,7 +139,16 @@ def test_other_arrays_are_refused_in_one_line(tmp_path, arrays, message):
   assert '\n' not in str(caught.value)
 
 
+def test_python_objects_are_refused(tmp_path):
+  np.savez(tmp_path / 'x.npz', samples=np.array([{}, {}], object))
+  with pytest.raises(ValueError, match=r'x\.npz .*Python objects'):
+    open_images(tmp_path / 'x.npz', FIELD)
+
+
 def test_nothing_to_open_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='has no pictures'):
+    open_images(tmp_path, FIELD)
+  (tmp_path / 'notes.txt').write_text('no picture')
   with pytest.raises(ValueError, match='has no pictures'):
     open_images(tmp_path, FIELD)
   with pytest.raises(ValueError, match='does not exist'):

@@ -71,3 +71,12 @@ def test_score_equals_torch_fidelitys(reference):
 def test_splits_that_are_impossible_are_refused(num_splits):
   with pytest.raises(ValueError, match='splits of 5 images'):
     inception_score(np.zeros((5, 3)), num_splits=num_splits)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_refused(value):
+  logits = np.random.default_rng(4).standard_normal((20, 3))
+  logits[13, 2] = value
+  with pytest.raises(ValueError, match='logits are not finite') as caught:
+    inception_score(logits, num_splits=2)
+  assert '\n' not in str(caught.value)

@@ -90,3 +90,23 @@ def test_equals_torch_fidelitys(reference):
 def test_too_few_points_are_refused():
   with pytest.raises(ValueError, match=r'3 images.*k = 3 need 4'):
     precision_recall(np.zeros((10, 2)), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('row', [0, 19])  # in the first block and in the last
+def test_features_that_are_not_finite_are_refused(row, value):
+  x, y = np.random.default_rng(5).standard_normal((2, 20, 3))
+  broken = x.copy()
+  broken[row, 1] = value
+  for pair in ((broken, y), (y, broken)):
+    with pytest.raises(ValueError, match='features are not finite') as caught:
+      precision_recall(*pair, block_size=8)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('width', [1, 2, 4])  # one feature would be broadcast against the centre
+def test_other_dimensions_are_refused(width):
+  x = np.random.default_rng(6).standard_normal((20, 3))
+  with pytest.raises(ValueError, match=f'3 and {width} features: they are of different') as caught:
+    precision_recall(x, np.resize(x, (20, width)))
+  assert '\n' not in str(caught.value)
