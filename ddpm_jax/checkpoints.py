@@ -192,13 +192,7 @@ class Checkpointer:
     self.wait()
     if step not in self.all_steps():
       raise ValueError(f'no checkpoint {step} in {self._directory}: it has {self.all_steps()}')
-    fault, restored = find_fault(self._folder(step)), None
-    if fault is None:
-      try:
-        restored = read(step)
-      except Exception:
-        if self._folder(step).is_dir():
-          raise
+    fault, restored = self._try_read(step, read)
     if not self._folder(step).is_dir():
       raise ValueError(
         f'checkpoint {step} in {self._directory} was deleted by the run in progress while it was '
@@ -268,13 +262,7 @@ class Checkpointer:
     self.wait()
     faults = {}
     for step in reversed(self.all_steps()):
-      fault, restored = find_fault(self._folder(step)), None
-      if fault is None:
-        try:
-          restored = read(step)
-        except Exception:
-          if self._folder(step).is_dir():
-            raise
+      fault, restored = self._try_read(step, read)
       if not self._folder(step).is_dir():  # deleted by the run in progress: look again
         return self._restore_newest(read, set_aside=set_aside)
       if fault is None:
@@ -289,6 +277,17 @@ class Checkpointer:
         + '. Put back a good copy, or choose another workdir'
       )
     return None
+
+  def _try_read(self, step, read):
+    """Returns (fault, read(step)); of no account where the step is gone afterwards."""
+    fault, restored = find_fault(self._folder(step)), None
+    if fault is None:
+      try:
+        restored = read(step)
+      except Exception:
+        if self._folder(step).is_dir():
+          raise
+    return fault, restored
 
   def _pass_over(self, step, fault, used_step, *, set_aside):
     """Says that a step is damaged; set_aside renames it, so that its number can be saved again."""

@@ -27,7 +27,7 @@ from ddpm_jax.bounds import Bound
 from ddpm_jax.checkpoints import Checkpointer, keep_steps
 from ddpm_jax.metrics.images import open_images
 from ddpm_jax.report import write_report
-from ddpm_jax.sample import Sampler, fingerprint, write_samples
+from ddpm_jax.sample import Sampler, fingerprint, restore_ema, write_samples
 from ddpm_jax.scores import ArrayImages, Scorer
 from ddpm_jax.workdir import config_dict, find_workdir, locked, open_workdir
 
@@ -81,12 +81,10 @@ def restore_step(config, path, step):
   checkpoints = path / 'checkpoints'
   if parallel.is_primary() and step is not None:
     keep_steps(checkpoints, 'evaluating', [step])
-  params_like = jax.eval_shape(lambda: build.init_params(config))
-  with Checkpointer(checkpoints, config_dict(config), read_only=True) as checkpointer:
-    step, ema_params, checksum = checkpointer.restore_ema(params_like, step)
+  step, ema_params, checksum = restore_ema(config, path, step)
   if parallel.is_primary():
     keep_steps(checkpoints, 'evaluating', [step])  # until it is known whether it is the best
-  return step, parallel.replicate(ema_params), checksum
+  return step, ema_params, checksum
 
 
 def evaluate_step(evaluator, path, step):

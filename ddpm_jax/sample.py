@@ -32,7 +32,7 @@ def sample(config, workdir):
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():
       stack.enter_context(locked(path, 'sample'))
-    step, ema_params = restore_ema(config, path)
+    step, ema_params, _ = restore_ema(config, path)
     if parallel.is_primary():
       print(f'{config.sample.num_samples} samples of step {step}, seed {config.sample.seed}')
     sampler = Sampler(config, config.sample.num_samples)
@@ -41,12 +41,12 @@ def sample(config, workdir):
       print(f'done: {folder / "samples.npz"} and {folder / "grid.png"}')
 
 
-def restore_ema(config, path):
-  """(step, EMA parameters on every device) of the newest checkpoint that verifies."""
+def restore_ema(config, path, step=None):
+  """(step, EMA parameters on every device, checksum) of a step, or of the newest that verifies."""
   params_like = jax.eval_shape(lambda: build.init_params(config))
   with Checkpointer(path / 'checkpoints', config_dict(config), read_only=True) as checkpointer:
-    step, ema_params, _ = checkpointer.restore_ema(params_like)
-  return step, parallel.replicate(ema_params)
+    step, ema_params, checksum = checkpointer.restore_ema(params_like, step)
+  return step, parallel.replicate(ema_params), checksum
 
 
 class Sampler:

@@ -13,6 +13,7 @@ Each batch is a fixed run of ids, whatever was there before: the results of an i
 those of an undisturbed one, bit for bit.
 """
 
+import contextlib
 import hashlib
 import json
 import zipfile
@@ -100,22 +101,28 @@ def load_ids(file):
     return np.zeros(0, np.int64)
 
 
-def save(file, ids, arrays):
-  """Writes a shard whole or not at all.
+@contextlib.contextmanager
+def _written_whole(file):
+  """Yields the path to write to; `file` has all of it afterwards, or is as it was.
 
   Raises:
     ValueError: it cannot be written, as on a full disk.
   """
   partial = file.with_name(file.name + '.partial')
   try:
-    with open(partial, 'wb') as stream:
-      np.savez(stream, ids=ids, **arrays)
+    yield partial
     partial.replace(file)
   except OSError as error:
     partial.unlink(missing_ok=True)
     raise ValueError(
       f'{file} cannot be written ({error.strerror}); mend that, and the same command goes on'
     ) from error
+
+
+def save(file, ids, arrays):
+  """Writes a shard, as _written_whole says."""
+  with _written_whole(file) as partial, open(partial, 'wb') as stream:
+    np.savez(stream, ids=ids, **arrays)
 
 
 def _prepare(folder, finished, request, num_rows):
@@ -160,20 +167,12 @@ def _is_intact(shard):
 def _merge(shards, finished):
   """Makes NAME.npz of the shards, one of them in memory at a time."""
   files = _files(shards)
-  partial = finished.with_name(finished.name + '.partial')
-  try:
-    with zipfile.ZipFile(partial, 'w') as archive:
-      with np.load(files[0]) as arrays:
-        names = arrays.files
-      for name in names:
-        with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
-          _write_concatenated(stream, files, name)
-    partial.replace(finished)
-  except OSError as error:
-    partial.unlink(missing_ok=True)
-    raise ValueError(
-      f'{finished} cannot be written ({error.strerror}); mend that, and the same command goes on'
-    ) from error
+  with np.load(files[0]) as arrays:
+    names = arrays.files
+  with _written_whole(finished) as partial, zipfile.ZipFile(partial, 'w') as archive:
+    for name in names:
+      with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
+        _write_concatenated(stream, files, name)
   for file in files:
     file.unlink()
   shards.rmdir()
