@@ -7,6 +7,7 @@ import numpy as np
 
 from ddpm_jax import build, npz, parallel, shards
 from ddpm_jax.data import fingerprint
+from ddpm_jax.files import written_whole
 from ddpm_jax.workdir import config_dict
 
 
@@ -95,7 +96,7 @@ def mean_and_error(values):
 
 def write_terms(file, arrays):
   """The bound's mean at each t, as CSV."""
-  with open(file, 'w', newline='') as stream:
+  with written_whole(file) as partial, open(partial, 'w', newline='') as stream:
     writer = csv.writer(stream)
     writer.writerow(['t', 'vb_bpd', 'vb_standard_error', 'x_0_mse', 'x_0_mse_standard_error'])
     for t in range(arrays['vb'].shape[1]):

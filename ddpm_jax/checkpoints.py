@@ -30,6 +30,7 @@ from concurrent import futures
 import jax
 import orbax.checkpoint as ocp
 
+from ddpm_jax.files import write_text
 from ddpm_jax.workdir import differing_fields
 
 MANIFEST = 'MANIFEST.json'
@@ -347,9 +348,7 @@ def keep_steps(directory, reason, steps):
     reason: a word, such as 'best'; each has its own steps.
     steps: ints.
   """
-  partial = directory / f'.KEEP.{reason}.partial'
-  partial.write_text(''.join(f'{step}\n' for step in steps))
-  partial.replace(directory / f'KEEP.{reason}')
+  write_text(directory / f'KEEP.{reason}', ''.join(f'{step}\n' for step in steps))
 
 
 def write_manifest(folder):

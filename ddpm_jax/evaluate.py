@@ -25,6 +25,7 @@ import numpy as np
 from ddpm_jax import build, npz, parallel
 from ddpm_jax.bounds import Bound
 from ddpm_jax.checkpoints import Checkpointer, keep_steps
+from ddpm_jax.files import write_text
 from ddpm_jax.metrics.images import open_images
 from ddpm_jax.report import write_report
 from ddpm_jax.sample import Sampler, fingerprint, restore_ema, write_samples
@@ -196,9 +197,11 @@ class Evaluator:
       'checkpoint_sha256': checkpoint_sha256,
       'parameters_sha256': ema_sha256,
     }
-    figures, notes = [], []
-    for bound in self._bounds:
-      figures.append(bound.measure(folder, ema_params, ema_sha256))
+    notes = []
+    trained_on = config.data.split
+    if trained_on == 'all' or 'test' in trained_on:
+      notes.append(f'The test images were trained on: data.split is {trained_on}.')
+    figures = [bound.measure(folder, ema_params, ema_sha256) for bound in self._bounds]
     if self._scorer:
       scored, more_notes = self._score(path, step, folder, ema_params, ema_sha256)
       figures += scored
@@ -253,8 +256,6 @@ def note_best(path, step, figures, request):
   if comparable and best['step'] != step and best['value'] <= figure['value']:
     return
   best = {'step': step, 'figure': figure['name'], 'value': figure['value'], 'request': request}
-  partial = file.with_name('best.json.partial')
-  partial.write_text(json.dumps(best, indent=2) + '\n')
-  partial.replace(file)
+  write_text(file, json.dumps(best, indent=2) + '\n')
   keep_steps(path / 'checkpoints', 'best', [step])
   print(f'best so far: step {step}, {figure["name"]} {figure["value"]:.4f}', flush=True)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ddpm_jax.files import written_whole
+
 MIN_CELL_PIXELS = 32  # smaller images are enlarged so that one can see them
 
 
@@ -41,6 +43,5 @@ def save_png(path, image):
   """Writes uint8 [H, W, 3] whole or not at all."""
   from PIL import Image
 
-  partial = path.with_name(path.name + '.partial')
-  Image.fromarray(image).save(partial, format='PNG')
-  partial.replace(path)
+  with written_whole(path) as partial:
+    Image.fromarray(image).save(partial, format='PNG')

@@ -8,6 +8,8 @@ import time
 
 import numpy as np
 
+from ddpm_jax.files import write_text
+
 LOG_EVERY_SECS = 10
 
 
@@ -167,9 +169,7 @@ def _drop_after(path, step):
         kept.append(line + '\n')
     except json.JSONDecodeError:
       continue
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(''.join(kept))
-  partial.replace(path)
+  write_text(path, ''.join(kept))
 
 
 def duration(seconds):

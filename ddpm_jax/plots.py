@@ -2,6 +2,8 @@
 
 import contextlib
 
+from ddpm_jax.files import written_whole
+
 
 @contextlib.contextmanager
 def _axes(file, count=1, *, size=(5.0, 3.6)):
@@ -12,9 +14,8 @@ def _axes(file, count=1, *, size=(5.0, 3.6)):
   figure = Figure(figsize=(size[0] * count, size[1]))
   FigureCanvasAgg(figure)
   yield figure.subplots(1, count, squeeze=False)[0]
-  partial = file.with_name(file.name + '.partial')
-  figure.savefig(partial, format='png', dpi=110, bbox_inches='tight')
-  partial.replace(file)
+  with written_whole(file) as partial:
+    figure.savefig(partial, format='png', dpi=110, bbox_inches='tight')
 
 
 def plot_curves(file, panels):

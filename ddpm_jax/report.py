@@ -7,6 +7,8 @@ features of another network is not called FID at all.
 
 import json
 
+from ddpm_jax.files import write_text
+
 FULL_COUNT = 50_000  # samples of a published FID
 
 NAMES = {
@@ -49,18 +51,8 @@ def write_report(folder, report):
     report: dict of JSON values: title, about (dict of lines), notes (list of lines), figures
       (list of dicts with metric, name, value, count and further facts).
   """
-  _write(folder / 'report.json', json.dumps(report, indent=2) + '\n')
-  _write(folder / 'report.md', to_markdown(report))
-
-
-def _write(file, text):
-  partial = file.with_name(file.name + '.partial')
-  try:
-    partial.write_text(text)
-    partial.replace(file)
-  except OSError as error:
-    partial.unlink(missing_ok=True)
-    raise ValueError(f'{file} cannot be written ({error.strerror})') from error
+  write_text(folder / 'report.json', json.dumps(report, indent=2) + '\n')
+  write_text(folder / 'report.md', to_markdown(report))
 
 
 def format_value(value):

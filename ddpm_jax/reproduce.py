@@ -24,7 +24,9 @@ import numpy as np
 
 from ddpm_jax import build, npz, paper, parallel, plots, shards
 from ddpm_jax.bounds import Bound
+from ddpm_jax.checkpoints import keep_steps
 from ddpm_jax.evaluate import Evaluator, evaluate_step, restore_step
+from ddpm_jax.files import written_whole
 from ddpm_jax.grids import make_grid, save_png, to_uint8
 from ddpm_jax.metrics.features import collect_features
 from ddpm_jax.sample import Sampler, fingerprint, write_samples
@@ -79,16 +81,16 @@ def reproduce(config, workdir):
       FIGURES[name](run)
       if parallel.is_primary():
         print(f'done: {folder / name}.*', flush=True)
+    if parallel.is_primary():
+      keep_steps(path / 'checkpoints', 'evaluating', [])
 
 
 def write_csv(file, columns, rows):
   """Writes a table, whole or not at all."""
-  partial = file.with_name(file.name + '.partial')
-  with open(partial, 'w', newline='') as stream:
+  with written_whole(file) as partial, open(partial, 'w', newline='') as stream:
     writer = csv.writer(stream)
     writer.writerow(columns)
     writer.writerows(rows)
-  partial.replace(file)
 
 
 def _write_table(run, name, columns, rows, *, marked):

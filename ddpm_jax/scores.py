@@ -1,10 +1,12 @@
 """Metrics of images against real ones, by a network's features, as the evaluation has them."""
 
+import contextlib
 import time
 
 import numpy as np
 
 from ddpm_jax import build, data, parallel
+from ddpm_jax.files import held
 from ddpm_jax.metrics.features import collect_features
 from ddpm_jax.metrics.frechet import Statistics, accumulate, frechet_distance, merge
 from ddpm_jax.metrics.inception_score import inception_score
@@ -96,15 +98,20 @@ class Scorer:
     """Features of real images, computed once and kept in the cache."""
     name = request.get('data', 'file').replace(':', '_').replace('/', '_')
     key = request_key({**request, 'network': self.network.about()})
-    return collect_features(
-      build.cache_dir(config) / 'reference' / f'{name}_{key}',
-      self.network,
-      images,
-      count,
-      request=request,
-      batch_size=self._batch_size,
-      what='features of real images',
-    )
+    folder = build.cache_dir(config) / 'reference' / f'{name}_{key}'
+    with contextlib.ExitStack() as stack:
+      if parallel.is_primary():
+        waiting_for = f'another evaluation that fills {folder}'
+        stack.enter_context(held(folder.with_suffix('.lock'), waiting_for=waiting_for))
+      return collect_features(
+        folder,
+        self.network,
+        images,
+        count,
+        request=request,
+        batch_size=self._batch_size,
+        what='features of real images',
+      )
 
   def about(self):
     """What a report says of the network and the reference."""

@@ -13,7 +13,6 @@ Each batch is a fixed run of ids, whatever was there before: the results of an i
 those of an undisturbed one, bit for bit.
 """
 
-import contextlib
 import hashlib
 import json
 import zipfile
@@ -21,6 +20,7 @@ import zipfile
 import numpy as np
 
 from ddpm_jax import logs, parallel
+from ddpm_jax.files import write_text, written_whole
 
 
 def collect(folder, name, request, num_rows, compute, *, batch_size, what=None):
@@ -101,27 +101,9 @@ def load_ids(file):
     return np.zeros(0, np.int64)
 
 
-@contextlib.contextmanager
-def _written_whole(file):
-  """Yields the path to write to; `file` has all of it afterwards, or is as it was.
-
-  Raises:
-    ValueError: it cannot be written, as on a full disk.
-  """
-  partial = file.with_name(file.name + '.partial')
-  try:
-    yield partial
-    partial.replace(file)
-  except OSError as error:
-    partial.unlink(missing_ok=True)
-    raise ValueError(
-      f'{file} cannot be written ({error.strerror}); mend that, and the same command goes on'
-    ) from error
-
-
 def save(file, ids, arrays):
-  """Writes a shard, as _written_whole says."""
-  with _written_whole(file) as partial, open(partial, 'wb') as stream:
+  """Writes a shard, as files.written_whole says."""
+  with written_whole(file) as partial, open(partial, 'wb') as stream:
     np.savez(stream, ids=ids, **arrays)
 
 
@@ -137,7 +119,7 @@ def _prepare(folder, finished, request, num_rows):
     if not same:
       _move_aside(folder)
   shards.mkdir(parents=True, exist_ok=True)
-  request_file.write_text(json.dumps(request, indent=2) + '\n')
+  write_text(request_file, json.dumps(request, indent=2) + '\n')
   if finished.exists():
     finished.rename(shards / f'{0:08d}.npz')  # of the same form as a shard
   for shard in shards.iterdir():
@@ -169,7 +151,7 @@ def _merge(shards, finished):
   files = _files(shards)
   with np.load(files[0]) as arrays:
     names = arrays.files
-  with _written_whole(finished) as partial, zipfile.ZipFile(partial, 'w') as archive:
+  with written_whole(finished) as partial, zipfile.ZipFile(partial, 'w') as archive:
     for name in names:
       with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
         _write_concatenated(stream, files, name)

@@ -13,6 +13,8 @@ import json
 import os
 import pathlib
 
+from ddpm_jax.files import write_text
+
 # What decides the course of a run. Everything else (how long, how often to log, where the data lie)
 # may change when it goes on.
 FIXED_FIELDS = (
@@ -144,6 +146,4 @@ def store_config(path, config):
         f'--workdir={path} holds a run of another config ({"; ".join(differing)}); '
         'give another workdir, or the config of that run'
       )
-  partial = path / 'config.json.partial'
-  partial.write_text(json.dumps(current, indent=2) + '\n')
-  partial.replace(file)
+  write_text(file, json.dumps(current, indent=2) + '\n')

@@ -317,3 +317,11 @@ def test_bad_input_is_answered_by_one_line(fields, message, workdir, run):
   with pytest.raises(ValueError, match=message) as caught:
     run(workdir, **fields)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('split', 'said'), [('train', False), ('all', True)])
+def test_report_says_when_test_images_were_trained_on(workdir, split, said):
+  fields = {'eval.metrics': ('bpd',), 'eval.bpd_examples': 2, 'data.split': split}
+  evaluate.evaluate(tiny_config(**fields), workdir)
+  line = 'The test images were trained on: data.split is all.'
+  assert (line in report(workdir)['notes']) == said

@@ -1,0 +1,51 @@
+"""Files that are whole or absent, and locks that last as long as their process."""
+
+import contextlib
+import fcntl
+
+
+@contextlib.contextmanager
+def written_whole(file):
+  """Yields the path to write to; `file` has all of it afterwards, or is as it was.
+
+  Args:
+    file: pathlib.Path.
+
+  Raises:
+    ValueError: it cannot be written, as on a full disk.
+  """
+  partial = file.with_name(f'.{file.name}.partial')
+  try:
+    yield partial
+    partial.replace(file)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      partial.unlink()
+    raise ValueError(
+      f'{file} cannot be written ({error.strerror or error}); mend that, and the same command '
+      'goes on'
+    ) from error
+
+
+def write_text(file, text):
+  """Writes a text file, as written_whole says."""
+  with written_whole(file) as partial:
+    partial.write_text(text)
+
+
+@contextlib.contextmanager
+def held(file, *, waiting_for):
+  """Holds a lock file, once no other process does.
+
+  Args:
+    file: pathlib.Path; its folder is made.
+    waiting_for: what to say that one waits for, if one has to.
+  """
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with open(file, 'a') as stream:
+    try:
+      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      print(f'waits for {waiting_for}', flush=True)
+      fcntl.flock(stream, fcntl.LOCK_EX)
+    yield
