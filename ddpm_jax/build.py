@@ -192,6 +192,7 @@ def model(config):
     dropout=config.model.dropout,
     resamp_with_conv=config.model.resamp_with_conv,
     dtype=DTYPES[config.model.dtype],
+    winograd=parallel.on_cpu() and config.model.dtype == 'float32',
   )
 
 

@@ -129,8 +129,13 @@ def pmap_batch_step(step, *, in_axes=(None, 0, None)):
   return _compiled(jax.pmap(step, AXIS, in_axes=in_axes))
 
 
+def on_cpu():
+  """Whether steps run on a CPU, which has fast paths of its own."""
+  return jax.default_backend() == 'cpu'
+
+
 def _compiled(pmapped, **kwargs):
-  if jax.default_backend() != 'cpu' or jax.process_count() > 1 or not _has_cpu_options():
+  if not on_cpu() or jax.process_count() > 1 or not _has_cpu_options():
     return pmapped
   return jax.jit(pmapped, compiler_options=_CPU_COMPILER_OPTIONS, **kwargs)
 
