@@ -165,6 +165,34 @@ def batch_noise_fn(shape, seed=0):
   return lambda t: jax.random.normal(jax.random.fold_in(jax.random.key(seed), t), shape)
 
 
+@pytest.mark.usefixtures('float64')
+def test_unipc_takes_the_steps_of_the_paper():
+  # Three steps by hand: predictor 1, corrector 1, predictor 2 (Algs. 5 and 6, Zhao et al. 2023).
+  timesteps = np.array([100, 400, 900])
+  alpha, sigma = (
+    table[timesteps[::-1]]
+    for table in (LINEAR.sqrt_alphas_cumprod, LINEAR.sqrt_one_minus_alphas_cumprod)
+  )
+  h = np.diff(np.log(alpha / sigma))
+  eps_fn = mixture_denoise_fn(LINEAR, **MIXTURE)
+
+  def xstart(x, i):
+    return (x - sigma[i] * eps_fn(x, jnp.array([timesteps[2 - i]]))) / alpha[i]
+
+  x = np.array([[0.7]])
+  first = xstart(x, 0)
+  b = np.expm1(-h)  # B_2
+  predicted = sigma[1] / sigma[0] * x - alpha[1] * b[0] * first
+  second = xstart(predicted, 1)
+  corrected = predicted - alpha[1] * b[0] * 0.5 * (second - first)
+  slope = (first - second) / (-h[0] / h[1])
+  last = sigma[2] / sigma[1] * corrected - alpha[2] * b[1] * (second + 0.5 * slope)
+  _, states = run('unipc_2', LINEAR, eps_fn, x, timesteps=timesteps, trajectory=True)
+  np.testing.assert_allclose(states[:, 0], predicted, rtol=1e-9)
+  np.testing.assert_allclose(states[:, 1], last, rtol=1e-9)
+  np.testing.assert_allclose(states[:, 2], xstart(last, 2), rtol=1e-9)
+
+
 @pytest.mark.parametrize('clip', samplers.CLIPS)
 @pytest.mark.parametrize('num_steps', [7, 100])
 def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posterior_variance(num_steps, clip):
