@@ -63,6 +63,14 @@ def get_config():
         'num_samples': 64,  # images, with ids 0, 1, ...
         'batch_size': 64,  # images a compiled chain, over all devices
         'seed': 0,  # image i depends on (seed, i) alone
+        # ancestral | ddim | dpmpp_2m | dpmpp_3m | dpmpp_2m_sde | dpmpp_3m_sde | heun | unipc_2 |
+        # unipc_3
+        'sampler': 'ancestral',
+        'num_steps': placeholder(int),  # S of the T; none: all. heun has 2 S - 1 evaluations
+        # linspace | leading | trailing | quad | logsnr | karras; none: karras for heun, or trailing
+        'spacing': placeholder(str),
+        'eta': placeholder(float),  # ddim's, in [0, 1]; none: 0, no noise
+        'clip': 'static',  # of the predicted x_0: none | static, to [-1, 1] | dynamic, Imagen's
       },
       'eval': {
         'metrics': ('bpd', 'fid', 'is', 'kid', 'pr'),  # pr: precision and recall

@@ -1,11 +1,12 @@
 """The only file that turns config fields into objects, and where their values are checked."""
 
+import functools
 import pathlib
 
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import data, diffusion, parallel, schedules, steps
+from ddpm_jax import data, diffusion, parallel, samplers, schedules, steps
 from ddpm_jax.digits_classifier import DigitsClassifier
 from ddpm_jax.inception import IMAGE_SIZE as INCEPTION_SIZE
 from ddpm_jax.inception import InceptionV3
@@ -41,6 +42,7 @@ def check(config):
   _check_diffusion(config.diffusion)
   _check_model(config.model, config.data.image_size)
   _check_numbers(config)
+  _check_sample(config)
   parallel.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
   parallel.batch_sizes(config.sample.batch_size, 'sample.batch_size')
   parallel.batch_sizes(config.eval.batch_size, 'eval.batch_size')
@@ -91,6 +93,13 @@ def _check_model(config, image_size):
         f'model.ch is {config.ch} and model.ch_mult has {mult}; '
         f'each product must be a positive multiple of {NUM_GROUPS}, the groups of a norm'
       )
+
+
+def _check_sample(config):
+  wanted = config.sample
+  noise = schedule(config)
+  samplers.check_sampler(noise, wanted.sampler, eta=wanted.eta, clip=wanted.clip)
+  timesteps(config)
 
 
 def _check_eval(config):
@@ -264,10 +273,66 @@ def _predictions(config):
   return dict(mean_type=config.diffusion.mean_type, var_type=config.diffusion.var_type)
 
 
+def _spacing(config):
+  return config.sample.spacing or ('karras' if config.sample.sampler == 'heun' else 'trailing')
+
+
+def timesteps(config):
+  """The timesteps of config.sample, int64 [S]."""
+  num_steps = config.sample.num_steps
+  if num_steps is None:
+    num_steps = config.diffusion.num_timesteps
+  return schedules.timestep_subsequence(schedule(config), num_steps, _spacing(config))
+
+
+def sampler(config):
+  """The sampler of config.sample, for steps.make_sample_step."""
+  choices = {'timesteps': timesteps(config), 'clip': config.sample.clip}
+  if config.sample.eta is not None:
+    choices['eta'] = config.sample.eta
+  return functools.partial(samplers.SAMPLERS[config.sample.sampler], **choices)
+
+
+def sampler_request(config):
+  """What decides samples beyond seed, model and diffusion: nothing for the whole reverse chain."""
+  wanted, count = config.sample, len(timesteps(config))
+  request = {'sampler': wanted.sampler, 'clip': wanted.clip}
+  if count < config.diffusion.num_timesteps:
+    request |= {'num_steps': count, 'spacing': _spacing(config)}
+  if wanted.sampler == 'ddim':
+    request['eta'] = wanted.eta or 0.0
+  if request == {'sampler': 'ancestral', 'clip': 'static'}:
+    return {}
+  return {'sample': request}
+
+
+def sampler_words(config):
+  """The sampler for a report, such as 'ddim, 50 of 1000 steps (trailing), eta 0.0'."""
+  wanted, total = config.sample, config.diffusion.num_timesteps
+  count = len(timesteps(config))
+  words = [wanted.sampler, f'{total} steps']
+  if count < total:
+    words[1] = f'{count} of {total} steps ({_spacing(config)})'
+  evaluations = samplers.num_evaluations(wanted.sampler, count)
+  if evaluations != count:
+    words.append(f'{evaluations} evaluations')
+  if wanted.sampler == 'ancestral':
+    words.append(config.diffusion.var_type)
+  if wanted.sampler == 'ddim':
+    words.append(f'eta {wanted.eta or 0.0}')
+  if wanted.clip != 'static':
+    words.append(f'clip {wanted.clip}')
+  return ', '.join(words)
+
+
 def sample_step(config):
   """(params, ids [D, B], key) -> x_0 [D, B, H, W, C] over all devices, compiled."""
   step = steps.make_sample_step(
-    model(config), schedule(config), image_shape(config), **_predictions(config)
+    model(config),
+    schedule(config),
+    image_shape(config),
+    sampler=sampler(config),
+    **_predictions(config),
   )
   return parallel.pmap_batch_step(step)
 

@@ -165,6 +165,7 @@ class Evaluator:
     wanted = config.eval
     unrelated = ('step', 'watch', 'cache_dir', 'batch_size', 'inception_weights')
     self._request = {k: v for k, v in config_dict(config)['eval'].items() if k not in unrelated}
+    self._request |= build.sampler_request(config)
     self._bounds = []
     metrics = build.names(wanted.metrics)
     if 'bpd' in metrics:
@@ -221,7 +222,7 @@ class Evaluator:
       self._sampler, ema_params, path, step, count, rounding=config.eval.rounding, tell=True
     )
     facts = {
-      'sampler': f'ancestral, {config.diffusion.num_timesteps} steps, {config.diffusion.var_type}',
+      'sampler': build.sampler_words(config),
       'sample_seed': config.sample.seed,
       'rounding': config.eval.rounding,
       'sampling_secs': round(time.perf_counter() - start, 1),

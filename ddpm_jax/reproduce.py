@@ -412,7 +412,7 @@ def neighbours(run):
     scorer.network,
     ArrayImages(samples),
     count,
-    request=run.request(of='samples'),
+    request=run.request(of='samples', **build.sampler_request(config)),
     batch_size=config.eval.batch_size,
   )
   real = scorer.real_features(config, source, len(source), source_request(source))

@@ -50,7 +50,7 @@ def restore_ema(config, path, step=None):
 
 
 class Sampler:
-  """The compiled reverse chain of a config, for batches of one size."""
+  """The compiled sampler of a config, for batches of one size."""
 
   def __init__(self, config, max_samples):
     """max_samples: how many are wanted at once; sample.batch_size at most go through together."""
@@ -59,6 +59,7 @@ class Sampler:
     self.request = {
       'seed': config.sample.seed,
       **{section: config_dict(config)[section] for section in ('diffusion', 'model')},
+      **build.sampler_request(config),
     }
     self._step = build.sample_step(config)
     self._key = parallel.replicate(build.key(config.sample.seed, 'sample'))
@@ -77,8 +78,8 @@ class Sampler:
 def write_samples(sampler, ema_params, path, step, num_samples, *, rounding='uint8', tell=False):
   """Draws what is missing of samples 0, ..., num_samples - 1, and writes samples.npz and grid.png.
 
-  Samples that are there already, of the same parameters, seed and model, are kept and completed;
-  samples of another kind are moved to step_XXXXXXXX.earlier1, step_XXXXXXXX.earlier2, ...
+  Samples that are there already, of the same parameters, seed, model and sampler, are kept and
+  completed; samples of another kind are moved to step_XXXXXXXX.earlier1, ...
 
   Args:
     sampler: Sampler.

@@ -1,6 +1,7 @@
-"""Noise schedules: the betas and every table derived from them, built in NumPy float64.
+"""Noise schedules: the betas, every table derived from them, and the timesteps of few steps.
 
-t is 0-based throughout: t = 0 means one step of noise (the paper's t = 1).
+Tables are built in NumPy float64. t is 0-based throughout: t = 0 means one step of noise (the
+paper's t = 1).
 """
 
 import dataclasses
@@ -10,6 +11,8 @@ import numpy as np
 
 COSINE_OFFSET = 0.008  # s of Nichol & Dhariwal 2021: keeps beta_0 from vanishing
 COSINE_MAX_BETA = 0.999
+KARRAS_RHO = 7  # Karras et al. 2022, Table 1
+MAX_SIGMA = 80.0  # likewise: beyond it x_T is noise as it is
 
 
 def _warmup(fraction):
@@ -157,3 +160,130 @@ def make_schedule(betas):
     posterior_mean_coef2=(1 - alphas_cumprod_prev) * np.sqrt(alphas) / (1 - alphas_cumprod),
     fixedlarge_log_variance=np.log(np.append(first_variance, betas[1:])),
   )
+
+
+def respace(schedule, timesteps):
+  """The process seen at some of its timesteps only: betas re-derived from the kept alphas_cumprod.
+
+  The new timestep i is the old timesteps[i], with the same alphas_cumprod (Sec. 4 and Eq. 19,
+  Nichol & Dhariwal 2021).
+
+  Args:
+    schedule: NoiseSchedule, of NumPy tables.
+    timesteps: increasing ints [S] in [0, T-1].
+
+  Returns:
+    A NoiseSchedule with S timesteps.
+  """
+  timesteps = check_timesteps(schedule, timesteps)
+  kept = schedule.alphas_cumprod[timesteps]
+  return make_schedule(1 - kept / np.append(1.0, kept[:-1]))
+
+
+def check_timesteps(schedule, timesteps):
+  """The timesteps as int64 [S], if they can be those of a sampler.
+
+  Raises:
+    ValueError: none, not ints, not strictly increasing, or outside [0, T-1].
+  """
+  array = np.asarray(timesteps)
+  if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+    raise ValueError(f'timesteps are {timesteps!r}; they must be ints [S] with S at least 1')
+  if (np.diff(array) <= 0).any() or array[0] < 0 or array[-1] >= schedule.num_timesteps:
+    raise ValueError(
+      f'timesteps are {array.tolist()}; they must increase strictly and lie in '
+      f'[0, {schedule.num_timesteps - 1}]'
+    )
+  return array.astype(np.int64)
+
+
+def sigmas(schedule):
+  """sqrt(1 / alphas_cumprod - 1) [T]: the noise of x_t / sqrt(alphas_cumprod), EDM's sigma."""
+  return np.asarray(schedule.sqrt_recipm1_alphas_cumprod, np.float64)
+
+
+def _space_by_sigma(schedule, num_steps, warp, unwarp):
+  """Evenly in warp(sigma), from the least sigma to the greatest, or to MAX_SIGMA."""
+  table = sigmas(schedule)
+  if not np.isfinite(table[-1]):
+    raise ValueError(
+      'sample.spacing by noise level needs a schedule that keeps some signal; this one ends at '
+      'beta 1: use linspace, leading, trailing or quad'
+    )
+  ends = warp(table[0]), warp(max(min(table[-1], MAX_SIGMA), table[0]))
+  wanted = unwarp(np.linspace(*ends, num_steps))
+  return np.interp(np.log(wanted), np.log(table), np.arange(len(table)))
+
+
+def _space_linspace(schedule, num_steps):
+  return np.linspace(0, schedule.num_timesteps - 1, num_steps)
+
+
+def _space_leading(schedule, num_steps):
+  return np.arange(num_steps) * (schedule.num_timesteps // num_steps)
+
+
+def _space_trailing(schedule, num_steps):
+  return np.arange(1, num_steps + 1) * (schedule.num_timesteps / num_steps) - 1
+
+
+def _space_quad(schedule, num_steps):
+  return np.linspace(0, np.sqrt(schedule.num_timesteps - 1), num_steps) ** 2
+
+
+def _space_logsnr(schedule, num_steps):
+  return _space_by_sigma(schedule, num_steps, np.log, np.exp)
+
+
+def _space_karras(schedule, num_steps):
+  return _space_by_sigma(
+    schedule, num_steps, lambda x: x ** (1 / KARRAS_RHO), lambda x: x**KARRAS_RHO
+  )
+
+
+SPACINGS = {
+  'linspace': _space_linspace,
+  'leading': _space_leading,
+  'trailing': _space_trailing,
+  'quad': _space_quad,
+  'logsnr': _space_logsnr,
+  'karras': _space_karras,
+}
+
+
+def timestep_subsequence(schedule, num_steps, spacing):
+  """The S timesteps at which a sampler of few steps evaluates the network.
+
+  Args:
+    schedule: NoiseSchedule.
+    num_steps: S, in [1, T].
+    spacing: where they lie, rounded to integers and moved apart where two would be one:
+      linspace: evenly from 0 to T-1.
+      leading: 0, k, 2k, ... with k = T // S, as DDIM's 'uniform'; the last lies well before T-1,
+        where x_T is not quite noise.
+      trailing: T-1, T-1-k, ... with k = T / S (Lin et al. 2023); the first lies at k-1.
+      quad: evenly in sqrt(t), from 0 to T-1; DDIM's ends at 0.8 T.
+      logsnr: evenly in log(alphas_cumprod / (1 - alphas_cumprod)) (Lu et al. 2022).
+      karras: evenly in sigma^(1/7), with sigma as `sigmas` (Eq. 5, Karras et al. 2022).
+      These two go from 0 to where sigma is 80, or to T-1 if it never is. A single step is taken at
+      T-1, but for leading, which has it at 0.
+
+  Returns:
+    int64 [S], strictly increasing; all T of them for S = T.
+
+  Raises:
+    ValueError: an unknown spacing, S outside [1, T], or a spacing that the schedule does not admit.
+  """
+  if spacing not in SPACINGS:
+    raise ValueError(f'sample.spacing is {spacing!r}; it must be one of {", ".join(SPACINGS)}')
+  total = schedule.num_timesteps
+  if not 1 <= num_steps <= total:
+    raise ValueError(
+      f'sample.num_steps is {num_steps}; it must lie in [1, {total}], the diffusion.num_timesteps'
+    )
+  if num_steps == 1 and spacing != 'leading':
+    return np.array([total - 1])
+  order = np.arange(num_steps)
+  rounded = np.rint(SPACINGS[spacing](schedule, num_steps)).astype(np.int64)
+  # The t_i are distinct and in range exactly if t_i - i never decreases and lies in [0, T - S].
+  return order + np.clip(np.maximum.accumulate(rounded - order), 0, total - num_steps)

@@ -97,14 +97,18 @@ def make_train_step(
   return train_step
 
 
-def make_sample_step(model, schedule, image_shape, *, mean_type, var_type):
-  """The whole reverse chain (Alg. 2) for a batch of ids.
+def make_sample_step(
+  model, schedule, image_shape, *, mean_type, var_type, sampler=samplers.ancestral
+):
+  """From x_T to x_0 for a batch of ids: by default the whole reverse chain (Alg. 2).
 
   Args:
     model: UNet.
     schedule: NoiseSchedule.
     image_shape: (H, W, C).
-    mean_type, var_type: as diffusion.p_mean_variance; x_0 is clipped to [-1, 1] in every step.
+    mean_type, var_type: as diffusion.p_mean_variance.
+    sampler: (schedule, denoise_fn, x_T, noise_fn, *, mean_type, var_type) -> x_0, such as one of
+      samplers.SAMPLERS with its other arguments; ancestral clips x_0 to [-1, 1] in every step.
 
   Returns:
     (params, ids int [B], key) -> x_0 float32 [B, H, W, C], not clipped; row i is a function of
@@ -113,7 +117,7 @@ def make_sample_step(model, schedule, image_shape, *, mean_type, var_type):
 
   def sample_step(params, ids, key):
     noise_fn = samplers.make_noise_fn(fold_rows(key, ids), image_shape)
-    return samplers.ancestral(
+    return sampler(
       schedule,
       lambda x_t, t: model.apply({'params': params}, x_t, t),
       noise_fn(schedule.num_timesteps),  # steps use t < T, so T is free for x_T

@@ -36,6 +36,12 @@ from tests.tiny import tiny_config
     ('train.global_batch_size', 0, 'train.global_batch_size is 0; .* such as 4'),
     ('sample.batch_size', 6, 'sample.batch_size is 6; .* 4 devices, such as 4'),
     ('sample.num_samples', 0, 'sample.num_samples is 0; it must be at least 1'),
+    ('sample.sampler', 'plms', "sample.sampler is 'plms'; it must be one of ancestral, ddim, "),
+    ('sample.spacing', 'even', "sample.spacing is 'even'; it must be one of linspace, "),
+    ('sample.num_steps', 11, r'sample.num_steps is 11; it must lie in \[1, 10\]'),
+    ('sample.num_steps', 0, r'sample.num_steps is 0; it must lie in \[1, 10\]'),
+    ('sample.eta', 0.5, 'sample.eta is 0.5, but sample.sampler=ancestral has none'),
+    ('sample.clip', 'soft', "sample.clip is 'soft'; it must be one of none, static, dynamic"),
   ],
 )
 def test_names_what_cannot_work(field, value, message):
@@ -62,3 +68,36 @@ def test_streams_and_seeds_have_keys_of_their_own():
 def test_several_names_may_come_as_one_string():
   assert build.names(('bpd', 'fid')) == build.names(('bpd,fid',)) == ['bpd', 'fid']
   assert build.names(()) == []
+
+
+def test_a_report_says_which_sampler():
+  def words(**fields):
+    return build.sampler_words(tiny_config(**{f'sample.{k}': v for k, v in fields.items()}))
+
+  assert words() == 'ancestral, 10 steps, fixedlarge'
+  assert words(num_steps=4) == 'ancestral, 4 of 10 steps (trailing), fixedlarge'
+  assert words(sampler='ddim', num_steps=5) == 'ddim, 5 of 10 steps (trailing), eta 0.0'
+  assert words(sampler='ddim', eta=1.0) == 'ddim, 10 steps, eta 1.0'
+  assert words(sampler='heun', num_steps=5) == 'heun, 5 of 10 steps (karras), 9 evaluations'
+  assert words(sampler='unipc_2', num_steps=2, spacing='quad', clip='none') == (
+    'unipc_2, 2 of 10 steps (quad), clip none'
+  )
+
+
+def test_requests_tell_samplers_apart_and_leave_the_whole_chain_as_it_was():
+  choices = [
+    {'num_steps': 5},
+    {'num_steps': 5, 'spacing': 'quad'},
+    {'clip': 'dynamic'},
+    {'sampler': 'ddim'},
+    {'sampler': 'ddim', 'eta': 1.0},
+    {'sampler': 'dpmpp_2m'},
+  ]
+
+  def request(**fields):
+    return build.sampler_request(tiny_config(**{f'sample.{k}': v for k, v in fields.items()}))
+
+  assert request() == request(num_steps=10) == request(num_steps=10, spacing='quad') == {}
+  requests = [request(), *(request(**fields) for fields in choices)]
+  assert all(requests.index(one) == i for i, one in enumerate(requests))
+  assert request(sampler='ddim', eta=0.0) == request(sampler='ddim')

@@ -78,6 +78,22 @@ def test_other_seed_gives_other_samples_and_keeps_the_earlier(workdir, capsys):
   np.testing.assert_array_equal(load(workdir, FOLDER + '.earlier1')['samples'], first)
 
 
+def test_other_sampler_gives_other_samples_and_keeps_the_earlier(workdir, written_ids):
+  whole = draw(workdir)['samples']
+  fields = {'sampler': 'ddim', 'num_steps': 5}
+  first = draw(workdir, **fields)['samples']
+  assert not np.array_equal(whole, first)
+  np.testing.assert_array_equal(load(workdir, FOLDER + '.earlier1')['samples'], whole)
+  request = json.loads((workdir / FOLDER / 'request.json').read_text())
+  assert request['sample'] == {
+    'sampler': 'ddim', 'clip': 'static', 'num_steps': 5, 'spacing': 'trailing', 'eta': 0.0,
+  }  # fmt: skip
+  written_ids.clear()
+  more = draw(workdir, num_samples=8, **fields)['samples']
+  assert written_ids == [6, 7]
+  np.testing.assert_array_equal(more[:6], first)
+
+
 def test_more_samples_complete_those_that_are_there(workdir, written_ids):
   first = draw(workdir)['samples']
   written_ids.clear()

@@ -54,7 +54,7 @@ def test_ancestral_reproduces_gaussian_data(name, var_type):
       noise_fn,
       mean_type='eps',
       var_type=var_type,
-      clip_denoised=False,
+      clip='none',
     )
   )
   std_error = np.sqrt(np.diag(covariance) / count)
@@ -88,7 +88,7 @@ def test_ancestral_is_the_chain_of_gaussians_it_should_be(var_type):
     noise_fn,
     mean_type='eps',
     var_type=var_type,
-    clip_denoised=False,
+    clip='none',
   )
   std = np.sqrt(np.diag(cov))
   np.testing.assert_allclose(np.mean(x_0, axis=0), mean, atol=5 * std.max() / np.sqrt(count))

@@ -6,7 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.schedules import SCHEDULES, NoiseSchedule, make_betas, make_schedule
+from ddpm_jax.schedules import (
+  SCHEDULES,
+  SPACINGS,
+  NoiseSchedule,
+  check_timesteps,
+  make_betas,
+  make_schedule,
+  respace,
+  sigmas,
+  timestep_subsequence,
+)
 
 ORIGINAL_SCHEDULES = ('linear', 'quad', 'warmup10', 'warmup50', 'const', 'jsd')
 FIELDS = tuple(field.name for field in dataclasses.fields(NoiseSchedule))
@@ -158,3 +168,95 @@ def test_make_betas_refuses(arguments, message):
 def test_make_schedule_refuses(betas):
   with pytest.raises(ValueError, match='betas'):
     make_schedule(betas)
+
+
+LINEAR = make_schedule(make_betas('linear', 1000))
+
+
+@pytest.mark.parametrize('betas', ['linear', 'cosine'])
+@pytest.mark.parametrize('spacing', SPACINGS)
+def test_subsequences_are_distinct_timesteps_and_all_of_them_at_last(spacing, betas):
+  for total in (1, 2, 37):
+    schedule = make_schedule(make_betas(betas, total))
+    for num_steps in range(1, total + 1):
+      timesteps = timestep_subsequence(schedule, num_steps, spacing)
+      assert timesteps.dtype == np.int64
+      assert len(timesteps) == num_steps
+      assert (np.diff(timesteps) > 0).all()
+      assert timesteps[0] >= 0
+      assert timesteps[-1] < total
+    np.testing.assert_array_equal(timesteps, np.arange(total))
+
+
+def test_subsequences_lie_where_their_names_say():
+  def subsequence(spacing, num_steps=5):
+    return timestep_subsequence(LINEAR, num_steps, spacing)
+
+  assert subsequence('linspace').tolist() == [0, 250, 500, 749, 999]
+  assert subsequence('leading').tolist() == [0, 200, 400, 600, 800]
+  assert subsequence('trailing').tolist() == [199, 399, 599, 799, 999]
+  np.testing.assert_allclose(np.sqrt(subsequence('quad')), np.linspace(0, 31.6, 5), atol=0.1)
+  for spacing in SPACINGS:
+    assert subsequence(spacing, 1).tolist() == ([0] if spacing == 'leading' else [999])
+
+
+def test_karras_is_edms_discretisation_rounded_to_timesteps():
+  num_steps, rho = 20, 7
+  table = sigmas(LINEAR)
+  np.testing.assert_allclose(table**2, (1 - LINEAR.alphas_cumprod) / LINEAR.alphas_cumprod)
+  # Eq. 5, Karras et al. 2022: from sigma_max = 80 down to sigma_min.
+  i = np.arange(num_steps)
+  ends = 80 ** (1 / rho), table[0] ** (1 / rho)
+  exact = (ends[0] + i / (num_steps - 1) * (ends[1] - ends[0])) ** rho
+  timesteps = timestep_subsequence(LINEAR, num_steps, 'karras')[::-1]
+  for timestep, sigma in zip(timesteps, exact, strict=True):
+    distances = np.abs(np.log(table) - np.log(sigma))
+    assert timestep in np.argsort(distances)[:2]
+  # Without a sigma of 80, it goes to the end.
+  mild = make_schedule(make_betas('linear', 100, beta_end=0.05))
+  assert timestep_subsequence(mild, 5, 'karras')[[0, -1]].tolist() == [0, 99]
+
+
+def test_logsnr_is_even_in_the_logarithm():
+  timesteps = timestep_subsequence(LINEAR, 6, 'logsnr')
+  steps = np.diff(np.log(sigmas(LINEAR)[timesteps]))
+  # A timestep is a large part of a step near t = 0: 0.6 from t = 0 to 1.
+  np.testing.assert_allclose(steps, steps.mean(), atol=0.1)
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_respaced_process_keeps_the_marginals(name):
+  schedule = make_schedule(make_betas(name, 100))
+  timesteps = np.array([2, 3, 50, 99])
+  kept = respace(schedule, timesteps)
+  np.testing.assert_allclose(
+    kept.alphas_cumprod, schedule.alphas_cumprod[timesteps], rtol=1e-12, atol=1e-15
+  )
+  # A longer step is the single ones one after the other.
+  alphas = 1 - schedule.betas
+  expected = [np.prod(alphas[:3]), alphas[3], np.prod(alphas[4:51]), np.prod(alphas[51:])]
+  np.testing.assert_allclose(1 - kept.betas, expected, rtol=1e-9, atol=1e-12)
+  whole = respace(schedule, np.arange(100))
+  np.testing.assert_allclose(whole.betas, schedule.betas, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings('ignore:divide by zero')
+@pytest.mark.parametrize(
+  ('num_steps', 'spacing', 'message'),
+  [
+    (5, 'cubic', f"sample.spacing is 'cubic'; it must be one of {', '.join(SPACINGS)}"),
+    (0, 'quad', r'sample.num_steps is 0; it must lie in \[1, 20\], the diffusion.num_timesteps'),
+    (21, 'quad', r'sample.num_steps is 21; it must lie in \[1, 20\]'),
+    (5, 'karras', 'ends at beta 1: use linspace'),
+    (5, 'logsnr', 'ends at beta 1: use linspace'),
+  ],
+)
+def test_subsequence_refuses(num_steps, spacing, message):
+  with pytest.raises(ValueError, match=message):
+    timestep_subsequence(make_schedule(make_betas('jsd', 20)), num_steps, spacing)
+
+
+def test_timesteps_are_checked():
+  assert check_timesteps(LINEAR, [0, 999]).tolist() == [0, 999]
+  with pytest.raises(ValueError, match='must increase strictly'):
+    check_timesteps(LINEAR, [5, 5])

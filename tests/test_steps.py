@@ -1,12 +1,14 @@
 """Steps on one device: what is drawn, what is learnt, and what a sample depends on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import steps
+from ddpm_jax import samplers, steps
 from ddpm_jax.schedules import make_betas, make_schedule
 from ddpm_jax.train_state import init_train_state, make_optimizer
 from ddpm_jax.unet import UNet
@@ -149,6 +151,18 @@ def test_samples_of_other_ids_and_keys_are_others(draw_samples):
   samples = np.concatenate([draw_samples([0, 1, 2, 7]), draw_samples([0, 1, 2, 7], seed=1)])
   distances = np.abs(samples[:, None] - samples[None]).max(axis=(2, 3, 4))
   assert (distances + np.eye(8) > 0.1).all()
+
+
+@pytest.mark.parametrize('name', samplers.SAMPLERS)
+def test_sample_of_any_sampler_depends_on_its_id_alone(tiny, name):
+  model, params, schedule = tiny
+  params = jax.tree.map(lambda p: p + 0.02, params)
+  sampler = functools.partial(samplers.SAMPLERS[name], timesteps=[1, 4, 9])
+  step = jax.jit(steps.make_sample_step(model, schedule, (4, 4, 1), sampler=sampler, **PREDICTIONS))
+  samples = np.asarray(step(params, jnp.array([0, 1, 7]), jax.random.key(0)))
+  again = step(params, jnp.array([7, 5, 0]), jax.random.key(0))
+  np.testing.assert_allclose(again[jnp.array([2, 0])], samples[[0, 2]], atol=1e-5)
+  assert np.abs(samples[0] - samples[1]).max() > 0.1
 
 
 PREDICTIONS = dict(mean_type='eps', var_type='fixedlarge')

@@ -1,0 +1,492 @@
+"""Samplers of few steps on data whose denoiser is exact; then another program's numbers."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import samplers
+from ddpm_jax.diffusion import q_posterior_mean_variance
+from ddpm_jax.schedules import make_betas, make_schedule, respace, timestep_subsequence
+from ddpm_jax.unet import UNet
+
+SAMPLERS = samplers.SAMPLERS
+DETERMINISTIC = ('ddim', 'dpmpp_2m', 'dpmpp_3m', 'heun', 'unipc_2', 'unipc_3')
+SDE = ('dpmpp_2m_sde', 'dpmpp_3m_sde')
+EPS = {'mean_type': 'eps', 'var_type': 'fixedlarge'}
+MIXTURE = {'weights': [0.3, 0.7], 'means': [-0.8, 0.5], 'stds': [0.3, 0.2]}
+GAUSSIAN = {'weights': [1.0], 'means': [0.3], 'stds': [0.4]}
+LINEAR = make_schedule(make_betas('linear', 1000))
+
+
+@pytest.fixture
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def uniform_lambda_schedule(num_timesteps, most=4.0, least=-4.0):
+  """A schedule whose log(alpha / sigma) is evenly spaced."""
+  alphas_cumprod = 1 / (1 + np.exp(-2 * np.linspace(most, least, num_timesteps)))
+  return make_schedule(1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]))
+
+
+def mixture_denoise_fn(schedule, weights, means, stds):
+  """(x_t, t) -> E[eps | x_t] for pixels that are independent draws of a Gaussian mixture."""
+  alpha, sigma = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+
+  def denoise_fn(x, t):
+    a, s = (jnp.asarray(table, x.dtype)[t].reshape(-1, *[1] * x.ndim) for table in (alpha, sigma))
+    w, m, d = (jnp.asarray(v, x.dtype).reshape(*[1] * x.ndim, -1) for v in (weights, means, stds))
+    variance = a**2 * d**2 + s**2
+    offset = x[..., None] - a * m
+    shares = jax.nn.softmax(jnp.log(w / jnp.sqrt(variance)) - offset**2 / (2 * variance), axis=-1)
+    return (shares * s * offset / variance).sum(-1)
+
+  return denoise_fn
+
+
+def transported(x, start, end, weights, means, stds):
+  """Where the probability-flow ODE takes x (float64 array): in 1-d it keeps the CDF's value.
+
+  start, end: (alpha, sigma).
+  """
+
+  def cdf(x, level):
+    alpha, sigma = level
+    return sum(
+      w * 0.5 * (1 + math.erf((x - alpha * m) / math.hypot(alpha * d, sigma) / math.sqrt(2)))
+      for w, m, d in zip(weights, means, stds, strict=True)
+    )
+
+  def solve(value):
+    low, high = -10.0, 10.0
+    for _ in range(80):
+      middle = (low + high) / 2
+      low, high = (middle, high) if cdf(middle, end) < value else (low, middle)
+    return low
+
+  return np.array([solve(cdf(v, start)) for v in np.ravel(x)]).reshape(np.shape(x))
+
+
+def no_noise(t):
+  raise AssertionError('a deterministic sampler drew noise')
+
+
+def run(name, schedule, denoise_fn, x_T, noise_fn=no_noise, **kwargs):
+  kwargs = EPS | {'clip': 'none'} | kwargs
+  return jax.jit(lambda x: SAMPLERS[name](schedule, denoise_fn, x, noise_fn, **kwargs))(x_T)
+
+
+@pytest.mark.parametrize('data', [GAUSSIAN, MIXTURE], ids=['gaussian', 'mixture'])
+@pytest.mark.parametrize(
+  ('name', 'order'),
+  [('ddim', 1), ('dpmpp_2m', 2), ('heun', 2), ('dpmpp_3m', 3), ('unipc_2', 3), ('unipc_3', 4)],
+)
+@pytest.mark.usefixtures('float64')
+def test_error_falls_with_the_order_of_the_solver(name, order, data):
+  counts = np.array([40, 80, 160])
+  x_T = np.array([[-1.3], [-0.1], [0.4], [1.5]])
+  errors = []
+  for count in counts:
+    schedule = uniform_lambda_schedule(count)
+    denoise_fn = mixture_denoise_fn(schedule, **data)
+    _, states = run(name, schedule, denoise_fn, x_T, trajectory=True)
+    levels = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+    last, first = ((levels[0][t], levels[1][t]) for t in (-1, 0))
+    exact = transported(x_T, last, first, **data)
+    # The state at t = 0; the step from there to x_0 is one and the same in all.
+    errors.append(np.abs(np.asarray(states)[:, -2] - exact).max())
+  slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+  assert order - 0.3 < -slope < order + 1.3
+  assert errors[-1] < {1: 0.1, 2: 2e-3, 3: 1e-4, 4: 2e-5}[order]
+
+
+@pytest.mark.parametrize('name', DETERMINISTIC)
+@pytest.mark.parametrize('spacing', ['linspace', 'trailing', 'karras'])
+@pytest.mark.parametrize('num_steps', [1, 2, 7])
+@pytest.mark.usefixtures('float64')
+def test_data_of_a_single_point_is_solved_exactly(name, spacing, num_steps):
+  # All states lie on alpha point + sigma eps, whatever the steps.
+  schedule, point = LINEAR, jnp.array([0.3, -0.7])
+  timesteps = timestep_subsequence(schedule, num_steps, spacing)
+  eps = np.random.default_rng(0).normal(size=(3, 2))
+  alpha, sigma = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+
+  def states_at(t):
+    return alpha[t] * np.asarray(point) + sigma[t] * eps
+
+  x_0, states = run(
+    name,
+    schedule,
+    lambda x, t: jnp.broadcast_to(point, x.shape),
+    states_at(timesteps[-1]),
+    timesteps=timesteps,
+    mean_type='xstart',
+    trajectory=True,
+  )
+  assert states.shape == (3, num_steps, 2)
+  for column, t in enumerate(timesteps[-2::-1]):
+    np.testing.assert_allclose(states[:, column], states_at(t), atol=1e-9)
+  np.testing.assert_allclose(x_0, np.broadcast_to(point, (3, 2)), atol=1e-9)
+  np.testing.assert_array_equal(states[:, -1], x_0)
+
+
+@pytest.mark.parametrize('name', SDE)
+@pytest.mark.parametrize('num_steps', [60, 1000])
+def test_sde_solvers_reach_the_moments_of_the_data(name, num_steps):
+  count = 40_000
+  key = jax.random.key(0)
+  x_0 = np.asarray(
+    run(
+      name,
+      LINEAR,
+      mixture_denoise_fn(LINEAR, **MIXTURE),
+      jax.random.normal(key, (count, 1)),
+      lambda t: jax.random.normal(jax.random.fold_in(key, t), (count, 1)),
+      timesteps=timestep_subsequence(LINEAR, num_steps, 'logsnr'),
+    ),
+    np.float64,
+  )
+  weights, means, stds = (np.array(MIXTURE[name]) for name in ('weights', 'means', 'stds'))
+  mean = weights @ means
+  std = np.sqrt(weights @ (stds**2 + means**2) - mean**2)
+  assert x_0.mean() == pytest.approx(mean, abs=5 * std / np.sqrt(count) + 0.01)
+  assert x_0.std() == pytest.approx(std, rel=5 / np.sqrt(2 * count) + 0.01)
+  # The cube tells the mixture from a Gaussian of the same two.
+  cube = weights @ (means**3 + 3 * means * stds**2)
+  assert (x_0**3).mean() == pytest.approx(cube, abs=0.02)
+
+
+def batch_noise_fn(shape, seed=0):
+  return lambda t: jax.random.normal(jax.random.fold_in(jax.random.key(seed), t), shape)
+
+
+@pytest.mark.usefixtures('float64')
+def test_unipc_takes_the_steps_of_the_paper():
+  # Three steps by hand: predictor 1, corrector 1, predictor 2 (Algs. 5 and 6, Zhao et al. 2023).
+  timesteps = np.array([100, 400, 900])
+  alpha, sigma = (
+    table[timesteps[::-1]]
+    for table in (LINEAR.sqrt_alphas_cumprod, LINEAR.sqrt_one_minus_alphas_cumprod)
+  )
+  h = np.diff(np.log(alpha / sigma))
+  eps_fn = mixture_denoise_fn(LINEAR, **MIXTURE)
+
+  def xstart(x, i):
+    return (x - sigma[i] * eps_fn(x, jnp.array([timesteps[2 - i]]))) / alpha[i]
+
+  x = np.array([[0.7]])
+  first = xstart(x, 0)
+  b = np.expm1(-h)  # B_2
+  predicted = sigma[1] / sigma[0] * x - alpha[1] * b[0] * first
+  second = xstart(predicted, 1)
+  corrected = predicted - alpha[1] * b[0] * 0.5 * (second - first)
+  slope = (first - second) / (-h[0] / h[1])
+  last = sigma[2] / sigma[1] * corrected - alpha[2] * b[1] * (second + 0.5 * slope)
+  _, states = run('unipc_2', LINEAR, eps_fn, x, timesteps=timesteps, trajectory=True)
+  np.testing.assert_allclose(states[:, 0], predicted, rtol=1e-9)
+  np.testing.assert_allclose(states[:, 1], last, rtol=1e-9)
+  np.testing.assert_allclose(states[:, 2], xstart(last, 2), rtol=1e-9)
+
+
+@pytest.mark.parametrize('clip', samplers.CLIPS)
+@pytest.mark.parametrize('num_steps', [7, 100])
+def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posterior_variance(num_steps, clip):
+  schedule = make_schedule(make_betas('linear', 100, beta_end=0.2))
+  noise_fn = batch_noise_fn((5, 2))
+  arguments = schedule, mixture_denoise_fn(schedule, **MIXTURE), 2 * noise_fn(100), noise_fn
+  kwargs = {'timesteps': timestep_subsequence(schedule, num_steps, 'linspace'), 'clip': clip}
+  expected = run('ancestral', *arguments, var_type='fixedsmall', **kwargs)
+  np.testing.assert_allclose(run('ddim', *arguments, eta=1.0, **kwargs), expected, atol=1e-5)
+  assert np.abs(run('ddim', *arguments, eta=0.5, **kwargs) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize('sde', [False, True])
+def test_the_first_order_of_dpm_solver_is_ddim(sde):
+  noise_fn = batch_noise_fn((5, 2))
+  arguments = LINEAR, mixture_denoise_fn(LINEAR, **MIXTURE), noise_fn(1000), noise_fn
+  kwargs = EPS | {'timesteps': timestep_subsequence(LINEAR, 9, 'linspace'), 'trajectory': True}
+  for actual, expected in zip(
+    samplers.dpm_solver_pp(*arguments, order=1, sde=sde, **kwargs),
+    samplers.ddim(*arguments, eta=float(sde), **kwargs),
+    strict=True,
+  ):
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['ancestral', 'ddim', 'unipc_3'])
+def test_all_timesteps_by_name_are_all_timesteps(name):
+  schedule = make_schedule(make_betas('linear', 20, beta_end=0.5))
+  noise_fn = batch_noise_fn((5, 2))
+  arguments = schedule, mixture_denoise_fn(schedule, **MIXTURE), noise_fn(20), noise_fn
+  everything = timestep_subsequence(schedule, 20, 'quad')
+  expected = run(name, *arguments)
+  np.testing.assert_array_equal(run(name, *arguments, timesteps=everything), expected)
+  x_0, states = run(name, *arguments, trajectory=True)
+  assert states.shape == (5, 20, 2)
+  np.testing.assert_allclose(x_0, expected, atol=1e-6)
+  np.testing.assert_array_equal(states[:, -1], x_0)
+
+
+def learned_denoise_fn(schedule, data):
+  """The exact eps and the exact log-variance of q(x_{t-1} | x_t), for Gaussian data."""
+  eps_fn = mixture_denoise_fn(schedule, **data)
+  abar, variance = schedule.alphas_cumprod, data['stds'][0] ** 2
+  # Var(x_0 | x_t), and by the law of total variance that of x_{t-1}.
+  xstart_variance = variance * (1 - abar) / (abar * variance + 1 - abar)
+  exact = schedule.posterior_variance + schedule.posterior_mean_coef1**2 * xstart_variance
+  table = jnp.asarray(np.log(exact), jnp.float32)
+
+  def denoise_fn(x, t):
+    log_variance = jnp.broadcast_to(table[t].reshape(-1, *[1] * (x.ndim - 1)), x.shape)
+    return jnp.concatenate([eps_fn(x, t), log_variance], axis=-1)
+
+  return denoise_fn
+
+
+@pytest.mark.parametrize('num_steps', [1, 3, 10])
+def test_learned_variance_is_carried_over_to_longer_steps(num_steps):
+  # With the exact reverse variance, Gaussian data come out exact from however few steps, but for
+  # the last, which adds none: x_0 is E[x_0 | x_t] there.
+  count = 40_000
+  noise_fn = batch_noise_fn((count, 1))
+  timesteps = timestep_subsequence(LINEAR, num_steps, 'linspace')
+  x_0 = np.asarray(
+    run(
+      'ancestral',
+      LINEAR,
+      learned_denoise_fn(LINEAR, GAUSSIAN),
+      noise_fn(1000),
+      noise_fn,
+      timesteps=timesteps,
+      var_type='learned',
+    )
+  )
+  abar, variance = LINEAR.alphas_cumprod[timesteps[0]], GAUSSIAN['stds'][0] ** 2
+  expected = abar * variance**2 / (abar * variance + 1 - abar)
+  assert x_0.mean() == pytest.approx(GAUSSIAN['means'][0], abs=5 * 0.4 / np.sqrt(count) + 1e-3)
+  assert x_0.var() == pytest.approx(expected, rel=5 * np.sqrt(2 / count) + 0.01)
+
+
+@pytest.mark.parametrize('var_type', ['fixedsmall', 'fixedlarge'])
+def test_ancestral_on_some_timesteps_is_the_chain_of_the_respaced_process(var_type):
+  timesteps = np.array([3, 200, 500, 990])
+  kept = respace(LINEAR, timesteps)
+  noise_fn = batch_noise_fn((6, 2))
+  denoise_fn = mixture_denoise_fn(LINEAR, **MIXTURE)
+  x_T = noise_fn(1000)
+  actual = run(
+    'ancestral', LINEAR, denoise_fn, x_T, noise_fn, timesteps=timesteps, var_type=var_type
+  )
+  # The same as the whole chain of a process of four timesteps, whose network knows their old names.
+  expected = run(
+    'ancestral',
+    kept,
+    lambda x, t: denoise_fn(x, jnp.asarray(timesteps)[t]),
+    x_T,
+    lambda t: noise_fn(jnp.asarray(timesteps)[t]),
+    var_type=var_type,
+  )
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_only_the_last_steps_of_some_timesteps_can_be_taken():
+  timesteps = np.array([3, 200, 500, 990])
+  noise_fn = batch_noise_fn((6, 2))
+  arguments = LINEAR, mixture_denoise_fn(LINEAR, **MIXTURE)
+  kwargs = EPS | {'timesteps': timesteps}
+  x_0, states = samplers.ancestral(*arguments, noise_fn(1000), noise_fn, trajectory=True, **kwargs)
+  for num_steps in (1, 3):
+    again = samplers.ancestral(
+      *arguments, states[:, 3 - num_steps], noise_fn, num_steps=jnp.int32(num_steps), **kwargs
+    )
+    np.testing.assert_allclose(again, x_0, atol=1e-6)
+
+
+def test_decoding_returns_what_was_encoded():
+  x_0 = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 3, 3, 2)), jnp.float32)
+  denoise_fn = mixture_denoise_fn(LINEAR, **MIXTURE)
+  errors = []
+  for num_steps in (50, 200, 1000):
+    timesteps = timestep_subsequence(LINEAR, num_steps, 'linspace')
+    x_T = samplers.ddim_encode(LINEAR, denoise_fn, x_0, timesteps, **EPS)
+    decoded = run('ddim', LINEAR, denoise_fn, x_T, timesteps=timesteps)
+    errors.append(float(jnp.abs(decoded - x_0).max()))
+  assert errors[0] < 0.3
+  assert errors[1] < errors[0] / 2
+  assert errors[2] < 0.02
+
+
+def test_encodings_are_those_of_the_ode():
+  x_0 = np.linspace(-1.2, 1.0, 8)[:, None]
+  x_T = samplers.ddim_encode(
+    LINEAR, mixture_denoise_fn(LINEAR, **MIXTURE), jnp.asarray(x_0, jnp.float32), **EPS
+  )
+  last = LINEAR.sqrt_alphas_cumprod[-1], LINEAR.sqrt_one_minus_alphas_cumprod[-1]
+  np.testing.assert_allclose(x_T, transported(x_0, (1.0, 0.0), last, **MIXTURE), atol=0.03)
+
+
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_every_prediction_will_do(name):
+  # What a network predicts, and whether it has channels of a variance, changes nothing.
+  schedule = make_schedule(make_betas('linear', 100, beta_start=0.01, beta_end=0.2))
+  timesteps = timestep_subsequence(schedule, 6, 'linspace')
+  noise_fn = batch_noise_fn((4, 3))
+  eps_fn = mixture_denoise_fn(schedule, **MIXTURE)
+
+  def xstart_fn(x, t):
+    a, s = (
+      jnp.asarray(table, jnp.float32)[t][:, None]
+      for table in (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod)
+    )
+    return (x - s * eps_fn(x, t)) / a
+
+  functions = {
+    'eps': eps_fn,
+    'xstart': xstart_fn,
+    'xprev': lambda x, t: q_posterior_mean_variance(schedule, xstart_fn(x, t), x, t)[0],
+  }
+  arguments = functools.partial(run, name, schedule)
+  expected = arguments(eps_fn, noise_fn(100), noise_fn, timesteps=timesteps)
+  assert np.isfinite(expected).all()
+  for mean_type, function in functions.items():
+    actual = arguments(function, noise_fn(100), noise_fn, timesteps=timesteps, mean_type=mean_type)
+    np.testing.assert_allclose(actual, expected, atol=2e-3)
+  if name == 'ancestral':
+    return
+
+  def doubled(x, t):
+    return jnp.concatenate([eps_fn(x, t), jnp.ones_like(x)], axis=-1)
+
+  actual = arguments(doubled, noise_fn(100), noise_fn, timesteps=timesteps, var_type='learned')
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+  with pytest.raises(ValueError, match=r'the model returned \(4, 6\) for x_t of \(4, 3\)'):
+    arguments(doubled, noise_fn(100), noise_fn, timesteps=timesteps)
+
+
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_evaluations_of_the_network_are_as_many_as_are_told(name):
+  calls = []
+  noise_fn = batch_noise_fn((2, 1))
+
+  def denoise_fn(x, t):
+    jax.debug.callback(lambda t: calls.append(int(t)), t[0], ordered=True)
+    return 0.1 * x
+
+  timesteps = timestep_subsequence(LINEAR, 5, 'logsnr')
+  x_0 = run(name, LINEAR, denoise_fn, noise_fn(1000), noise_fn, timesteps=timesteps)
+  jax.block_until_ready(x_0)
+  jax.effects_barrier()
+  assert len(calls) == samplers.num_evaluations(name, 5)
+  assert sorted(set(calls)) == timesteps.tolist()
+
+
+def test_clipping_brings_images_back_to_their_range():
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 20, 20, 1)) * 3, jnp.float32)
+  x = x.at[1].set(jnp.clip(x[1], -0.9, 0.9))
+  np.testing.assert_array_equal(samplers.clip_xstart(x, 'none'), x)
+  np.testing.assert_array_equal(samplers.clip_xstart(x, 'static'), np.clip(x, -1, 1))
+  dynamic = np.asarray(samplers.clip_xstart(x, 'dynamic'))
+  assert np.abs(dynamic).max() <= 1
+  np.testing.assert_array_equal(dynamic[1], x[1])  # within the range, it stays
+  limit = np.quantile(np.abs(x[0]), 0.995)
+  np.testing.assert_allclose(dynamic[0], np.clip(x[0], -limit, limit) / limit, rtol=1e-5)
+  # 0.5% of 400 pixels reach the end of the range, where static clipping has most of them.
+  assert (np.abs(dynamic[0]) == 1).sum() <= 3
+
+
+@pytest.mark.parametrize('clip', ['static', 'dynamic'])
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_clipped_predictions_end_in_an_image(name, clip):
+  noise_fn = batch_noise_fn((3, 8))
+  timesteps = timestep_subsequence(LINEAR, 4, 'trailing')
+  x_0 = run(name, LINEAR, lambda x, t: -x, noise_fn(1000), noise_fn, timesteps=timesteps, clip=clip)
+  assert np.abs(x_0).max() <= 1 + 1e-5
+
+
+@pytest.fixture(scope='module')
+def diffusers_network():
+  """Returns denoise_fn of the network that the stored samples are of, and these."""
+  from tests.conftest import load_reference
+
+  arrays = load_reference('diffusers_samplers')
+  params = {}
+  for name, array in arrays.items():
+    head, *path = name.split('/')
+    if head == 'params':
+      branch = params
+      for part in path[:-1]:
+        branch = branch.setdefault(part, {})
+      branch[path[-1]] = jnp.asarray(array)
+  model = UNet(32, (1, 2), 1, (8,), 3)
+  return lambda x, t: model.apply({'params': params}, x, t), arrays
+
+
+@pytest.mark.parametrize('count', [10, 50])
+@pytest.mark.parametrize(('ours', 'theirs'), [('ddim', 'ddim'), ('dpmpp_2m', 'dpmpp2m')])
+def test_samples_equal_those_of_diffusers(diffusers_network, relative_error, ours, theirs, count):
+  denoise_fn, arrays = diffusers_network
+  timesteps = arrays[f'{theirs}{count}/timesteps'][::-1]
+  if ours == 'ddim':
+    assert timesteps.tolist() == timestep_subsequence(LINEAR, count, 'leading').tolist()
+  x_0 = run(ours, LINEAR, denoise_fn, jnp.asarray(arrays['x_T']), timesteps=timesteps)
+  assert relative_error(x_0, arrays[f'{theirs}{count}/sample']) < 1e-4
+
+
+@pytest.mark.parametrize(
+  ('choices', 'message'),
+  [
+    ({'name': 'euler'}, f"sample.sampler is 'euler'; it must be one of {', '.join(SAMPLERS)}"),
+    ({'clip': 'soft'}, "sample.clip is 'soft'; it must be one of none, static, dynamic"),
+    ({'eta': 0.5}, 'sample.eta is 0.5, but sample.sampler=heun has none; only ddim does'),
+    ({'name': 'ancestral', 'eta': 0.0}, 'sample.sampler=ancestral has none'),
+    ({'name': 'ddim', 'eta': 1.5}, r'sample.eta is 1.5; it must lie in \[0, 1\]'),
+    ({'name': 'ddim', 'eta': -0.1}, r'sample.eta is -0.1; it must lie in \[0, 1\]'),
+    ({'name': 'ddim', 'eta': float('nan')}, r'sample.eta is nan; it must lie in \[0, 1\]'),
+  ],
+)
+def test_check_names_what_cannot_work(choices, message):
+  samplers.check_sampler(LINEAR, 'heun', eta=None, clip='static')
+  with pytest.raises(ValueError, match=message):
+    samplers.check_sampler(LINEAR, **{'name': 'heun', 'eta': None, 'clip': 'static'} | choices)
+
+
+@pytest.mark.filterwarnings('ignore:divide by zero')
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_a_schedule_that_ends_without_signal_suits_ancestral_and_ddim_alone(name):
+  schedule = make_schedule(make_betas('jsd', 20))
+  noise_fn = batch_noise_fn((3, 2))
+
+  def sample():
+    samplers.check_sampler(schedule, name, eta=None, clip='none')
+    return run(
+      name, schedule, lambda x, t: 0.1 * x, noise_fn(20), noise_fn, mean_type='xstart',
+      timesteps=np.array([0, 5, 19]),
+    )  # fmt: skip
+
+  if name in ('ancestral', 'ddim'):
+    assert np.isfinite(sample()).all()
+    return
+  with pytest.raises(ValueError, match=f'sample.sampler={name} steps in the log signal-to-noise'):
+    sample()
+
+
+@pytest.mark.parametrize(
+  ('timesteps', 'message'),
+  [
+    ([], 'S at least 1'),
+    ([0.5], 'must be ints'),
+    ([3, 3], 'must increase strictly'),
+    ([5, 4], 'must increase strictly'),
+    ([-1, 4], r'lie in \[0, 999\]'),
+    ([4, 1000], r'lie in \[0, 999\]'),
+  ],
+)
+@pytest.mark.parametrize('name', ['ancestral', 'ddim'])
+def test_impossible_timesteps_are_refused(name, timesteps, message):
+  with pytest.raises(ValueError, match=message):
+    run(name, LINEAR, lambda x, t: x, jnp.zeros((1, 1)), jnp.zeros, timesteps=timesteps)
