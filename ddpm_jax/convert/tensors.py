@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_LISTED = 5
+MAX_SHOWN = 200  # characters
 
 
 def path_of(key_path):
@@ -116,5 +117,6 @@ def _check_shapes(shapes, wanted):
 def _summaries(problems):
   for kind, found in problems.items():
     if found:
+      shown = [' '.join(line.split())[:MAX_SHOWN] for line in found[:MAX_LISTED]]
       rest = f', and {len(found) - MAX_LISTED} more' if len(found) > MAX_LISTED else ''
-      yield f'{len(found)} {kind}: ' + ', '.join(found[:MAX_LISTED]) + rest
+      yield f'{len(found)} {kind}: ' + ', '.join(shown) + rest
