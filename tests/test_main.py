@@ -105,7 +105,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
     (['--config=nothing.py'], 'there is no nothing.py; configs has celebahq256.py, cifar10.py'),
     ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is not PREDICTION-LOSS-VARIANCE'),
     (['--config.train.num_steps=many'], 'many'),
-    (['--mode=trian'], 'flag --mode=trian: value should be one of <train|sample|eval|reproduce|import|export>'),
+    (['--mode=trian'], 'value should be one of <train|sample|eval|reproduce|import|export>'),
     (['--wrokdir=x'], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     (['stray'], "'stray' is not understood"),
     (['--config.diffusion.num_timesteps=0'], 'diffusion.num_timesteps is 0'),

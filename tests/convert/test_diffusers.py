@@ -129,6 +129,7 @@ def test_schedules_and_types_round_trip(pipeline, read, pipeline_config, overrid
   ('overrides', 'message'),
   [
     ({'model.resamp_with_conv': False}, r'model\.resamp_with_conv=False'),
+    ({'model.ch_mult': (2, 2)}, r'model\.ch_mult=\(2, 2\): .*use a multiplier of 1 there'),
     ({'diffusion.mean_type': 'xprev'}, r'diffusion\.mean_type=xprev: .* only what is eps or xst'),
     ({'diffusion.var_type': 'learned'}, r'diffusion\.var_type=learned: .*fixedlarge or fixedsm'),
   ],
