@@ -245,10 +245,13 @@ def unet_settings(config):
   """
   if not config.model.resamp_with_conv:
     raise ValueError('model.resamp_with_conv=False: UNet2DModel of diffusers has no such network')
-  levels = range(len(config.model.ch_mult))
-  attends = [
-    config.data.image_size // 2**level in config.model.attn_resolutions for level in levels
-  ]
+  if config.model.ch_mult[0] != 1:
+    raise ValueError(
+      f'model.ch_mult={tuple(config.model.ch_mult)}: UNet2DModel of diffusers has no such network, '
+      'for its first level is as wide as its first convolution; use a multiplier of 1 there'
+    )
+  resolutions = [config.data.image_size // 2**i for i in range(len(config.model.ch_mult))]
+  attends = [resolution in config.model.attn_resolutions for resolution in resolutions]
   learned = config.diffusion.var_type == 'learned'
   return _UNET_DEFAULTS | {
     '_class_name': 'UNet2DModel',
