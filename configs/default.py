@@ -8,7 +8,7 @@ def get_config():
   return ConfigDict(
     {
       'seed': 0,  # of initialisation, batches, noise and dropout
-      'init_from': placeholder(str),  # another program's model to start training from; see README
+      'init_from': placeholder(str),  # model of another program to train from, as import.path
       'data': {
         'source': 'cifar10',  # digits | cifar10 | tfds:NAME | folder:PATH | celebahq256 | lsun_*
         'dir': placeholder(str),  # folder of the data; none: TFDS's own
@@ -102,7 +102,7 @@ def get_config():
         'num_images': 8,  # rows of a picture
       },
       'import_': {  # --config.import.path=... on the command line
-        'path': placeholder(str),  # another program's model to make a workdir of; see README
+        'path': placeholder(str),  # model of another program to make a workdir of; README has a table
       },
       'export': {
         'path': placeholder(str),  # folder to write, a pipeline of diffusers
