@@ -102,7 +102,7 @@ def get_config():
         'num_images': 8,  # rows of a picture
       },
       'import_': {  # --config.import.path=... on the command line
-        'path': placeholder(str),  # model of another program to make a workdir of; README has a table
+        'path': placeholder(str),  # model of another program to make a workdir of; see README
       },
       'export': {
         'path': placeholder(str),  # folder to write, a pipeline of diffusers

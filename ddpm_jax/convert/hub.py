@@ -73,15 +73,16 @@ def _fetch(url, path):
 
   partial = path.with_name(f'{path.name}.partial')
   with urllib.request.urlopen(url, timeout=_TIMEOUT_SECS) as response:
-    total = int(response.headers.get('Content-Length') or -1)
-    if not 0 <= total <= _MAX_BYTES:
-      raise OSError(f'{path.name} says that it has {total} bytes')
+    total, received = response.length, 0  # None: not told
     path.parent.mkdir(parents=True, exist_ok=True)
     bar = tqdm.tqdm(desc=path.name, total=total, unit='B', unit_scale=True)
     with bar, open(partial, 'wb') as file:
-      while block := response.read(_BLOCK_BYTES):
+      while received <= _MAX_BYTES and (block := response.read(_BLOCK_BYTES)):
         file.write(block)
+        received += len(block)
         bar.update(len(block))
-  if partial.stat().st_size != total:
-    raise OSError(f'the connection closed after {partial.stat().st_size} of {total} bytes')
+  if received > _MAX_BYTES:
+    raise OSError(f'{path.name} has more than {_MAX_BYTES} bytes')
+  if total not in (None, received):
+    raise OSError(f'the connection closed after {received} of {total} bytes')
   partial.replace(path)
