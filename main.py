@@ -1,7 +1,7 @@
 """Trains, samples and evaluates diffusion models.
 
-python main.py --config=configs/cifar10.py --workdir=DIR [--mode=train|sample|eval|reproduce]
-               [--config.train.num_steps=100 ...]
+python main.py --config=configs/cifar10.py --workdir=DIR [--config.train.num_steps=100 ...]
+               [--mode=train|sample|eval|reproduce|import|export]
 """
 
 import difflib
@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent
 DEFAULT = f'--config={ROOT / "configs" / "digits.py"}'
 
 LOOPS = {'train': 'train', 'sample': 'sample', 'eval': 'evaluate', 'reproduce': 'reproduce'}
+LOOPS |= {'import': 'import_model', 'export': 'export_model'}
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The run; by default configs/digits.py.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, samples.')
@@ -47,6 +48,8 @@ def parse_flags(argv):
   """Parses in two passes, so that a field that does not exist is answered by those that do."""
   if not any(arg.partition('=')[0].lstrip('-') == 'config' for arg in argv):
     argv = [argv[0], DEFAULT, *argv[1:]]
+  # A field cannot be called by a word of Python: on the command line, this section can.
+  argv = [arg.replace('--config.import.', '--config.import_.') for arg in argv]
   try:
     for sys.argv in ([arg for arg in argv if not arg.startswith('--config.')], argv):
       rest = flags.FLAGS(sys.argv)
@@ -71,9 +74,8 @@ def check_fields(argv, config):
       if part not in fields:
         near = difflib.get_close_matches(part, fields, 1)
         hint = f'did you mean {near[0]}? ' if near else ''
-        sys.exit(
-          f'error: there is no config.{path}; {hint}fields there: {", ".join(fields) or "none"}'
-        )
+        known = ', '.join(fields) or 'none'
+        sys.exit(f'error: there is no config.{path}; {hint}fields there: {known}')
       section = section[part]
 
 

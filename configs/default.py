@@ -8,6 +8,7 @@ def get_config():
   return ConfigDict(
     {
       'seed': 0,  # of initialisation, batches, noise and dropout
+      'init_from': placeholder(str),  # model of another program to train from, as import.path
       'data': {
         'source': 'cifar10',  # digits | cifar10 | tfds:NAME | folder:PATH | celebahq256 | lsun_*
         'dir': placeholder(str),  # folder of the data; none: TFDS's own
@@ -107,6 +108,13 @@ def get_config():
         'num_samples': 1_024,  # chains whose x_0 predictions are measured
         'num_slots': 20,  # predictions kept of a chain
         'num_images': 8,  # rows of a picture
+      },
+      'import_': {  # --config.import.path=... on the command line
+        'path': placeholder(str),  # model of another program to make a workdir of; see README
+      },
+      'export': {
+        'path': placeholder(str),  # folder to write, a pipeline of diffusers
+        'step': placeholder(int),  # checkpoint; none: the newest
       },
     },
     convert_dict=True,

@@ -8,6 +8,7 @@ import jax
 from ddpm_jax import build, logs, parallel
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.evaluate import training_evaluator
+from ddpm_jax.import_model import read_state
 from ddpm_jax.sample import Sampler, write_samples
 from ddpm_jax.train_state import init_train_state
 from ddpm_jax.workdir import config_dict, locked, open_workdir, store_config
@@ -55,13 +56,15 @@ def train(config, workdir):
 
 
 def restore_or_init(config, checkpointer):
-  """The state of the newest checkpoint, or a fresh one, replicated over the devices."""
+  """The newest checkpoint's state, or config.init_from's, or a fresh one; on all devices."""
 
   def init():
     return init_train_state(build.init_params(config), build.optimizer(config))
 
   state_like = jax.eval_shape(init)
   state = checkpointer.restore_latest(state_like)
+  if state is None and config.init_from:
+    state, _ = read_state(config, config.init_from)
   return parallel.replicate(jax.jit(init)() if state is None else state)
 
 

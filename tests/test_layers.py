@@ -16,7 +16,7 @@ ROOMS = {
   'unet winograd group_norm inception digits_classifier': 2,  # networks
   'train_state steps': 3,  # pure steps
   'build': 5,
-  'train sample bounds scores evaluate reproduce': 6,  # loops
+  'train sample bounds scores evaluate reproduce import_model export_model': 6,  # loops
 }
 ROOM = {name: room for names, room in ROOMS.items() for name in names.split()}
 LIBRARIES = {1: {'numpy', 'jax'}, 2: {'flax'}, 3: {'optax'}}  # each room has those below it too

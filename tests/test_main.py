@@ -105,13 +105,15 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
     (['--config=nothing.py'], 'there is no nothing.py; configs has celebahq256.py, cifar10.py'),
     ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is not PREDICTION-LOSS-VARIANCE'),
     (['--config.train.num_steps=many'], 'many'),
-    (['--mode=trian'], 'flag --mode=trian: value should be one of <train|sample|eval|reproduce>'),
+    (['--mode=trian'], 'value should be one of <train|sample|eval|reproduce|import|export>'),
     (['--wrokdir=x'], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     (['stray'], "'stray' is not understood"),
     (['--config.diffusion.num_timesteps=0'], 'diffusion.num_timesteps is 0'),
     (['--config.data.source=folder:/nowhere'], '/nowhere does not exist'),
     (['--config.data.source=digit'], 'digits, tfds:NAME'),
     (['--mode=sample'], 'holds no checkpoint; run --mode=train first'),
+    (['--mode=import', '--config.import.path=/nowhere'], '/nowhere: nothing there; give a check'),
+    (['--mode=import', '--config.import.pat=/'], 'no config.import_.pat; did you mean path?'),
   ],
 )  # fmt: skip
 def test_bad_input_is_answered_by_one_line(args, message, tmp_path):

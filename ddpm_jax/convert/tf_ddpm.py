@@ -7,17 +7,24 @@ both. Only names differ:
   model/temb/dense0/b               temb_dense0/bias
   model/mid/attn_1/norm/gamma       mid_attn_1/norm/scale
   model/mid/attn_1/norm/beta        mid_attn_1/norm/bias
+
+A checkpoint also has their moving averages, NAME/ExponentialMovingAverage; Adam's moments,
+NAME/Adam and NAME/Adam_1; and counters.
 """
 
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-MAX_LISTED = 5
+from ddpm_jax.convert.tensors import params_from_tensors
+from ddpm_jax.convert.tf_bundle import read_bundle
+
 _SCOPE = re.compile(r'^(temb|mid|down_\d+|up_\d+)_')
 _LEAF = {'kernel': 'W', 'scale': 'gamma'}
+_EMA = '/ExponentialMovingAverage'
+_SLOTS = ('/Adam', '/Adam_1')
+_STEP = 'global_step'
+_MAX_STEP = 2**31 - 1
 
 
 def tf_name(path):
@@ -40,29 +47,43 @@ def params_from_tf(variables, params_like):
     A tree like params_like, with the values of `variables`.
 
   Raises:
-    ValueError: names that are missing, that have no place, or whose shapes differ; the first few of
-      each are listed.
+    ValueError: as params_from_tensors.
   """
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(params_like)
-  wanted = {tf_name([key.key for key in path]): leaf for path, leaf in leaves}
-  shapes = {name: tuple(np.shape(array)) for name, array in variables.items()}
-  problems = {
-    'missing': [f'{name} {like.shape}' for name, like in wanted.items() if name not in shapes],
-    'unknown': [f'{name} {shape}' for name, shape in shapes.items() if name not in wanted],
-    'of another shape': [
-      f'{name} {shapes[name]}, wanted {like.shape}'
-      for name, like in wanted.items()
-      if name in shapes and shapes[name] != like.shape
-    ],
+  return params_from_tensors(variables, params_like, lambda path, _: (tf_name(path), 'same'))
+
+
+def read_checkpoint(prefix, params_like):
+  """Reads a checkpoint of the original program; a set of weights that it lacks is the other one.
+
+  Args:
+    prefix: as tf_bundle.find_bundle gives it.
+    params_like: as in params_from_tf.
+
+  Returns:
+    (params, ema_params, step): step is 0 if the file has none.
+
+  Raises:
+    ValueError: a damaged file, or another model's; in one line, which names the file.
+  """
+  variables = read_bundle(prefix, _select)
+  step = variables.pop(_STEP, np.zeros((), np.int64))
+  if step.shape or step.dtype.kind != 'i' or not 0 <= step <= _MAX_STEP:
+    raise ValueError(f'{prefix}: its global_step is {step.dtype}{list(step.shape)}, out of range')
+  averages = {
+    name.removesuffix(_EMA): variables.pop(name) for name in list(variables) if name.endswith(_EMA)
   }
-  if any(problems.values()):
-    raise ValueError('variables do not fit the model: ' + '; '.join(_summaries(problems)))
-  arrays = [jnp.asarray(variables[name], like.dtype) for name, like in wanted.items()]
-  return jax.tree_util.tree_unflatten(treedef, arrays)
+  try:
+    ema_params = params_from_tf(averages or variables, params_like)
+    params = params_from_tf(variables or averages, params_like)
+  except ValueError as error:
+    raise ValueError(f'{prefix}: {error}') from error
+  return params, ema_params, int(step)
 
 
-def _summaries(problems):
-  for kind, found in problems.items():
-    if found:
-      rest = f', and {len(found) - MAX_LISTED} more' if len(found) > MAX_LISTED else ''
-      yield f'{len(found)} {kind}: ' + ', '.join(found[:MAX_LISTED]) + rest
+def _select(shapes):
+  """Weights, averages and the step; not Adam's moments, nor scalars besides the model."""
+  return [
+    name
+    for name, shape in shapes.items()
+    if not name.endswith(_SLOTS) and (name == _STEP or shape or name.startswith('model/'))
+  ]

@@ -84,6 +84,20 @@ def read_torch_file(path):
     raise ValueError(f'{path}: {reason[:_MAX_REASON]}') from error
 
 
+def read_state_dict(path):
+  """Reads a file that has nothing but tensors, a dict of arrays by name.
+
+  Raises:
+    ValueError: as read_torch_file; or it has something else.
+  """
+  state_dict = read_torch_file(path)
+  if not isinstance(state_dict, dict) or not all(
+    isinstance(name, str) and isinstance(array, np.ndarray) for name, array in state_dict.items()
+  ):
+    raise ValueError(f'{path}: not a state dict, which has nothing but tensors')
+  return state_dict
+
+
 def _read_zip(path):
   try:
     with zipfile.ZipFile(path) as archive:

@@ -10,9 +10,7 @@ import os
 import pathlib
 import urllib.request
 
-import numpy as np
-
-from ddpm_jax.convert.torch_file import read_torch_file
+from ddpm_jax.convert.torch_file import read_state_dict
 from ddpm_jax.convert.torch_inception import params_from_torch
 
 INCEPTION_URL = (
@@ -47,11 +45,7 @@ def load_inception(path=None, *, cache_dir, sha256=INCEPTION_SHA256):
     ValueError: no weights, or none of this network; in one line.
   """
   path = find_inception_weights(path, cache_dir=cache_dir, sha256=sha256)
-  state_dict = read_torch_file(path)
-  if not isinstance(state_dict, dict) or not all(
-    isinstance(name, str) and isinstance(array, np.ndarray) for name, array in state_dict.items()
-  ):
-    raise ValueError(f'{path}: not a state dict, which has nothing but tensors')
+  state_dict = read_state_dict(path)
   try:
     return params_from_torch(state_dict), sha256.lower()
   except ValueError as error:

@@ -1,0 +1,52 @@
+"""Models of other programs, of whatever form, as our parameters."""
+
+import pathlib
+
+from ddpm_jax.convert import diffusers, hub, pytorch_diffusion, tf_bundle, tf_ddpm
+from ddpm_jax.convert.torch_file import read_state_dict
+
+FORMS = (
+  'a checkpoint of the original program (.../model.ckpt-790000), a folder or hub name of a '
+  'diffusers pipeline, or a .ckpt file of pytorch_diffusion'
+)
+
+
+def read_foreign(path, config, params_like, *, cache_dir):
+  """Reads a model; what lies at the path says of which form it is.
+
+  Args:
+    path: one of FORMS.
+    config: ConfigDict, whose model it is to be.
+    params_like: a tree of arrays or ShapeDtypeStructs, as UNet.init gives it.
+    cache_dir: a folder for what is downloaded.
+
+  Returns:
+    (params, ema_params, step): of one set of weights, both are it; step is 0 where none is told.
+
+  Raises:
+    ValueError: none of these forms, damaged, or another model; in one line.
+  """
+  found = pathlib.Path(path).expanduser()
+  if (prefix := tf_bundle.find_bundle(found)) is not None:
+    return tf_ddpm.read_checkpoint(prefix, params_like)
+  if found.is_file():
+    params = _read_file(found, params_like)
+  elif found.is_dir():
+    if not diffusers.find_pipeline(found):
+      raise ValueError(f'{path}: a folder without a model; give {FORMS}')
+    params = diffusers.read_pipeline(found, config, params_like)
+  elif hub.is_hub_id(path):
+    params = diffusers.read_pipeline(hub.fetch_pipeline(path, cache_dir), config, params_like)
+  else:
+    raise ValueError(f'{path}: nothing there; give {FORMS}')
+  return params, params, 0
+
+
+def _read_file(path, params_like):
+  if path.name in diffusers.WEIGHTS or path.suffix == '.safetensors':
+    raise ValueError(f'{path}: weights without their settings; give the folder of the pipeline')
+  state_dict = read_state_dict(path)
+  try:
+    return pytorch_diffusion.params_from_state_dict(state_dict, params_like)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error

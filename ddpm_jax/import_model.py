@@ -1,0 +1,67 @@
+"""Models of other programs as runs of ours, and as the start of training."""
+
+import contextlib
+import pathlib
+
+import jax
+
+from ddpm_jax import build, parallel
+from ddpm_jax.checkpoints import Checkpointer
+from ddpm_jax.convert.foreign import FORMS, read_foreign
+from ddpm_jax.train_state import init_train_state
+from ddpm_jax.workdir import config_dict, locked, open_workdir, store_config
+
+
+def import_model(config, workdir):
+  """--mode=import: makes a workdir of config.import.path, to sample, measure and train from.
+
+  Its checkpoint has the file's step, weights and moving average, and a fresh optimizer.
+
+  Args:
+    config: ConfigDict.
+    workdir: folder of the run, without checkpoints.
+
+  Raises:
+    ValueError: a file that cannot be read, another model, or a workdir that cannot be used.
+  """
+  build.check(config)
+  source = config.import_.path
+  if not source:
+    raise ValueError(f'--mode=import needs --config.import.path=PATH: {FORMS}')
+  if (pathlib.Path(workdir).expanduser() / 'checkpoints').exists():
+    raise ValueError(f'--workdir={workdir} holds a run already; give another workdir')
+  state, step = read_state(config, source)
+  path = open_workdir(workdir)
+  with contextlib.ExitStack() as stack:
+    if parallel.is_primary():
+      stack.enter_context(locked(path, 'train'))
+      store_config(path, config)
+    checkpointer = stack.enter_context(
+      Checkpointer(path / 'checkpoints', config_dict(config), is_primary=parallel.is_primary())
+    )
+    state = state.replace(step=state.step + step)
+    checkpointer.save(step, parallel.replicate(state))
+    checkpointer.wait()
+  if parallel.is_primary():
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(f'done: {source}, {num_params:,} parameters of step {step}; {path / "checkpoints"}')
+
+
+def read_state(config, source):
+  """The state that starts from another program's model.
+
+  Args:
+    config: ConfigDict.
+    source: path of the model, as read_foreign has it.
+
+  Returns:
+    (TrainState of step 0, with a fresh optimizer; the step that the model tells, or 0).
+  """
+  params_like = jax.eval_shape(lambda: build.init_params(config))
+  params, ema_params, step = read_foreign(
+    source, config, params_like, cache_dir=build.cache_dir(config)
+  )
+  state = init_train_state(params, build.optimizer(config))
+  if ema_params is not params:
+    state = state.replace(ema_params=ema_params)
+  return state, step
