@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax import winograd
-from ddpm_jax.group_norm import group_norm
 
 NUM_GROUPS = 32
 NORM_EPSILON = 1e-6  # the default of TF 1's contrib group_norm
@@ -75,18 +74,11 @@ def _dense(features, *, dtype, name, scale=1.0):
   return nn.Dense(features, dtype=dtype, kernel_init=_kernel_init(scale), name=name)
 
 
-class Norm(nn.Module):
-  """Group normalisation in float32, then swish if asked to."""
-
-  swish: bool
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x):
-    """[B, ..., C] -> [B, ..., C] of dtype."""
-    scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
-    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
-    return group_norm(x, scale, bias, NUM_GROUPS, NORM_EPSILON, self.swish).astype(self.dtype)
+def _norm(name):
+  # Two-pass variance, as in TF: E[x^2] - E[x]^2 loses digits.
+  return nn.GroupNorm(
+    NUM_GROUPS, epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name
+  )
 
 
 class ExampleDropout(nn.Module):
@@ -122,11 +114,11 @@ class ResnetBlock(nn.Module):
   def __call__(self, x, temb, rows, *, train):
     """x [B, H, W, C], temb [B, D], rows int [B] -> [B, H, W, features]."""
     convolve = _winograd_conv if self.winograd else None
-    h = Norm(True, self.dtype, name='norm1')(x)
+    h = nn.swish(_norm('norm1')(x)).astype(self.dtype)
     h = _conv(self.features, dtype=self.dtype, name='conv1', convolve=convolve)(h)
     temb = _dense(self.features, dtype=self.dtype, name='temb_proj')(nn.swish(temb))
     h = h + temb[:, None, None, :]
-    h = Norm(True, self.dtype, name='norm2')(h)
+    h = nn.swish(_norm('norm2')(h)).astype(self.dtype)
     h = ExampleDropout(self.dropout, name='dropout')(h, rows, train=train)
     h = _conv(self.features, dtype=self.dtype, name='conv2', scale=ZERO_SCALE, convolve=convolve)(h)
     if x.shape[-1] != self.features:
@@ -143,7 +135,7 @@ class AttnBlock(nn.Module):
   def __call__(self, x):
     """[B, H, W, C] -> [B, H, W, C]."""
     batch, height, width, channels = x.shape
-    h = Norm(False, self.dtype, name='norm')(x).reshape(batch, height * width, channels)
+    h = _norm('norm')(x).astype(self.dtype).reshape(batch, height * width, channels)
     q = _dense(channels, dtype=self.dtype, name='q')(h)
     k = _dense(channels, dtype=self.dtype, name='k')(h)
     v = _dense(channels, dtype=self.dtype, name='v')(h)
@@ -268,5 +260,5 @@ class UNet(nn.Module):
         name = f'up_{level}_upsample'
         h = Upsample(self.resamp_with_conv, self.dtype, self.winograd, name=name)(h)
 
-    h = Norm(True, jnp.float32, name='norm_out')(h)
+    h = nn.swish(_norm('norm_out')(h))
     return _conv(self.out_ch, dtype=jnp.float32, name='conv_out', scale=ZERO_SCALE)(h)

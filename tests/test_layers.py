@@ -13,7 +13,7 @@ FILES = sorted((ROOT / 'ddpm_jax').rglob('*.py'))
 # of the room of devices and I/O.
 ROOMS = {
   'schedules gaussians diffusion likelihood samplers': 1,  # mathematics
-  'unet winograd group_norm inception digits_classifier': 2,  # networks
+  'unet winograd inception digits_classifier': 2,  # networks
   'train_state steps': 3,  # pure steps
   'build': 5,
   'train sample bounds scores evaluate reproduce import_model export_model': 6,  # loops

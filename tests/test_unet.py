@@ -66,7 +66,7 @@ def test_timestep_embedding_is_sines_then_cosines_of_geometric_frequencies():
 @pytest.mark.parametrize(
   ('layer', 'scope', 'source', 'output'),
   [
-    (unet.Norm(False, jnp.float32), 'gn', lambda z: z['in/x'], 'group_norm'),
+    (unet._norm(None), 'gn', lambda z: z['in/x'], 'group_norm'),
     (unet._conv(8, dtype=None, name=None), 'conv_s1', lambda z: z['in/x'][..., :8], 'conv_s1'),
     (
       unet._conv(8, dtype=None, name=None, strides=2),
