@@ -7,6 +7,7 @@ from ml_collections.config_dict import placeholder
 def get_config():
   return ConfigDict(
     {
+      'compilation_cache': placeholder(str),  # folder, or off; none: ~/.cache/ddpm_jax/programs
       'seed': 0,  # of initialisation, batches, noise and dropout
       'init_from': placeholder(str),  # model of another program to train from, as import.path
       'data': {
@@ -17,6 +18,7 @@ def get_config():
         'channels': 3,  # 1 (grey) or 3 (colour)
         'random_flip': True,  # mirror left-right with probability 1/2, in training
         'memory_limit_gib': 4.0,  # sets up to this size are decoded once and held in memory
+        'device_limit_gib': 1.0,  # and up to this size on accelerators, which gather the batches
         'num_workers': 4,  # processes that read sets beyond it; 0: none
       },
       'diffusion': {
@@ -35,6 +37,7 @@ def get_config():
         'attn_resolutions': (16,),  # pixels
         'dropout': 0.1,  # rate
         'resamp_with_conv': True,
+        'remat': False,  # compute blocks anew in the backward pass: less memory, more time
         'dtype': 'float32',  # float32 | bfloat16, of the computation; parameters are float32
       },
       'optim': {
@@ -48,7 +51,10 @@ def get_config():
       },
       'train': {
         'global_batch_size': 128,  # images a step, over all devices and processes
+        'grad_accum_steps': 1,  # parts of a device's batch, one after another: less memory
         'num_steps': 800_000,  # 800,000 steps * 128 = 102.4M examples
+        'steps_per_dispatch': placeholder(int),  # none: 1 on a CPU, else as many as all of the
+        # intervals below divide by, up to 20
         'log_every_steps': 100,
         'checkpoint_every_steps': 5_000,
         'keep_last_checkpoints': 3,

@@ -1,6 +1,7 @@
 """The only file that turns config fields into objects, and where their values are checked."""
 
 import functools
+import math
 import pathlib
 
 import jax
@@ -17,6 +18,7 @@ from ddpm_jax.train_state import make_learning_rate, make_optimizer
 from ddpm_jax.unet import NUM_GROUPS, UNet
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+MAX_STEPS_PER_DISPATCH = 20  # by default: a signal is heard after a dispatch
 METRICS = ('bpd', 'fid', 'is', 'kid', 'pr')
 REPRODUCTIONS = (
   'table1',
@@ -37,13 +39,30 @@ STREAMS = (
 )  # of random numbers; their order is part of every result
 
 
+def begin(config):
+  """Checks the config, and turns on the cache of compiled programs, saying where it is."""
+  check(config)
+  wanted = config.compilation_cache
+  folder = None if wanted == 'off' else wanted or default_cache_dir() / 'programs'
+  line = parallel.use_compilation_cache(folder and pathlib.Path(folder).expanduser())
+  if parallel.is_primary():
+    print(f'cache of compiled programs: {line}', flush=True)
+
+
 def check(config):
   """Raises a ValueError for the first value that cannot work, before anything compiles."""
   _check_diffusion(config.diffusion)
   _check_model(config.model, config.data.image_size)
   _check_numbers(config)
   _check_sample(config)
-  parallel.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
+  sizes = parallel.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
+  parts = config.train.grad_accum_steps
+  if parts < 1 or sizes.device % parts:
+    raise ValueError(
+      f'train.grad_accum_steps is {parts}; it must divide the {sizes.device} images of a device '
+      f'(train.global_batch_size={sizes.global_})'
+    )
+  steps_per_dispatch(config)
   parallel.batch_sizes(config.sample.batch_size, 'sample.batch_size')
   parallel.batch_sizes(config.eval.batch_size, 'eval.batch_size')
   _check_eval(config)
@@ -72,6 +91,10 @@ def _check_diffusion(config):
 
 def _check_model(config, image_size):
   _check_choice('model.dtype', config.dtype, DTYPES)
+  if config.dtype == 'bfloat16' and parallel.lacks_bfloat16():
+    raise ValueError(
+      f'model.dtype is bfloat16, which {parallel.lacks_bfloat16()} lacks; use float32'
+    )
   if not config.ch_mult:
     raise ValueError('model.ch_mult is empty; give one multiplier a level, such as (1, 2, 2)')
   halvings = len(config.ch_mult) - 1
@@ -151,6 +174,7 @@ def _check_numbers(config):
     'reproduce.num_slots': 1,
     'data.num_workers': 0,
     'data.memory_limit_gib': 0,
+    'data.device_limit_gib': 0,
     'optim.learning_rate': 0,
     'optim.grad_clip': 0,
   }
@@ -201,6 +225,7 @@ def model(config):
     dropout=config.model.dropout,
     resamp_with_conv=config.model.resamp_with_conv,
     dtype=DTYPES[config.model.dtype],
+    remat=config.model.remat,
     winograd=parallel.on_cpu() and config.model.dtype == 'float32',
   )
 
@@ -236,6 +261,44 @@ def batches(config, data_source):
   )
 
 
+def device_data(config, batches):
+  """All images, replicated, where the devices gather the batches themselves; else None."""
+  images = batches.images
+  if parallel.on_cpu() or images is None or images.nbytes > config.data.device_limit_gib * 2**30:
+    return None
+  return parallel.replicate(images)
+
+
+def steps_per_dispatch(config):
+  """How many training steps the devices take before they ask for more.
+
+  Raises:
+    ValueError: a number that does not divide all intervals.
+  """
+  fields = (
+    'log_every_steps',
+    'checkpoint_every_steps',
+    'sample_every_steps',
+    'eval_every_steps',
+  )
+  intervals = {field: config.train[field] for field in fields if config.train[field] > 0}
+  wanted = config.train.steps_per_dispatch
+  if wanted is None:
+    if parallel.on_cpu():
+      return 1
+    common = math.gcd(*intervals.values())
+    return max(n for n in range(1, MAX_STEPS_PER_DISPATCH + 1) if common % n == 0)
+  if wanted < 1:
+    raise ValueError(f'train.steps_per_dispatch is {wanted}; it must be at least 1')
+  for field, interval in intervals.items():
+    if interval % wanted:
+      raise ValueError(
+        f'train.steps_per_dispatch is {wanted}, which does not divide train.{field}={interval}; '
+        'change one of the two'
+      )
+  return wanted
+
+
 def learning_rate(config):
   """step -> learning rate."""
   return make_learning_rate(config.optim.learning_rate, config.optim.warmup_steps)
@@ -252,8 +315,8 @@ def optimizer(config):
   )
 
 
-def train_step(config):
-  """(state, images [D, B, ...], key) -> (state, metrics) over all devices, compiled."""
+def train_steps(config):
+  """(state, batches [K, D, B, ...], data, key) -> (state, metrics [K]), compiled."""
   step = steps.make_train_step(
     model(config),
     schedule(config),
@@ -264,9 +327,10 @@ def train_step(config):
     loss_type=config.diffusion.loss_type,
     ema_decay=config.optim.ema_decay,
     random_flip=config.data.random_flip,
+    grad_accum_steps=config.train.grad_accum_steps,
     axis_name=parallel.AXIS,
   )
-  return parallel.pmap_train_step(step)
+  return parallel.pmap_train_steps(steps.make_train_steps(step))
 
 
 def _predictions(config):

@@ -45,7 +45,7 @@ def evaluate(config, workdir):
   Raises:
     ValueError: a config, checkpoint, data set, weights or statistics that cannot be used.
   """
-  build.check(config)
+  build.begin(config)
   path = open_workdir(workdir if config.eval.samples else find_workdir(workdir))
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():

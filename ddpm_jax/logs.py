@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 import sys
 import time
 
@@ -86,29 +85,31 @@ class RunLog:
     self._clock_step, self._clock = step, time.perf_counter()
 
   def add(self, step, metrics):
-    """Takes a step's metrics, still being computed, and checks those of the step before."""
+    """Takes metrics [K] of the K steps up to `step`, still being computed; checks the last ones."""
     self.check()
     self._pending = step, metrics
 
   def check(self):
-    """Waits for the newest step.
+    """Waits for the newest steps.
 
     Raises:
-      FloatingPointError: its loss is not finite.
+      FloatingPointError: the loss of one of them is not finite.
     """
     if self._pending is None:
       return
     step, metrics = self._pending
     self._pending = None
-    self._values = {name: float(value) for name, value in metrics.items()}
-    if not math.isfinite(self._values['loss']):
-      raise FloatingPointError(
-        f'the loss is {self._values["loss"]} at step {step}; the last checkpoint is from before. '
-        'Lower optim.learning_rate or lengthen optim.warmup_steps, in another workdir'
-      )
-    self._losses.append(self._values['loss'])
-    if step == self._first_step:
-      self.restart_clock(step)  # it was compiled
+    values = {name: np.asarray(array) for name, array in metrics.items()}
+    for i, loss in enumerate(values['loss'], step - len(values['loss']) + 1):
+      if not np.isfinite(loss):
+        raise FloatingPointError(
+          f'the loss is {loss} at step {i}; the last checkpoint is from before. '
+          'Lower optim.learning_rate or lengthen optim.warmup_steps, in another workdir'
+        )
+      self._losses.append(float(loss))
+      if i == self._first_step:
+        self.restart_clock(step)  # it was compiled
+    self._values = {name: float(array[-1]) for name, array in values.items()}
 
   def write(self, step):
     """Writes the newest step's metrics, and loss_mean over the steps since the last written."""

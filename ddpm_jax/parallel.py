@@ -5,6 +5,8 @@ checkpoints and sampling see ordinary trees.
 """
 
 import functools
+import os
+import tempfile
 from typing import NamedTuple
 
 import jax
@@ -94,10 +96,20 @@ def replicate(tree):
   return jax.device_put(tree, sharding)
 
 
-def split_over_devices(batch):
-  """Each array of a tree from [host batch, ...] to [D, B, ...] for D local devices."""
+def split_over_devices(batch, *, axis=0):
+  """Each array of a tree from [host batch, ...] to [D, B, ...] for D local devices.
+
+  Args:
+    batch: tree of arrays.
+    axis: of the host batch, where it is not the first.
+  """
   devices = jax.local_device_count()
-  return jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
+
+  def split(x):
+    size = x.shape[axis] // devices
+    return x.reshape(*x.shape[:axis], devices, size, *x.shape[axis + 1 :])
+
+  return jax.tree.map(split, batch)
 
 
 def gather_from_devices(tree):
@@ -111,12 +123,13 @@ def gather_from_devices(tree):
   return jax.tree.map(gather, tree)
 
 
-def pmap_train_step(train_step):
-  """(state, images [D, B, ...], key) -> (state, metrics), compiled; the state is donated."""
-  return _compiled(
-    jax.pmap(train_step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0),
-    donate_argnums=0,
-  )
+def pmap_train_steps(train_steps):
+  """(state, batches [K, D, B, ...], data, key) -> (state, metrics [K]), compiled.
+
+  The state is donated; data, which is replicated, or None, is not.
+  """
+  axes = dict(in_axes=(None, 1, None, None), out_axes=(None, None))
+  return _compiled(jax.pmap(train_steps, AXIS, **axes, donate_argnums=0), donate_argnums=0)
 
 
 def pmap_batch_step(step, *, in_axes=(None, 0, None)):
@@ -132,6 +145,37 @@ def pmap_batch_step(step, *, in_axes=(None, 0, None)):
 def on_cpu():
   """Whether steps run on a CPU, which has fast paths of its own."""
   return jax.default_backend() == 'cpu'
+
+
+def lacks_bfloat16():
+  """The name of the device if it cannot compute in bfloat16, else None."""
+  device = jax.devices()[0]
+  capability = float(getattr(device, 'compute_capability', 0) or 0)
+  lacks = device.platform == 'gpu' and 0 < capability < 8
+  return f'{device.device_kind} (compute capability {capability})' if lacks else None
+
+
+def use_compilation_cache(folder):
+  """Keeps compiled programs in a folder between runs, unless the user has chosen one by JAX's own.
+
+  Args:
+    folder: pathlib.Path; None for no cache.
+
+  Returns:
+    a line on where it is, or why there is none.
+  """
+  if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    return f'{os.environ["JAX_COMPILATION_CACHE_DIR"]} (JAX_COMPILATION_CACHE_DIR)'
+  if folder is None:
+    return 'none'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    return f'none: {folder} cannot be written ({error.strerror})'
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  return f'{folder} (none with --config.compilation_cache=off)'
 
 
 def _compiled(pmapped, **kwargs):

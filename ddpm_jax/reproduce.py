@@ -66,7 +66,7 @@ def reproduce(config, workdir):
   Raises:
     ValueError: a config, checkpoint, data set or weights that cannot be used.
   """
-  build.check(config)
+  build.begin(config)
   path = open_workdir(find_workdir(workdir))
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():

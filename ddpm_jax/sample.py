@@ -27,7 +27,7 @@ def sample(config, workdir):
   Raises:
     ValueError: no checkpoint, one of another model, or a workdir in use.
   """
-  build.check(config)
+  build.begin(config)
   path = open_workdir(find_workdir(workdir))
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():
@@ -58,7 +58,8 @@ class Sampler:
     self.batch_size = self._sizes.global_
     self.request = {
       'seed': config.sample.seed,
-      **{section: config_dict(config)[section] for section in ('diffusion', 'model')},
+      'diffusion': config_dict(config)['diffusion'],
+      'model': {k: v for k, v in config_dict(config)['model'].items() if k != 'remat'},
       **build.sampler_request(config),
     }
     self._step = build.sample_step(config)

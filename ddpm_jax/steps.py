@@ -33,6 +33,7 @@ def make_train_step(
   loss_type,
   ema_decay,
   random_flip,
+  grad_accum_steps=1,
   axis_name=None,
 ):
   """One step of Alg. 1: draw t and noise, descend, average.
@@ -45,6 +46,8 @@ def make_train_step(
     mean_type, var_type, loss_type: as diffusion.training_losses.
     ema_decay: of the parameters' moving average.
     random_flip: mirror each image left-right with probability 1/2.
+    grad_accum_steps: parts of the batch that go through one after another, their gradients summed:
+      less memory, and the step of the whole batch, to rounding.
     axis_name: of the devices that share a batch, each with an equal part; None for one device.
 
   Returns:
@@ -70,6 +73,21 @@ def make_train_step(
     )
     return losses.mean()
 
+  def loss_and_grads(params, examples, dropout_key):
+    def of_part(part):
+      return jax.value_and_grad(loss_fn)(params, *part, dropout_key)
+
+    if grad_accum_steps == 1:
+      return of_part(examples)
+    parts = jax.tree.map(lambda x: x.reshape(grad_accum_steps, -1, *x.shape[1:]), examples)
+    zeros = jax.tree.map(
+      jnp.zeros_like, jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts))
+    )
+    total, _ = jax.lax.scan(
+      lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), zeros, parts
+    )
+    return jax.tree.map(lambda x: x / grad_accum_steps, total)
+
   def draw(key, shape):
     t_key, noise_key, flip_key = jax.random.split(key, 3)
     t = jax.random.randint(t_key, (), 0, schedule.num_timesteps)
@@ -84,7 +102,7 @@ def make_train_step(
     x_start = scale_images(images)
     if random_flip:
       x_start = jnp.where(flip[:, None, None, None], x_start[:, :, ::-1], x_start)
-    loss, grads = jax.value_and_grad(loss_fn)(state.params, x_start, t, noise, rows, dropout_key)
+    loss, grads = loss_and_grads(state.params, (x_start, t, noise, rows), dropout_key)
     if axis_name is not None:
       loss, grads = jax.lax.pmean((loss, grads), axis_name)
     metrics = {
@@ -95,6 +113,27 @@ def make_train_step(
     return apply_gradients(state, grads, optimizer, ema_decay=ema_decay), metrics
 
   return train_step
+
+
+def make_train_steps(train_step):
+  """Several steps in one: K batches in, the metrics of K steps out.
+
+  Args:
+    train_step: as make_train_step returns it.
+
+  Returns:
+    (state, batches, data, key) -> (state, metrics), metrics being arrays [K]. With data None the
+    batches are images uint8 [K, B, H, W, C]; otherwise they are indices int32 [K, B] of
+    data uint8 [N, H, W, C].
+  """
+
+  def train_steps(state, batches, data, key):
+    def step(state, batch):
+      return train_step(state, batch if data is None else data[batch], key)
+
+    return jax.lax.scan(step, state, batches)
+
+  return train_steps
 
 
 def make_sample_step(

@@ -4,6 +4,7 @@ import contextlib
 import signal
 
 import jax
+import numpy as np
 
 from ddpm_jax import build, logs, parallel
 from ddpm_jax.checkpoints import Checkpointer
@@ -29,7 +30,7 @@ def train(config, workdir):
     ValueError: a config, a data set or a workdir that cannot be used.
     FloatingPointError: the loss is not finite.
   """
-  build.check(config)
+  build.begin(config)
   path = open_workdir(workdir)
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():
@@ -130,7 +131,8 @@ def run_steps(config, path, batches, checkpointer, state):
   """Trains from state.step to config.train.num_steps, logging, saving and measuring on the way."""
   every = config.train
   start_step = int(state.step)
-  step_fn = build.train_step(config)
+  steps_fn = build.train_steps(config)
+  data = build.device_data(config, batches)
   key = parallel.replicate(build.key(config.seed, 'train'))
   sampler = Sampler(config, every.num_samples) if every.sample_every_steps else None
   evaluator = training_evaluator(config) if every.eval_every_steps else None
@@ -158,11 +160,8 @@ def run_steps(config, path, batches, checkpointer, state):
         log.restart_clock(step)
 
     signals.leave_at(lambda: look(start_step))  # the run before may have been stopped there
-    numbered = zip(
-      range(start_step + 1, every.num_steps + 1), batches.iterate(start_step), strict=False
-    )
-    for step, images in numbered:
-      state, metrics = step_fn(state, parallel.split_over_devices(images), key)
+    for step, block in dispatches(config, batches, start_step, gather=data is not None):
+      state, metrics = steps_fn(state, block, data, key)
       log.add(step, metrics)
       if is_due(step, every.log_every_steps):
         log.write(step)
@@ -182,6 +181,31 @@ def run_steps(config, path, batches, checkpointer, state):
       )
     else:
       print(f'done: {step} steps; {path / "checkpoints"}', flush=True)
+
+
+def dispatches(config, batches, start_step, *, gather):
+  """Yields what each dispatch takes, from start_step to config.train.num_steps.
+
+  Args:
+    config: ConfigDict.
+    batches: data.Batches.
+    start_step: steps done.
+    gather: whether the devices have the data, and want indices.
+
+  Yields:
+    (step after it, batches [K, D, B, ...] of images or of indices). K is config's, but less where
+    the run starts between its multiples, and at the end.
+  """
+  per_dispatch, step = build.steps_per_dispatch(config), start_step
+  images = None if gather else batches.iterate(start_step)
+  while step < config.train.num_steps:
+    count = min(per_dispatch - step % per_dispatch, config.train.num_steps - step)
+    if gather:
+      block = [batches.indices(s).astype(np.int32) for s in range(step, step + count)]
+    else:
+      block = [next(images) for _ in range(count)]
+    step += count
+    yield step, parallel.split_over_devices(np.stack(block), axis=1)
 
 
 def save(checkpointer, log, step, state):

@@ -111,7 +111,7 @@ class ResnetBlock(nn.Module):
   winograd: bool = False
 
   @nn.compact
-  def __call__(self, x, temb, rows, *, train):
+  def __call__(self, x, temb, rows, train):
     """x [B, H, W, C], temb [B, D], rows int [B] -> [B, H, W, features]."""
     convolve = _winograd_conv if self.winograd else None
     h = nn.swish(_norm('norm1')(x)).astype(self.dtype)
@@ -192,6 +192,7 @@ class UNet(nn.Module):
     dropout: rate, in training.
     resamp_with_conv: resample with a convolution.
     dtype: of the computation; parameters are float32.
+    remat: keep the input of each block alone for the backward pass: less memory, more time.
     winograd: convolve as winograd.py does, which is equal to rounding, and faster on a CPU.
   """
 
@@ -203,6 +204,7 @@ class UNet(nn.Module):
   dropout: float = 0.0
   resamp_with_conv: bool = True
   dtype: Any = jnp.float32
+  remat: bool = False
   winograd: bool = False
 
   @nn.compact
@@ -222,14 +224,18 @@ class UNet(nn.Module):
     if rows is None:
       rows = jnp.arange(x.shape[0])
 
+    # With remat, what a block computes is computed again in the backward pass, and not kept.
+    resnet_block = nn.remat(ResnetBlock, static_argnums=(4,)) if self.remat else ResnetBlock
+    attn_block = nn.remat(AttnBlock) if self.remat else AttnBlock
+
     def block(features, name):
-      module = ResnetBlock(features, self.dropout, self.dtype, self.winograd, name=name)
-      return lambda h: module(h, temb, rows, train=train)
+      module = resnet_block(features, self.dropout, self.dtype, self.winograd, name=name)
+      return lambda h: module(h, temb, rows, train)
 
     def attend(h, name):
       if h.shape[1] not in self.attn_resolutions:
         return h
-      return AttnBlock(self.dtype, name=name)(h)
+      return attn_block(self.dtype, name=name)(h)
 
     temb = timestep_embedding(t, self.ch)
     temb = _dense(4 * self.ch, dtype=self.dtype, name='temb_dense0')(temb)
@@ -248,7 +254,7 @@ class UNet(nn.Module):
         skips.append(h)
 
     h = block(h.shape[-1], 'mid_block_1')(h)
-    h = AttnBlock(self.dtype, name='mid_attn_1')(h)
+    h = attn_block(self.dtype, name='mid_attn_1')(h)
     h = block(h.shape[-1], 'mid_block_2')(h)
 
     for level, mult in reversed(list(enumerate(self.ch_mult))):

@@ -31,6 +31,10 @@ FIXED_FIELDS = (
 )
 
 
+# What changes how steps are computed, but not what.
+FREE_FIELDS = ('model.remat',)
+
+
 def config_dict(config):
   """The config as plain JSON values."""
   return json.loads(config.to_json())
@@ -121,7 +125,7 @@ def differing_fields(stored, current, fields, *, stored_name):
   names = sorted(
     name
     for name in stored.keys() | current.keys()
-    if any(f'{name}.'.startswith(f'{field}.') for field in fields)
+    if name not in FREE_FIELDS and any(f'{name}.'.startswith(f'{field}.') for field in fields)
   )
   return [
     f'{name}: {stored_name} {stored.get(name, "absent")}, config {current.get(name, "absent")}'

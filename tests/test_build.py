@@ -1,9 +1,10 @@
 """Every value that cannot work is named, with what can, before anything compiles."""
 
 import jax
+import numpy as np
 import pytest
 
-from ddpm_jax import build
+from ddpm_jax import build, parallel
 from tests.tiny import tiny_config
 
 
@@ -34,6 +35,10 @@ from tests.tiny import tiny_config
     ('train.log_every_steps', 0, 'train.log_every_steps is 0; it must be at least 1'),
     ('train.global_batch_size', 18, 'global_batch_size is 18; .* multiple of the 4 .* as 16'),
     ('train.global_batch_size', 0, 'train.global_batch_size is 0; .* such as 4'),
+    ('train.grad_accum_steps', 3, 'train.grad_accum_steps is 3; it must divide the 4 images of a '),
+    ('train.grad_accum_steps', 0, 'train.grad_accum_steps is 0; '),
+    ('train.steps_per_dispatch', 0, 'train.steps_per_dispatch is 0; it must be at least 1'),
+    ('train.steps_per_dispatch', 2, '2, which does not divide train.log_every_steps=1; change'),
     ('sample.batch_size', 6, 'sample.batch_size is 6; .* 4 devices, such as 4'),
     ('sample.num_samples', 0, 'sample.num_samples is 0; it must be at least 1'),
     ('sample.sampler', 'plms', "sample.sampler is 'plms'; it must be one of ancestral, ddim, "),
@@ -51,6 +56,42 @@ def test_names_what_cannot_work(field, value, message):
   with pytest.raises(ValueError, match=message) as raised:
     build.check(config)
   assert '\n' not in str(raised.value)
+
+
+def test_steps_per_dispatch_names_the_interval_that_it_does_not_divide():
+  config = tiny_config(**{'train.log_every_steps': 8, 'train.checkpoint_every_steps': 12})
+  for wanted, field in ((8, 'checkpoint_every_steps=12'), (12, 'log_every_steps=8')):
+    config.train.steps_per_dispatch = wanted
+    with pytest.raises(ValueError, match=f'does not divide train.{field}'):
+      build.check(config)
+  config.train.steps_per_dispatch = 4
+  assert build.steps_per_dispatch(config) == 4
+
+
+def test_an_accelerator_takes_as_many_steps_as_all_intervals_allow(monkeypatch):
+  config = tiny_config(**{'train.log_every_steps': 100, 'train.checkpoint_every_steps': 250})
+  assert build.steps_per_dispatch(config) == 1
+  monkeypatch.setattr(parallel, 'on_cpu', lambda: False)
+  assert build.steps_per_dispatch(config) == 10
+  config.train.update(log_every_steps=100, checkpoint_every_steps=1000)
+  assert build.steps_per_dispatch(config) == 20
+
+
+def test_accelerators_hold_the_data_that_fit(monkeypatch):
+  config = tiny_config()
+  batches = build.batches(config, build.source(config))
+  assert build.device_data(config, batches) is None
+  monkeypatch.setattr(parallel, 'on_cpu', lambda: False)
+  np.testing.assert_array_equal(build.device_data(config, batches), batches.images)
+  config.data.device_limit_gib = 1e-6
+  assert build.device_data(config, batches) is None
+
+
+def test_bfloat16_is_refused_where_it_is_lacking(monkeypatch):
+  monkeypatch.setattr(parallel, 'lacks_bfloat16', lambda: 'V100 (compute capability 7.0)')
+  build.check(tiny_config())
+  with pytest.raises(ValueError, match=r'bfloat16, which V100 .* lacks; use float32'):
+    build.check(tiny_config(**{'model.dtype': 'bfloat16'}))
 
 
 def test_learned_variance_doubles_the_output():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ddpm_jax import logs
@@ -12,7 +13,13 @@ def make_log(workdir, start_step=0):
 
 
 def metrics(loss):
-  return {'loss': loss, 'grad_norm': 2.0, 'learning_rate': 0.1}
+  """Of one step, or of those of a list of losses."""
+  losses = np.atleast_1d(loss)
+  return {
+    'loss': losses,
+    'grad_norm': np.full(losses.shape, 2.0),
+    'learning_rate': np.full(losses.shape, 0.1),
+  }
 
 
 def lines(workdir):
@@ -61,6 +68,19 @@ def test_non_finite_loss_is_raised_with_its_step(tmp_path, loss):
   log.add(2, metrics(loss))
   with pytest.raises(FloatingPointError, match=f'the loss is {loss} at step 2'):
     log.add(3, metrics(1.0))
+
+
+def test_steps_of_one_dispatch_count_one_by_one(tmp_path):
+  log = make_log(tmp_path)
+  log.add(3, metrics([1.0, 2.0, 6.0]))
+  log.write(3)
+  log.add(6, metrics([4.0, float('nan'), 1.0]))
+  with pytest.raises(FloatingPointError, match='nan at step 5'):
+    log.check()
+  log.close()
+  assert [(line['step'], line['loss'], line['loss_mean']) for line in lines(tmp_path)] == [
+    (3, 6.0, 3.0)
+  ]
 
 
 def test_process_that_does_not_write_still_checks():

@@ -35,7 +35,7 @@ def params():
   return jax.tree.unflatten(treedef, leaves)
 
 
-def make_train_step(axis_name):
+def make_train_step(axis_name, **kwargs):
   return steps.make_train_step(
     MODEL,
     SCHEDULE,
@@ -47,6 +47,7 @@ def make_train_step(axis_name):
     ema_decay=0.9,
     random_flip=True,
     axis_name=axis_name,
+    **kwargs,
   )
 
 
@@ -67,16 +68,16 @@ def test_four_devices_train_as_one(params):
 
   def counted(*arguments):
     traces.append(arguments)
-    return make_train_step(parallel.AXIS)(*arguments)
+    return steps.make_train_steps(make_train_step(parallel.AXIS))(*arguments)
 
-  four_step = parallel.pmap_train_step(counted)
+  four_step = parallel.pmap_train_steps(counted)
   key = parallel.replicate(key)
   four, four_metrics = parallel.replicate(init_train_state(params, OPTIMIZER)), []
   num_traces = []
   for images in batches():
     donated = four
-    four, metrics = four_step(four, parallel.split_over_devices(images), key)
-    four_metrics.append(jax.device_get(metrics))
+    four, metrics = four_step(four, parallel.split_over_devices(images[None], axis=1), None, key)
+    four_metrics.append({name: value[0] for name, value in jax.device_get(metrics).items()})
     num_traces.append(len(traces))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
   assert num_traces[0] == num_traces[-1]  # compiled in the first step, and never again
@@ -141,3 +142,35 @@ def test_one_process_is_the_primary_and_waits_for_nobody():
   assert parallel.is_primary()
   assert (parallel.process_index(), parallel.process_count()) == (0, 1)
   parallel.barrier('nothing')
+
+
+def test_programs_are_cached_where_asked_or_not_at_all(tmp_path, monkeypatch):
+  assert 'JAX_COMPILATION_CACHE_DIR' in parallel.use_compilation_cache(None)  # the tests' own
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  before = jax.config.jax_compilation_cache_dir
+  assert parallel.use_compilation_cache(None) == 'none'
+  (tmp_path / 'file').touch()
+  assert 'file/programs cannot be written (Not a directory)' in parallel.use_compilation_cache(
+    tmp_path / 'file' / 'programs'
+  )
+  assert jax.config.jax_compilation_cache_dir == before
+  try:
+    line = parallel.use_compilation_cache(tmp_path / 'made')
+    assert line == f'{tmp_path / "made"} (none with --config.compilation_cache=off)'
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'made')
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_gradients_of_parts_add_up_to_those_of_the_batch(params, parts, relative_error):
+  images, key = batches()[0], jax.random.key(2)
+  state = init_train_state(params, OPTIMIZER)
+  whole, whole_metrics = jax.jit(make_train_step(None))(state, images, key)
+  accumulated, metrics = jax.jit(make_train_step(None, grad_accum_steps=parts))(state, images, key)
+  assert relative_error(metrics['loss'], whole_metrics['loss']) < 1e-6
+  assert relative_error(metrics['grad_norm'], whole_metrics['grad_norm']) < 1e-5
+  for ours, theirs in zip(
+    jax.tree.leaves(accumulated.params), jax.tree.leaves(whole.params), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import build, logs
+from ddpm_jax import build, logs, parallel
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.train import restore_or_init, train
 from ddpm_jax.workdir import config_dict
@@ -113,22 +113,39 @@ def test_damaged_newest_checkpoint_costs_steps_not_the_run(undisturbed, tmp_path
   assert_same_run(tmp_path, undisturbed)
 
 
+def test_steps_of_one_dispatch_are_those_of_single_ones(undisturbed, tmp_path):
+  train(tiny_config(**{'train.num_steps': 3}), tmp_path)  # between two multiples
+  fields = {'train.steps_per_dispatch': 2, 'train.log_every_steps': 2}
+  train(tiny_config(**fields), tmp_path)
+  state, expected = final_state(tmp_path, tiny_config()), final_state(undisturbed, tiny_config())
+  for path, array in state.items():
+    np.testing.assert_array_equal(array, expected[path], err_msg=path)
+  by_step = {step: rest for step, *rest in losses(undisturbed)}
+  assert [by_step[step] for step in (4, 6)] == [rest for step, *rest in losses(tmp_path)[3:]]
+
+
+def test_batches_gathered_on_the_devices_are_the_same(undisturbed, tmp_path, monkeypatch):
+  monkeypatch.setattr(build, 'device_data', lambda _, batches: parallel.replicate(batches.images))
+  train(tiny_config(), tmp_path)
+  assert_same_run(tmp_path, undisturbed)
+
+
 def test_non_finite_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
   train(tiny_config(**{'train.num_steps': 2}), tmp_path)
   config = tiny_config()
-  make_step = build.train_step
+  make_steps = build.train_steps
 
   def poisoned(config):
-    step_fn = make_step(config)
+    steps_fn = make_steps(config)
 
-    def step(state, images, key):
-      state, metrics = step_fn(state, images, key)
+    def step(state, images, data, key):
+      state, metrics = steps_fn(state, images, data, key)
       return state, metrics | {'loss': metrics['loss'] + (np.nan if state.step == 4 else 0)}
 
     return step
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'train_step', poisoned)
+    patch.setattr(build, 'train_steps', poisoned)
     with pytest.raises(FloatingPointError, match='nan at step 4'):
       train(config, tmp_path)
   assert final_state(tmp_path, config)['.step'] == 2

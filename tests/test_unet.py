@@ -307,3 +307,27 @@ def test_network_drops_out_in_training_only_and_alike_in_any_split_of_the_batch(
   evaluated = evaluate(x, t, rows, key=key)
   np.testing.assert_array_equal(evaluate(x, t, rows, key=jax.random.key(3)), evaluated)
   assert np.abs(whole - evaluated).max() > 0.01
+
+
+def test_rematerialisation_changes_nothing_but_memory(unet_small, reference, relative_error):
+  model, params = unet_small
+  x, t = reference('unet_small')['x'], reference('unet_small')['t']
+
+  def gradients(remat):
+    network = model.clone(remat=remat, dropout=0.3)
+
+    def loss(params):
+      y = network.apply({'params': params}, x, t, train=True, rngs={'dropout': jax.random.key(1)})
+      return jnp.sum(jnp.square(y))
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+    return compiled(params), compiled.memory_analysis().temp_size_in_bytes
+
+  (value, plain), memory = gradients(False)
+  (remat_value, remat), remat_memory = gradients(True)
+  assert relative_error(remat_value, value) < 1e-6
+  flat, plain_flat = (
+    np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (remat, plain)
+  )
+  assert relative_error(flat, plain_flat) < 1e-5
+  assert remat_memory < memory

@@ -137,6 +137,15 @@ class Batches:
       return self._from_memory(start_step)
     return self._from_grain(start_step)
 
+  def indices(self, step):
+    """The examples of this process's batch of a step: int64 [host_batch_size]."""
+    return self._host_indices(step)
+
+  @property
+  def images(self):
+    """All images, uint8 [N, H, W, C], if they are held in memory, else None."""
+    return self._images
+
   def close(self):
     """Stops the workers of all iterators."""
     while self._open_iterators:
