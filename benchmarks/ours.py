@@ -178,10 +178,6 @@ class Matmul:
       self._product = lambda: a @ b
     self._product()
 
-  def versions(self):
-    """Names and versions, in words."""
-    return versions()
-
   def turn(self):
     """FLOP/s of one product."""
     start = time.perf_counter()

@@ -23,19 +23,20 @@ OTHER_NETWORKS = ('ddp',)
 class Worker:
   """An object in a process of its own; its methods are called from here, one at a time."""
 
-  def __init__(self, where, *args, root=ROOT, cache=None, **kwargs):
+  def __init__(self, where, *args, root=ROOT, cache=None, cores=NUM_CORES, **kwargs):
     """Starts the process.
 
     Args:
       where: 'module:Class' of the object, called with args and kwargs.
       root: the checkout whose ddpm_jax and configs it imports.
       cache: folder of compiled programs, kept between processes; None for none.
+      cores: how many it may use.
     """
     context = multiprocessing.get_context('spawn')
     self._pipe, theirs = context.Pipe()
     start = time.perf_counter()
     self._process = context.Process(
-      target=_serve, args=(theirs, where, str(root), cache and str(cache), args, kwargs)
+      target=_serve, args=(theirs, where, str(root), cache and str(cache), cores, args, kwargs)
     )
     self._process.start()
     theirs.close()
@@ -71,7 +72,8 @@ class WorkerError(Exception):
   """What went wrong in a worker, in words."""
 
 
-def _serve(pipe, where, root, cache, args, kwargs):
+def _serve(pipe, where, root, cache, cores, args, kwargs):
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   if cache:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['TORCHINDUCTOR_CACHE_DIR'] = cache
