@@ -1,0 +1,141 @@
+"""How a training step's cost grows with batch, width and image size, and where its time goes.
+
+  python benchmarks/cost.py [--rounds=5] [--profile-batch=16]
+
+The network is that of configs/cifar10.py. The peak is the better of jax's and NumPy's product of
+two matrices of 4096 x 4096 in float32, measured in turn with everything else.
+"""
+
+import argparse
+import contextlib
+import math
+import statistics
+
+from turns import Worker, machine, print_table, ratio, take_turns
+
+MATMUL_SIZE = 4096
+PROFILED_STEPS = 3
+BASE = {'batch': 8, 'model.ch': 128, 'data.image_size': 32}
+VARIED = {
+  'batch': (2, 4, 16, 32),
+  'model.ch': (32, 64, 96),
+  'data.image_size': (16, 64),
+}
+
+
+def parse_args():
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--rounds', type=int, default=5, help='turns of each')
+  parser.add_argument('--profile-batch', type=int, default=16, help='images of a profiled step')
+  return parser.parse_args()
+
+
+def measure(config, rounds, matmuls):
+  """Medians of a training step with config, and of what it reaches of the peak."""
+  changes = {name: value for name, value in config.items() if name != 'batch'}
+  with contextlib.closing(Worker('ours:TrainStep', config['batch'], changes)) as worker:
+    facts = worker.call('facts')
+    turns = {'step': lambda: worker.call('turn', 1), **matmuls}
+    take_turns(turns, 1)
+    results = take_turns(turns, rounds)
+    peak_mib = worker.call('peak_mib')
+  rates = [facts['flops'] / secs for secs in results['step']]
+  return {
+    'secs': statistics.median(results['step']),
+    'flops': facts['flops'],
+    'of_peak': ratio(rates, peaks(results)),
+    'peak_mib': peak_mib,
+    'versions': facts['versions'],
+  }
+
+
+def peaks(results):
+  """FLOP/s of the better product of matrices, round by round."""
+  return [max(pair) for pair in zip(results['jax'], results['numpy'], strict=True)]
+
+
+def growth(rounds, matmuls):
+  """Prints the table of growth: what a factor of the cost is to the power of that of the size."""
+  rows = []
+
+  def add(what, found, power):
+    rows.append(
+      [
+        what,
+        f'{found["flops"] / 1e9:.0f}',
+        f'{found["secs"]:.3f}',
+        power,
+        f'{found["flops"] / found["secs"] / 1e9:.0f}',
+        f'{found["of_peak"]:.2f}',
+        f'{found["peak_mib"]:.0f}',
+      ]
+    )
+
+  base = measure(BASE, rounds, matmuls)
+  add(', '.join(f'{name} = {value}' for name, value in BASE.items()), base, '')
+  for name, values in VARIED.items():
+    for value in values:
+      found = measure(BASE | {name: value}, rounds, matmuls)
+      power = math.log(found['secs'] / base['secs']) / math.log(value / BASE[name])
+      add(f'{name} = {value}', found, f'{power:.2f}')
+  print(base['versions'], end='\n\n')
+  header = ['', 'GFLOP/step', 's/step', 'power', 'GFLOP/s', 'of peak', 'peak MiB']
+  print_table(header, rows)
+
+
+def profile(batch_size, rounds):
+  """Prints what kinds of ops a step's time goes to, and their distance to the peak, on one core.
+
+  With more, XLA's events of ops that run in its pool of threads end before the ops do.
+  """
+  with contextlib.ExitStack() as stack:
+    worker = Worker('profiles:Profile', batch_size, cores=1)
+    stack.callback(worker.close)
+    worker.call('turn', 1)
+    kinds, secs = worker.call('profile', PROFILED_STEPS)
+    flops = worker.call('flops_of_kinds')
+    peak = statistics.median(peaks(take_turns(start_matmuls(stack, cores=1), rounds)))
+  total = sum(kinds.values())
+  rows = []
+  for kind, kind_secs in kinds.items():
+    rate = flops[kind] / kind_secs if kind in flops else None
+    rows.append(
+      [
+        kind,
+        f'{kind_secs:.3f}',
+        f'{kind_secs / total:.1%}',
+        f'{rate / 1e9:.0f}' if rate else '',
+        f'{rate / peak:.2f}' if rate else '',
+      ]
+    )
+  print(f'one core, batch {batch_size}: {secs:.3f} s a step, ops {total:.3f} s, ', end='')
+  print(f'peak {peak / 1e9:.0f} GFLOP/s\n')
+  print_table(['', 's/step', 'share', 'GFLOP/s', 'of peak'], rows)
+
+
+def start_matmuls(stack, **kwargs):
+  """{library: a large product of its own process, which the stack will end}, in FLOP/s."""
+  matmuls = {}
+  for library in ('jax', 'numpy'):
+    worker = Worker('ours:Matmul', library, MATMUL_SIZE, **kwargs)
+    stack.callback(worker.close)
+    matmuls[library] = lambda worker=worker: worker.call('turn')
+  return matmuls
+
+
+def main():
+  """Prints machine, versions and both tables."""
+  args = parse_args()
+  print(machine(), flush=True)
+  with contextlib.ExitStack() as stack:
+    matmuls = start_matmuls(stack)
+    for library, values in take_turns(matmuls, args.rounds).items():
+      print(f'{library}: {statistics.median(values) / 1e9:.0f} GFLOP/s in a large product')
+    print(flush=True)
+    profile(args.profile_batch, args.rounds)
+    growth(args.rounds, matmuls)
+
+
+if __name__ == '__main__':
+  main()

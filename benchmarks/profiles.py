@@ -1,0 +1,113 @@
+"""Where a training step's time goes: XLA's own events, sorted by what an op computes."""
+
+import collections
+import gzip
+import json
+import pathlib
+import re
+import tempfile
+
+import jax
+from ours import TrainStep, flops_by_primitive
+
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%([\w.\-]+) = .*? ([a-z][a-z0-9\-]*)\(')
+_COMPUTATION = re.compile(r'^(?:ENTRY )?%([\w.\-]+) .*\{$')
+_CALLED = re.compile(r'(?:calls|to_apply)=%([\w.\-]+)')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_WINDOW = re.compile(r'window=\{size=(\d+)x')
+_KERNEL_SIZE = 3  # the network's largest
+
+CONVOLUTIONS = (
+  'convolutions, forward',
+  'convolutions, gradients of inputs',
+  'convolutions, gradients of kernels',
+)
+MATMULS = 'matrix products'
+
+
+class Profile(TrainStep):
+  """A training step whose ops are timed."""
+
+  def profile(self, num_steps):
+    """(seconds of each kind of op, seconds in all), each a step."""
+    with tempfile.TemporaryDirectory() as folder:
+      with jax.profiler.trace(folder):
+        seconds = self.turn(num_steps)
+      (file,) = pathlib.Path(folder).rglob('*.trace.json.gz')
+      with gzip.open(file) as trace:
+        events = json.load(trace)['traceEvents']
+    kinds = op_kinds(self._program())
+    totals = collections.Counter()
+    for op, secs in self_times(events).items():
+      totals[kinds.get(op, 'other')] += secs / num_steps
+    return dict(totals.most_common()), seconds / num_steps
+
+  def flops_of_kinds(self):
+    """FLOPs a step of the kinds that have most: a convolution's three are alike."""
+    flops = flops_by_primitive(self.traced().jaxpr)
+    third = flops['conv_general_dilated'] / 3
+    return {**dict.fromkeys(CONVOLUTIONS, third), MATMULS: flops['dot_general']}
+
+  def _program(self):
+    """The step's optimised HLO, with the options it is compiled with."""
+    # Not self._step.lower, which would be that of the pmap within, without the options.
+    return self.traced().lower().compile().as_text()
+
+
+def self_times(events):
+  """{op: seconds}, less those of the ops within it."""
+  by_thread = collections.defaultdict(list)
+  for event in events:
+    if 'hlo_op' in event.get('args', {}):
+      by_thread[event['pid'], event['tid']].append(event)
+  totals = collections.Counter()
+  for thread in by_thread.values():
+    within = []  # (op, end) of the events that are open
+    for event in sorted(thread, key=lambda event: (event['ts'], -event['dur'])):
+      while within and within[-1][1] <= event['ts']:
+        within.pop()
+      op = event['args']['hlo_op']
+      totals[op] += event['dur'] / 1e6
+      if within:
+        totals[within[-1][0]] -= event['dur'] / 1e6
+      within.append((op, event['ts'] + event['dur']))
+  return totals
+
+
+def op_kinds(program):
+  """{instruction: what it computes} of optimised HLO text."""
+  bodies, lines = collections.defaultdict(list), {}
+  computation = None
+  for line in program.splitlines():
+    if match := _COMPUTATION.match(line):
+      computation = match[1]
+    elif match := _INSTRUCTION.match(line):
+      bodies[computation].append((match[2], line))
+      lines[match[1]] = (match[2], line)
+  return {name: _kind(opcode, line, bodies) for name, (opcode, line) in lines.items()}
+
+
+def _kind(opcode, line, bodies):
+  """What an instruction computes, by its opcode, those it calls, and its place in the program."""
+  body = [(opcode, line)]
+  if called := _CALLED.search(line):
+    body += bodies[called[1]]
+  op_name = _OP_NAME.search(line)
+  place = op_name[1] if op_name else ''
+  backward = int('transpose(' in place)
+  for inner, text in body:
+    if inner == 'convolution':
+      # A gradient of a kernel is a convolution with an image-sized window.
+      of_kernel = int(_WINDOW.search(text)[1]) > _KERNEL_SIZE
+      return CONVOLUTIONS[2 if of_kernel else backward]
+    if inner == 'dot':
+      return MATMULS
+  if '/dropout' in place:
+    return 'dropout'
+  if '/norm' in place:
+    return 'group norms (and what is fused with them)'
+  if 'UNet' in place:
+    return 'the rest of the network'
+  if opcode in ('copy', 'transpose', 'bitcast') or '_copy_' in line.partition('=')[0]:
+    return 'copies and transposes'
+  return 'loss, clipping, Adam, EMA and random numbers'

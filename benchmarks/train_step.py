@@ -1,0 +1,130 @@
+"""Time, memory and compilation of a training step of configs/cifar10.py, against PyTorch.
+
+  python benchmarks/train_step.py [--batch=16] [--rounds=7] [--peers=eager,channels_last]
+
+Each framework has a process of its own and they take turns, so that one computes at a time and a
+change of the machine's speed meets all. --ours-only leaves the peers out and needs no torch;
+--before=PATH adds another checkout of this repository.
+"""
+
+import argparse
+import contextlib
+import pathlib
+import statistics
+import tempfile
+
+from turns import (
+  NUM_CORES,
+  OTHER_NETWORKS,
+  PEERS,
+  Worker,
+  WorkerError,
+  add_peer_options,
+  check_same_network,
+  chosen_peers,
+  machine,
+  print_table,
+  ratio,
+  take_turns,
+)
+
+
+def parse_args():
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--batch', type=int, default=16, help='images a step')
+  parser.add_argument('--rounds', type=int, default=7, help='turns of each')
+  parser.add_argument('--steps', type=int, default=1, help='steps a turn')
+  add_peer_options(parser)
+  parser.add_argument('--before', type=pathlib.Path, help='another checkout, to compare with')
+  args = parser.parse_args()
+  args.peers = chosen_peers(parser, args)
+  return args
+
+
+def start(name, args, cache):
+  """(worker, seconds of its first step)."""
+  if name in PEERS:
+    worker = Worker('peers:TrainStep', name, args.batch, cache=cache)
+  elif name == 'before':
+    worker = Worker('ours:TrainStep', args.batch, cache=cache, root=args.before.resolve())
+  else:
+    worker = Worker('ours:TrainStep', args.batch, cache=cache)
+  try:
+    return worker, worker.call('turn', 1)
+  except WorkerError:
+    worker.close()
+    raise
+
+
+def start_cold_and_warm(name, args, folder):
+  """(worker, seconds of (setup, first step) without and with a cache, peak MiB without)."""
+  cache = pathlib.Path(folder) / name
+  cold, cold_step = start(name, args, cache)
+  cold_peak = cold.call('peak_mib')
+  cold.close()
+  warm, warm_step = start(name, args, cache)
+  return warm, ((cold.setup_secs, cold_step), (warm.setup_secs, warm_step)), cold_peak
+
+
+def main():
+  """Prints machine, versions and tables."""
+  args = parse_args()
+  print(machine())
+  workers, starts, cold_peaks = {}, {}, {}
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    for name in ['ours', *(['before'] if args.before else []), *args.peers]:
+      try:
+        workers[name], starts[name], cold_peaks[name] = start_cold_and_warm(name, args, folder)
+      except WorkerError as error:
+        if name not in PEERS:
+          raise
+        print(f'{name} does not run here: {error}', flush=True)
+      else:
+        stack.callback(workers[name].close)
+    print(f'batch {args.batch}, float32, {NUM_CORES} threads, {args.rounds} rounds of ', end='')
+    print(f'{args.steps} step(s) each', flush=True)
+
+    turns = {
+      name: lambda worker=worker: worker.call('turn', args.steps)
+      for name, worker in workers.items()
+    }
+    take_turns(turns, 1)
+    seconds = take_turns(turns, args.rounds)
+    peaks = {name: worker.call('peak_mib') for name, worker in workers.items()}
+    # Counting FLOPs takes memory, so it comes last.
+    facts = {name: worker.call('facts') for name, worker in workers.items()}
+
+  print(*dict.fromkeys(fact['versions'] for fact in facts.values()), sep='\n', end='\n\n')
+  rows = []
+  for name, values in seconds.items():
+    secs = statistics.median(values) / args.steps
+    spread = f'{min(values) / args.steps:.2f}-{max(values) / args.steps:.2f}'
+    rows.append(
+      [
+        name,
+        f'{secs:.3f} ({spread})',
+        f'{args.batch / secs:.2f}',
+        f'{facts[name]["flops"] / secs / 1e9:.0f}',
+        '-' if name in OTHER_NETWORKS else f'{ratio(values, seconds["ours"]):.3f}',
+        f'{peaks[name]:.0f} ({cold_peaks[name]:.0f})',
+      ]
+    )
+  print_table(['', 's/step (least-most)', 'images/s', 'GFLOP/s', 'ours over it', 'peak MiB'], rows)
+  print_table(
+    ['', 'parameters', 'GFLOP/image', 'cold: start + first step, s', 'warm: the same, s'],
+    [
+      [
+        name,
+        f'{facts[name]["parameters"]:,}',
+        f'{facts[name]["flops"] / args.batch / 1e9:.3f}',
+        *(f'{setup:.1f} + {first:.1f}' for setup, first in starts[name]),
+      ]
+      for name in seconds
+    ],
+  )
+  check_same_network(facts, args.batch)
+
+
+if __name__ == '__main__':
+  main()
