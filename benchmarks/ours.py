@@ -4,6 +4,7 @@ import collections
 import importlib.metadata
 import math
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from configs import cifar10
 from ddpm_jax import build, parallel
 from ddpm_jax.data.digits import ArraySource
 from ddpm_jax.sample import Sampler
+from ddpm_jax.train import dispatches
 from ddpm_jax.train_state import init_train_state
 
 NUM_IMAGES = 50_000  # of CIFAR-10
@@ -50,9 +52,11 @@ class TrainStep:
 
   def __init__(self, batch_size, changes=None):
     config = make_config(batch_size, changes or {})
-    self._step = build.train_step(config)
+    self._config = config
+    self._steps = build.train_steps(config)
     self._key = parallel.replicate(build.key(config.seed, 'train'))
-    self._batches = build.batches(config, random_source(config, 5_000)).iterate(0)
+    batches = build.batches(config, random_source(config, 5_000))
+    self._dispatches = dispatches(config, batches, 0, gather=False)
 
     def init():
       return init_train_state(build.init_params(config), build.optimizer(config))
@@ -63,23 +67,25 @@ class TrainStep:
     """Parameters, FLOPs of a step, and versions."""
     return {
       'parameters': count(self._state.params),
-      'flops': matmul_flops(self.traced().jaxpr),
+      'flops': matmul_flops(self.traced(plain=True).jaxpr),
       'versions': versions(),
     }
 
-  def traced(self):
-    """The step, traced with the arguments of its next call."""
-    images = parallel.split_over_devices(next(self._batches))
-    # Without the options that make it a jit, it is a pmap, which has no trace.
-    step = self._step if hasattr(self._step, 'trace') else jax.jit(self._step)
-    return step.trace(self._state, images, self._key)
+  def traced(self, *, plain=False):
+    """The step, traced with the arguments of its next call; plain: without what is for CPUs."""
+    train_steps = self._steps
+    if plain:
+      with mock.patch.object(parallel, 'on_cpu', return_value=False):
+        train_steps = build.train_steps(self._config)
+    _, block = next(self._dispatches)
+    return jax.jit(train_steps).trace(self._state, block, None, self._key)
 
   def turn(self, num_steps):
     """Seconds of so many steps."""
     start = time.perf_counter()
     for _ in range(num_steps):
-      images = parallel.split_over_devices(next(self._batches))
-      self._state, metrics = self._step(self._state, images, self._key)
+      _, block = next(self._dispatches)
+      self._state, metrics = self._steps(self._state, block, None, self._key)
     jax.block_until_ready((self._state, metrics))
     return time.perf_counter() - start
 
@@ -134,7 +140,7 @@ class SampleStep:
     def network(params, x, t):
       return model.apply({'params': params}, x, t)
 
-    self._bare = network
+    self._plain = model.clone(winograd=False)
     self._network = parallel.pmap_batch_step(network, in_axes=(None, 0, 0))
     x = np.random.default_rng(0).normal(size=(batch_size, *build.image_shape(config)))
     t = np.full(batch_size, num_timesteps // 2, np.int32)
@@ -156,7 +162,8 @@ class SampleStep:
 
   def facts(self):
     """Parameters, FLOPs of an evaluation, and versions."""
-    jaxpr = jax.make_jaxpr(self._bare)(self._params, *(x[0] for x in self._arguments))
+    x, t = (array[0] for array in self._arguments)
+    jaxpr = jax.make_jaxpr(self._plain.apply)({'params': self._params}, x, t)
     return {
       'parameters': count(self._params),
       'flops': matmul_flops(jaxpr),

@@ -330,7 +330,7 @@ def train_steps(config):
     grad_accum_steps=config.train.grad_accum_steps,
     axis_name=parallel.AXIS,
   )
-  return parallel.pmap_train_steps(steps.make_train_steps(step))
+  return parallel.pmap_train_steps(steps.make_gather_step(step))
 
 
 def _predictions(config):

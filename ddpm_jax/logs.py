@@ -5,6 +5,7 @@ import json
 import sys
 import time
 
+import jax
 import numpy as np
 
 from ddpm_jax.files import write_text
@@ -99,7 +100,7 @@ class RunLog:
       return
     step, metrics = self._pending
     self._pending = None
-    values = {name: np.asarray(array) for name, array in metrics.items()}
+    values = jax.device_get(metrics)
     for i, loss in enumerate(values['loss'], step - len(values['loss']) + 1):
       if not np.isfinite(loss):
         raise FloatingPointError(

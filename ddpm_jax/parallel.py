@@ -14,6 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax import steps
+
 AXIS = 'devices'
 
 # XLA's CPU compiler sends convolutions' weight gradients to a slow library path; this keeps there
@@ -123,13 +125,33 @@ def gather_from_devices(tree):
   return jax.tree.map(gather, tree)
 
 
-def pmap_train_steps(train_steps):
+def pmap_train_steps(gather_step):
   """(state, batches [K, D, B, ...], data, key) -> (state, metrics [K]), compiled.
 
-  The state is donated; data, which is replicated, or None, is not.
+  K steps are one dispatch, but not on a CPU: there a dispatch costs nothing, and what XLA compiles
+  within a loop runs at 0.6 of its speed outside.
+
+  Args:
+    gather_step: as steps.make_gather_step returns it. The state is donated; data, which is
+      replicated, or None, is not.
   """
-  axes = dict(in_axes=(None, 1, None, None), out_axes=(None, None))
-  return _compiled(jax.pmap(train_steps, AXIS, **axes, donate_argnums=0), donate_argnums=0)
+
+  def compiled(step, axis):
+    axes = dict(in_axes=(None, axis, None, None), out_axes=(None, None))
+    return _compiled(jax.pmap(step, AXIS, **axes, donate_argnums=0), donate_argnums=0)
+
+  if not on_cpu():
+    return compiled(steps.make_train_steps(gather_step), 1)
+  step = compiled(gather_step, 0)
+
+  def one_by_one(state, batches, data, key):
+    metrics = []
+    for batch in batches:
+      state, of_step = step(state, batch, data, key)
+      metrics.append(of_step)
+    return state, jax.tree.map(lambda *values: list(values), *metrics)
+
+  return one_by_one
 
 
 def pmap_batch_step(step, *, in_axes=(None, 0, None)):

@@ -115,23 +115,35 @@ def make_train_step(
   return train_step
 
 
-def make_train_steps(train_step):
-  """Several steps in one: K batches in, the metrics of K steps out.
+def make_gather_step(train_step):
+  """A training step that takes its images from data on the device.
 
   Args:
     train_step: as make_train_step returns it.
 
   Returns:
-    (state, batches, data, key) -> (state, metrics), metrics being arrays [K]. With data None the
-    batches are images uint8 [K, B, H, W, C]; otherwise they are indices int32 [K, B] of
-    data uint8 [N, H, W, C].
+    (state, batch, data, key) -> (state, metrics). With data None the batch is images uint8
+    [B, H, W, C]; otherwise it is indices int32 [B] of data uint8 [N, H, W, C].
+  """
+
+  def gather_step(state, batch, data, key):
+    return train_step(state, batch if data is None else data[batch], key)
+
+  return gather_step
+
+
+def make_train_steps(gather_step):
+  """Several steps in one.
+
+  Args:
+    gather_step: as make_gather_step returns it.
+
+  Returns:
+    (state, batches [K, ...], data, key) -> (state, metrics), metrics being arrays [K].
   """
 
   def train_steps(state, batches, data, key):
-    def step(state, batch):
-      return train_step(state, batch if data is None else data[batch], key)
-
-    return jax.lax.scan(step, state, batches)
+    return jax.lax.scan(lambda state, batch: gather_step(state, batch, data, key), state, batches)
 
   return train_steps
 

@@ -1,5 +1,7 @@
 """One device and four give the same numbers; the compiled step compiles once and donates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,7 @@ def test_four_devices_train_as_one(params):
 
   def counted(*arguments):
     traces.append(arguments)
-    return steps.make_train_steps(make_train_step(parallel.AXIS))(*arguments)
+    return steps.make_gather_step(make_train_step(parallel.AXIS))(*arguments)
 
   four_step = parallel.pmap_train_steps(counted)
   key = parallel.replicate(key)
@@ -174,3 +176,25 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(params, parts, relative
     jax.tree.leaves(accumulated.params), jax.tree.leaves(whole.params), strict=True
   ):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('gather', [False, True])
+def test_steps_in_one_loop_are_those_of_a_cpu_one_by_one(params, gather, monkeypatch):
+  images = np.stack(batches()[:3])
+  data = images.reshape(-1, *images.shape[2:]) if gather else None
+  blocks = np.arange(24, dtype=np.int32).reshape(3, 8) if gather else images
+  step = steps.make_gather_step(make_train_step(parallel.AXIS))
+
+  def run():
+    state, metrics = parallel.pmap_train_steps(step)(
+      parallel.replicate(init_train_state(params, OPTIMIZER)),
+      parallel.split_over_devices(blocks, axis=1),
+      parallel.replicate(data),
+      parallel.replicate(jax.random.key(2)),
+    )
+    return jax.device_get((state, {name: np.stack(value) for name, value in metrics.items()}))
+
+  one_by_one = run()
+  monkeypatch.setattr(parallel, 'on_cpu', lambda: False)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(close, run(), one_by_one)  # XLA rounds otherwise within a loop

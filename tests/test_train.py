@@ -140,7 +140,8 @@ def test_non_finite_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_pat
 
     def step(state, images, data, key):
       state, metrics = steps_fn(state, images, data, key)
-      return state, metrics | {'loss': metrics['loss'] + (np.nan if state.step == 4 else 0)}
+      poison = np.nan if state.step == 4 else 0
+      return state, metrics | {'loss': [loss + poison for loss in metrics['loss']]}
 
     return step
 
