@@ -56,32 +56,31 @@ def peaks(results):
 
 
 def growth(rounds, matmuls):
-  """Prints the table of growth: what a factor of the cost is to the power of that of the size."""
-  rows = []
-
-  def add(what, found, power):
-    rows.append(
-      [
-        what,
-        f'{found["flops"] / 1e9:.0f}',
-        f'{found["secs"]:.3f}',
-        power,
-        f'{found["flops"] / found["secs"] / 1e9:.0f}',
-        f'{found["of_peak"]:.2f}',
-        f'{found["peak_mib"]:.0f}',
-      ]
-    )
-
+  """Prints the table of growth: the cost goes with that power of the size."""
   base = measure(BASE, rounds, matmuls)
-  add(', '.join(f'{name} = {value}' for name, value in BASE.items()), base, '')
-  for name, values in VARIED.items():
-    for value in values:
-      found = measure(BASE | {name: value}, rounds, matmuls)
-      power = math.log(found['secs'] / base['secs']) / math.log(value / BASE[name])
-      add(f'{name} = {value}', found, f'{power:.2f}')
   print(base['versions'], end='\n\n')
+
+  def row(what, found, power):
+    return [
+      what,
+      f'{found["flops"] / 1e9:.0f}',
+      f'{found["secs"]:.3f}',
+      power,
+      f'{found["flops"] / found["secs"] / 1e9:.0f}',
+      f'{found["of_peak"]:.2f}',
+      f'{found["peak_mib"]:.0f}',
+    ]
+
+  def rows():
+    yield row(', '.join(f'{name} = {value}' for name, value in BASE.items()), base, '')
+    for name, values in VARIED.items():
+      for value in values:
+        found = measure(BASE | {name: value}, rounds, matmuls)
+        power = math.log(found['secs'] / base['secs']) / math.log(value / BASE[name])
+        yield row(f'{name} = {value}', found, f'{power:.2f}')
+
   header = ['', 'GFLOP/step', 's/step', 'power', 'GFLOP/s', 'of peak', 'peak MiB']
-  print_table(header, rows)
+  print_table(header, rows())
 
 
 def profile(batch_size, rounds):

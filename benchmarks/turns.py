@@ -128,10 +128,18 @@ def ratio(numerators, denominators):
   return statistics.median(numerator / denominator for numerator, denominator in pairs)
 
 
+def print_row(row):
+  """Prints a row of a table as docs/benchmarks.md has it."""
+  print(f'| {" | ".join(map(str, row))} |', flush=True)
+
+
 def print_table(header, rows):
-  """Prints a table as docs/benchmarks.md has it."""
-  lines = [header, ['---'] * len(header), *rows]
-  print('\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n', flush=True)
+  """Prints a table, row by row as they come."""
+  print_row(header)
+  print_row(['---'] * len(header))
+  for row in rows:
+    print_row(row)
+  print(flush=True)
 
 
 def add_peer_options(parser):
