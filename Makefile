@@ -19,7 +19,7 @@ digits: .venv/run
 	$(RUN) $(DIGITS) --mode=reproduce --config.reproduce.what=compression
 
 test: lint
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2
 
 test-slow: .venv/dev
 	$(RUN) -m pytest -q -m slow
