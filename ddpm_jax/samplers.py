@@ -269,7 +269,16 @@ class _Table:
 
 
 def _run(
-  table, schedule, denoise_fn, x_T, noise_fn, *, mean_type, var_type, clip, trajectory=False
+  table,
+  schedule,
+  denoise_fn,
+  x_T,
+  noise_fn,
+  *,
+  mean_type,
+  var_type,
+  clip='static',
+  trajectory=False,
 ):
   """Runs a table of coefficients from x_T; see _Table for the formula, ancestral for the rest."""
   dtype = x_T.dtype
@@ -313,31 +322,19 @@ def _run(
   return (x_0, jnp.moveaxis(states[table.ends], 0, 1)) if trajectory else x_0
 
 
-def ddim(
-  schedule,
-  denoise_fn,
-  x_T,
-  noise_fn,
-  timesteps=None,
-  *,
-  mean_type,
-  var_type,
-  clip='static',
-  trajectory=False,
-  eta=0.0,
-):
+def ddim(schedule, denoise_fn, x_T, noise_fn, timesteps=None, *, eta=0.0, **choices):
   """DDIM (Eqs. 12 and 16, Song et al. 2021), of order 1; one evaluation of the network a step.
 
   eta = 1 is ancestral sampling with var_type fixedsmall. The noise within a step is derived from
   the clipped x_0. var_type says nothing but how many channels the model returns.
 
-  Args: as `ancestral`, and eta: in [0, 1], 0 for the deterministic sampler.
+  Args: as `ancestral` (choices: mean_type, var_type, clip, trajectory), and eta: in [0, 1], 0 for
+    the deterministic sampler.
 
   Returns:
     as `ancestral`.
   """
   table = _ddim_table(_make_levels(schedule, timesteps), eta)
-  choices = dict(mean_type=mean_type, var_type=var_type, clip=clip, trajectory=trajectory)
   return _run(table, schedule, denoise_fn, x_T, noise_fn, **choices)
 
 
@@ -393,18 +390,7 @@ def ddim_encode(schedule, denoise_fn, x_0, timesteps=None, *, mean_type, var_typ
 
 
 def dpm_solver_pp(
-  schedule,
-  denoise_fn,
-  x_T,
-  noise_fn,
-  timesteps=None,
-  *,
-  mean_type,
-  var_type,
-  clip='static',
-  trajectory=False,
-  order=2,
-  sde=False,
+  schedule, denoise_fn, x_T, noise_fn, timesteps=None, *, order=2, sde=False, **choices
 ):
   """DPM-Solver++ (Lu et al. 2022), multistep; one evaluation of the network a step.
 
@@ -425,7 +411,6 @@ def dpm_solver_pp(
   table = _multistep_table(levels, order, speed=2 if sde else 1)
   if sde:
     table.noise = levels.sigma[1:] * np.sqrt(-np.expm1(-2 * np.diff(levels.lambda_)))
-  choices = dict(mean_type=mean_type, var_type=var_type, clip=clip, trajectory=trajectory)
   return _run(table, schedule, denoise_fn, x_T, noise_fn, **choices)
 
 
@@ -474,18 +459,7 @@ def _integral_weights(nodes, rate):
   return np.linalg.solve(nodes**powers, moments)
 
 
-def heun(
-  schedule,
-  denoise_fn,
-  x_T,
-  noise_fn,
-  timesteps=None,
-  *,
-  mean_type,
-  var_type,
-  clip='static',
-  trajectory=False,
-):
+def heun(schedule, denoise_fn, x_T, noise_fn, timesteps=None, **choices):
   """Heun's method on the probability-flow ODE (Alg. 1, Karras et al. 2022), of order 2.
 
   In x / alpha as a function of sigma / alpha. Two evaluations of the network a step, but one in the
@@ -499,7 +473,6 @@ def heun(
   levels = _make_levels(schedule, timesteps)
   _check_signal(levels.alpha[0], 'heun')
   table = _heun_table(levels)
-  choices = dict(mean_type=mean_type, var_type=var_type, clip=clip, trajectory=trajectory)
   return _run(table, schedule, denoise_fn, x_T, noise_fn, **choices)
 
 
@@ -519,19 +492,7 @@ def _heun_table(levels):
   return table
 
 
-def unipc(
-  schedule,
-  denoise_fn,
-  x_T,
-  noise_fn,
-  timesteps=None,
-  *,
-  mean_type,
-  var_type,
-  clip='static',
-  trajectory=False,
-  order=3,
-):
+def unipc(schedule, denoise_fn, x_T, noise_fn, timesteps=None, *, order=3, **choices):
   """UniPC (Zhao et al. 2023): multistep predictor and corrector, bh2, on predictions of x_0.
 
   Each step is corrected by the evaluation that the next one starts with, so it costs one evaluation
@@ -546,7 +507,6 @@ def unipc(
   levels = _make_levels(schedule, timesteps)
   _check_signal(levels.alpha[0], f'unipc_{order}')
   table = _unipc_table(levels, order)
-  choices = dict(mean_type=mean_type, var_type=var_type, clip=clip, trajectory=trajectory)
   return _run(table, schedule, denoise_fn, x_T, noise_fn, **choices)
 
 
