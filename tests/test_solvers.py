@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from ddpm_jax import samplers
+from ddpm_jax.convert.diffusers import params_from_state_dict
+from ddpm_jax.convert.safetensors_file import read_safetensors
 from ddpm_jax.diffusion import q_posterior_mean_variance
 from ddpm_jax.schedules import make_betas, make_schedule, respace, timestep_subsequence
 from ddpm_jax.unet import UNet
+from tests.conftest import REFERENCE
 
 SAMPLERS = samplers.SAMPLERS
 DETERMINISTIC = ('ddim', 'dpmpp_2m', 'dpmpp_3m', 'heun', 'unipc_2', 'unipc_3')
@@ -409,20 +412,13 @@ def test_clipped_predictions_end_in_an_image(name, clip):
 
 
 @pytest.fixture(scope='module')
-def diffusers_network():
+def diffusers_network(reference):
   """Returns denoise_fn of the network that the stored samples are of, and these."""
-  from tests.conftest import load_reference
-
-  arrays = load_reference('diffusers_samplers')
-  params = {}
-  for name, array in arrays.items():
-    head, *path = name.split('/')
-    if head == 'params':
-      branch = params
-      for part in path[:-1]:
-        branch = branch.setdefault(part, {})
-      branch[path[-1]] = jnp.asarray(array)
+  arrays = reference('diffusers/diffusers')
   model = UNet(32, (1, 2), 1, (8,), 3)
+  like = jax.eval_shape(model.init, jax.random.key(0), arrays['x_T'], jnp.zeros(len(arrays['x_T'])))
+  weights = REFERENCE / 'diffusers/pipeline/unet/diffusion_pytorch_model.safetensors'
+  params = params_from_state_dict(read_safetensors(weights), like['params'])
   return lambda x, t: model.apply({'params': params}, x, t), arrays
 
 
