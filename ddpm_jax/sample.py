@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_jax import build, npz, parallel, shards
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.grids import make_grid, save_png, to_uint8
-from ddpm_jax.workdir import config_dict, find_workdir, locked, open_workdir
+from ddpm_jax.workdir import config_dict, deciding_fields, find_workdir, locked, open_workdir
 
 MAX_GRID_IMAGES = 100
 
@@ -58,8 +58,8 @@ class Sampler:
     self.batch_size = self._sizes.global_
     self.request = {
       'seed': config.sample.seed,
-      'diffusion': config_dict(config)['diffusion'],
-      'model': {k: v for k, v in config_dict(config)['model'].items() if k != 'remat'},
+      'diffusion': deciding_fields(config, 'diffusion'),
+      'model': deciding_fields(config, 'model'),
       **build.sampler_request(config),
     }
     self._step = build.sample_step(config)

@@ -40,6 +40,12 @@ def config_dict(config):
   return json.loads(config.to_json())
 
 
+def deciding_fields(config, section):
+  """A section's plain values without FREE_FIELDS."""
+  values = config_dict(config)[section]
+  return {name: x for name, x in values.items() if f'{section}.{name}' not in FREE_FIELDS}
+
+
 def open_workdir(workdir):
   """Makes the folder, or says why it cannot be used.
 

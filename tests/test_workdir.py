@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from ddpm_jax.workdir import differing_fields, find_workdir, locked, open_workdir, store_config
+from ddpm_jax.workdir import (
+  deciding_fields,
+  differing_fields,
+  find_workdir,
+  locked,
+  open_workdir,
+  store_config,
+)
 from tests.tiny import tiny_config
 
 
@@ -46,6 +53,12 @@ def test_length_and_logging_may_change(tmp_path):
   store_config(tmp_path, tiny_config())
   store_config(tmp_path, tiny_config(**{'train.num_steps': 99, 'train.log_every_steps': 7}))
   assert json.loads((tmp_path / 'config.json').read_text())['train']['num_steps'] == 99
+
+
+def test_fields_that_decide_nothing_are_left_out():
+  fields = deciding_fields(tiny_config(), 'model')
+  assert fields['ch'] == 32
+  assert 'remat' not in fields
 
 
 def test_differing_fields_knows_sections_fields_and_absence():
