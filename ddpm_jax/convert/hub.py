@@ -7,15 +7,12 @@ import http.client
 import pathlib
 import re
 import urllib.error
-import urllib.request
 
 from ddpm_jax.convert.diffusers import SCHEDULER_CONFIG, UNET_CONFIG, WEIGHTS
+from ddpm_jax.data.downloads import fetch
 
 HUB_URL = 'https://huggingface.co'
 _ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9._-]*')
-_MAX_BYTES = 1 << 33
-_BLOCK_BYTES = 1 << 20
-_TIMEOUT_SECS = 30
 
 
 def is_hub_id(path):
@@ -58,31 +55,13 @@ def _fetch_first(hub_id, folder, names):
     if (folder / name).is_file():
       return folder / name
   for name in names:
+    path = folder / name
+    partial = path.with_name(f'{path.name}.partial')
     try:
-      _fetch(f'{HUB_URL}/{hub_id}/resolve/main/{name}', folder / name)
+      fetch(f'{HUB_URL}/{hub_id}/resolve/main/{name}', partial)
     except urllib.error.HTTPError as error:
       if error.code != http.HTTPStatus.NOT_FOUND:
         raise
     else:
-      return folder / name
+      return partial.rename(path)
   raise OSError(f'it has no {" or ".join(names)}')
-
-
-def _fetch(url, path):
-  import tqdm
-
-  partial = path.with_name(f'{path.name}.partial')
-  with urllib.request.urlopen(url, timeout=_TIMEOUT_SECS) as response:
-    total, received = response.length, 0  # None: not told
-    path.parent.mkdir(parents=True, exist_ok=True)
-    bar = tqdm.tqdm(desc=path.name, total=total, unit='B', unit_scale=True)
-    with bar, open(partial, 'wb') as file:
-      while received <= _MAX_BYTES and (block := response.read(_BLOCK_BYTES)):
-        file.write(block)
-        received += len(block)
-        bar.update(len(block))
-  if received > _MAX_BYTES:
-    raise OSError(f'{path.name} has more than {_MAX_BYTES} bytes')
-  if total not in (None, received):
-    raise OSError(f'the connection closed after {received} of {total} bytes')
-  partial.replace(path)

@@ -9,14 +9,13 @@ PNG, without TensorFlow (40 s, 140 MB). Offline: put the archive there by hand.
 """
 
 import hashlib
-import http
 import http.client
 import tarfile
-import urllib.request
 
 import numpy as np
 
 from ddpm_jax.data import tfds as tfds_source
+from ddpm_jax.data.downloads import fetch
 
 NAMES = ('cifar10', 'cifar10:3.0.2')
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -29,8 +28,6 @@ _MEMBERS = {
 }
 _EXAMPLES_PER_MEMBER = 10_000
 _RECORD_BYTES = 1 + 32 * 32 * 3
-_BLOCK_BYTES = 1 << 20
-_TIMEOUT_SECS = 30
 
 
 def make_cifar10_source(dataset, *, dir, image_size, channels, split):
@@ -66,8 +63,7 @@ def _download(url, path):
   """Downloads `url` to `path`, going on where an interrupted download stopped; returns `path`."""
   part = path.with_name(f'{path.name}.part')
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _fetch(url, part)
+    fetch(url, part, resume=True)
   except (OSError, http.client.HTTPException) as error:
     raise ValueError(
       f"data.source='cifar10': not prepared in {path.parent.parent} (data.dir), and downloading "
@@ -75,26 +71,6 @@ def _download(url, path):
     ) from error
   part.rename(path)
   return path
-
-
-def _fetch(url, part):
-  """Appends to the file `part` what it lacks of `url`."""
-  import tqdm
-
-  start = part.stat().st_size if part.exists() else 0
-  headers = {'Range': f'bytes={start}-'} if start else {}
-  request = urllib.request.Request(url, headers=headers)
-  with urllib.request.urlopen(request, timeout=_TIMEOUT_SECS) as response:
-    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-      start = 0
-    total = start + int(response.headers['Content-Length'])
-    bar = tqdm.tqdm(desc=part.stem, total=total, initial=start, unit='B', unit_scale=True)
-    with bar, open(part, 'ab' if start else 'wb') as file:
-      while block := response.read(_BLOCK_BYTES):
-        file.write(block)
-        bar.update(len(block))
-  if part.stat().st_size != total:
-    raise OSError(f'the connection closed after {part.stat().st_size} of {total} bytes')
 
 
 def _read_archive(archive, examples_per_member):

@@ -8,10 +8,10 @@ import hashlib
 import http.client
 import os
 import pathlib
-import urllib.request
 
 from ddpm_jax.convert.torch_file import read_state_dict
 from ddpm_jax.convert.torch_inception import params_from_torch
+from ddpm_jax.data.downloads import fetch
 
 INCEPTION_URL = (
   'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -19,8 +19,6 @@ INCEPTION_URL = (
 )
 INCEPTION_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
 INCEPTION_BYTES = 95_628_359
-_BLOCK_BYTES = 1 << 20
-_TIMEOUT_SECS = 30
 
 
 def default_cache_dir():
@@ -91,8 +89,7 @@ def _verify(path, sha256):
 def _download(path, sha256):
   partial = path.with_name(f'{path.name}.partial')
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _fetch(INCEPTION_URL, partial)
+    fetch(INCEPTION_URL, partial)
   except (OSError, http.client.HTTPException) as error:
     reason = ' '.join(str(error).split())
     raise ValueError(
@@ -101,18 +98,3 @@ def _download(path, sha256):
     ) from error
   _verify(partial, sha256)
   partial.rename(path)
-
-
-def _fetch(url, partial):
-  """Downloads `url` to the file `partial`, from the start."""
-  import tqdm
-
-  with urllib.request.urlopen(url, timeout=_TIMEOUT_SECS) as response:
-    total = int(response.headers.get('Content-Length', INCEPTION_BYTES))
-    bar = tqdm.tqdm(desc=partial.stem, total=total, unit='B', unit_scale=True)
-    with bar, open(partial, 'wb') as file:
-      while block := response.read(_BLOCK_BYTES):
-        file.write(block)
-        bar.update(len(block))
-  if partial.stat().st_size != total:
-    raise OSError(f'the connection closed after {partial.stat().st_size} of {total} bytes')
