@@ -21,6 +21,7 @@ from turns import (
   machine,
   print_table,
   ratio,
+  start_each,
   take_turns,
 )
 
@@ -55,26 +56,17 @@ def main():
   """Prints machine, versions and the table."""
   args = parse_args()
   print(machine())
-  workers = {}
   with contextlib.ExitStack() as stack:
-    for name in ['ours', *args.peers]:
-      try:
-        workers[name] = start(name, args)
-      except WorkerError as error:
-        if name == 'ours':
-          raise
-        print(f'{name} does not run here: {error}', flush=True)
-      else:
-        stack.callback(workers[name].close)
+    started = start_each(['ours', *args.peers], lambda name: (start(name, args),), stack)
     print(f'batch {args.batch}, {args.timesteps} timesteps, float32, {NUM_CORES} threads, ', end='')
     print(f'{args.rounds} rounds', flush=True)
 
     def turn(worker):
       return worker.call('network', args.timesteps), worker.call('chain')
 
-    turns = {name: lambda worker=worker: turn(worker) for name, worker in workers.items()}
+    turns = {name: lambda worker=worker: turn(worker) for name, (worker,) in started.items()}
     pairs = take_turns(turns, args.rounds)
-    facts = {name: worker.call('facts') for name, worker in workers.items()}
+    facts = {name: worker.call('facts') for name, (worker,) in started.items()}
 
   print(*dict.fromkeys(fact['versions'] for fact in facts.values()), sep='\n', end='\n\n')
   network = {name: [pair[0] for pair in values] for name, values in pairs.items()}

@@ -25,6 +25,7 @@ from turns import (
   machine,
   print_table,
   ratio,
+  start_each,
   take_turns,
 )
 
@@ -71,33 +72,26 @@ def main():
   """Prints machine, versions and tables."""
   args = parse_args()
   print(machine())
-  workers, starts, cold_peaks = {}, {}, {}
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-    for name in ['ours', *(['before'] if args.before else []), *args.peers]:
-      try:
-        workers[name], starts[name], cold_peaks[name] = start_cold_and_warm(name, args, folder)
-      except WorkerError as error:
-        if name not in PEERS:
-          raise
-        print(f'{name} does not run here: {error}', flush=True)
-      else:
-        stack.callback(workers[name].close)
+    names = ['ours', *(['before'] if args.before else []), *args.peers]
+    started = start_each(names, lambda name: start_cold_and_warm(name, args, folder), stack)
     print(f'batch {args.batch}, float32, {NUM_CORES} threads, {args.rounds} rounds of ', end='')
     print(f'{args.steps} step(s) each', flush=True)
 
     turns = {
       name: lambda worker=worker: worker.call('turn', args.steps)
-      for name, worker in workers.items()
+      for name, (worker, *_) in started.items()
     }
     take_turns(turns, 1)
     seconds = take_turns(turns, args.rounds)
-    peaks = {name: worker.call('peak_mib') for name, worker in workers.items()}
+    peaks = {name: worker.call('peak_mib') for name, (worker, *_) in started.items()}
     # Counting FLOPs takes memory, so it comes last.
-    facts = {name: worker.call('facts') for name, worker in workers.items()}
+    facts = {name: worker.call('facts') for name, (worker, *_) in started.items()}
 
   print(*dict.fromkeys(fact['versions'] for fact in facts.values()), sep='\n', end='\n\n')
   rows = []
   for name, values in seconds.items():
+    _, _, cold_peak = started[name]
     secs = statistics.median(values) / args.steps
     spread = f'{min(values) / args.steps:.2f}-{max(values) / args.steps:.2f}'
     rows.append(
@@ -107,7 +101,7 @@ def main():
         f'{args.batch / secs:.2f}',
         f'{facts[name]["flops"] / secs / 1e9:.0f}',
         '-' if name in OTHER_NETWORKS else f'{ratio(values, seconds["ours"]):.3f}',
-        f'{peaks[name]:.0f} ({cold_peaks[name]:.0f})',
+        f'{peaks[name]:.0f} ({cold_peak:.0f})',
       ]
     )
   print_table(['', 's/step (least-most)', 'images/s', 'GFLOP/s', 'ours over it', 'peak MiB'], rows)
@@ -118,7 +112,7 @@ def main():
         name,
         f'{facts[name]["parameters"]:,}',
         f'{facts[name]["flops"] / args.batch / 1e9:.3f}',
-        *(f'{setup:.1f} + {first:.1f}' for setup, first in starts[name]),
+        *(f'{setup:.1f} + {first:.1f}' for setup, first in started[name][1]),
       ]
       for name in seconds
     ],

@@ -72,6 +72,27 @@ class WorkerError(Exception):
   """What went wrong in a worker, in words."""
 
 
+def start_each(names, start, stack):
+  """{name: what start(name) gives, a worker first} of those that run here.
+
+  Args:
+    names: of PEERS, or of our own programs, which must run.
+    start: name -> a tuple.
+    stack: contextlib.ExitStack that closes the workers.
+  """
+  started = {}
+  for name in names:
+    try:
+      started[name] = start(name)
+    except WorkerError as error:
+      if name not in PEERS:
+        raise
+      print(f'{name} does not run here: {error}', flush=True)
+    else:
+      stack.callback(started[name][0].close)
+  return started
+
+
 def _serve(pipe, where, root, cache, cores, args, kwargs):
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
