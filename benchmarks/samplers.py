@@ -53,9 +53,9 @@ class Bench:
     build.check(config)
     sampler = Sampler(config, self.count)
     images = []
-    for first in range(0, self.count, sampler.batch_size):
-      ids = np.minimum(np.arange(first, first + sampler.batch_size), self.count - 1)
-      images.append(to_uint8(sampler.draw(self._params, ids)[1]))
+    for first in range(0, self.count, sampler.sizes.global_):
+      ids = np.minimum(np.arange(first, first + sampler.sizes.global_), self.count - 1)
+      images.append(to_uint8(sampler.draw(self._params, ids)))
     images = np.concatenate(images)[: self.count]
     with tempfile.TemporaryDirectory() as folder:
       figures, _ = self.scorer.score(

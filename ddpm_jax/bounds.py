@@ -25,13 +25,11 @@ class Bound:
   def collect(self, folder, params, params_sha256):
     """Computes what is missing of bpd_SPLIT/bpd.npz; returns its arrays, one row an image."""
     config = self._config
-    share = parallel.host_share(self._sizes)
 
     def compute(ids):
-      ids = ids[share]
       batch = {'images': self._source.read(ids), 'ids': ids.astype(np.int32)}
       bound = self._step(params, parallel.split_over_devices(batch), self._key)
-      return ids, parallel.gather_from_devices(bound)
+      return parallel.gather_from_devices(bound)
 
     file = shards.collect(
       folder / f'bpd_{self._split}',
@@ -47,7 +45,7 @@ class Bound:
       },
       self._count,
       compute,
-      batch_size=self._sizes.global_,
+      sizes=self._sizes,
       what=f'bits/dim {self._split}',
     )
     return {name: array[: self._count] for name, array in npz.open_npz(file).items()}

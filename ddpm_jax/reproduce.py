@@ -229,9 +229,8 @@ def progressive(run):
   key = parallel.replicate(build.key(config.sample.seed, 'sample'))
 
   def compute(ids):
-    ids = ids[parallel.host_share(sizes)]
     predictions = step(run.ema_params, parallel.split_over_devices(ids), key)
-    return ids, {'predictions': to_uint8(parallel.gather_from_devices(predictions))}
+    return {'predictions': to_uint8(parallel.gather_from_devices(predictions))}
 
   request = run.request(every_steps=every)
   file = shards.collect(
@@ -240,7 +239,7 @@ def progressive(run):
     request,
     count,
     compute,
-    batch_size=sizes.global_,
+    sizes=sizes,
     what='chains',
   )
   predictions = npz.open_npz(file)['predictions'][:count]

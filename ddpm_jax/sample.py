@@ -54,8 +54,7 @@ class Sampler:
 
   def __init__(self, config, max_samples):
     """max_samples: how many are wanted at once; sample.batch_size at most go through together."""
-    self._sizes = parallel.fitting_batch_sizes(config.sample.batch_size, max_samples)
-    self.batch_size = self._sizes.global_
+    self.sizes = parallel.fitting_batch_sizes(config.sample.batch_size, max_samples)
     self.request = {
       'seed': config.sample.seed,
       'diffusion': deciding_fields(config, 'diffusion'),
@@ -66,14 +65,9 @@ class Sampler:
     self._key = parallel.replicate(build.key(config.sample.seed, 'sample'))
 
   def draw(self, params, ids):
-    """The images of ids [batch_size], as far as they are this process's share.
-
-    Returns:
-      (ids int64 [n], x_0 float32 [n, H, W, C], not clipped).
-    """
-    share = ids[parallel.host_share(self._sizes)]
-    x_0 = self._step(params, parallel.split_over_devices(share), self._key)
-    return share, parallel.gather_from_devices(x_0)
+    """The images of ids [sizes.host], this process's share: x_0 float32 [n, H, W, C], unclipped."""
+    x_0 = self._step(params, parallel.split_over_devices(ids), self._key)
+    return parallel.gather_from_devices(x_0)
 
 
 def write_samples(sampler, ema_params, path, step, num_samples, *, rounding='uint8', tell=False):
@@ -97,8 +91,8 @@ def write_samples(sampler, ema_params, path, step, num_samples, *, rounding='uin
   """
 
   def compute(ids):
-    ids, x_0 = sampler.draw(ema_params, ids)
-    return ids, {'samples': to_uint8(x_0) if rounding == 'uint8' else x_0}
+    x_0 = sampler.draw(ema_params, ids)
+    return {'samples': to_uint8(x_0) if rounding == 'uint8' else x_0}
 
   parent = 'samples' if rounding == 'uint8' else 'samples_float'
   folder = path / parent / f'step_{step:08d}'
@@ -108,7 +102,7 @@ def write_samples(sampler, ema_params, path, step, num_samples, *, rounding='uin
     {**sampler.request, 'ema_sha256': fingerprint(ema_params)},
     num_samples,
     compute,
-    batch_size=sampler.batch_size,
+    sizes=sampler.sizes,
     what='samples' if tell else None,
   )
   if parallel.is_primary():

@@ -23,7 +23,7 @@ from ddpm_jax import logs, parallel
 from ddpm_jax.files import write_text, written_whole
 
 
-def collect(folder, name, request, num_rows, compute, *, batch_size, what=None):
+def collect(folder, name, request, num_rows, compute, *, sizes, what=None):
   """Makes what is missing of rows 0, ..., num_rows - 1.
 
   Args:
@@ -31,9 +31,9 @@ def collect(folder, name, request, num_rows, compute, *, batch_size, what=None):
     name: of the finished file.
     request: dict of JSON values that says what the rows are.
     num_rows: N.
-    compute: ids int64 [batch_size] -> (ids, dict of arrays): the rows of this process's share of
-      the batch. Ids beyond N - 1 are N - 1 again, to fill the last batch.
-    batch_size: B, over all processes.
+    compute: ids int64 [sizes.host] -> dict of arrays: the rows of this process's share of a batch.
+      Ids beyond N - 1 are N - 1 again, to fill the last batch.
+    sizes: parallel.BatchSizes.
     what: word for the progress; None for silence.
 
   Returns:
@@ -57,14 +57,14 @@ def collect(folder, name, request, num_rows, compute, *, batch_size, what=None):
   parallel.barrier(f'{folder} missing rows known')
   tell = what is not None and parallel.is_primary()
   progress = logs.Progress(what, num_rows, done=len(done)) if tell else None
-  for first in range(0, num_rows, batch_size):
-    count = np.count_nonzero(missing[first : first + batch_size])
+  for first in range(0, num_rows, sizes.global_):
+    count = np.count_nonzero(missing[first : first + sizes.global_])
     if not count:
       continue
-    ids, arrays = compute(np.minimum(np.arange(first, first + batch_size), num_rows - 1))
-    ids, rows = np.unique(ids, return_index=True)
-    for run in _runs(ids[missing[ids]]):
-      wanted = rows[np.isin(ids, run)]
+    ids = np.arange(first, first + sizes.global_)[parallel.host_share(sizes)]
+    arrays = compute(np.minimum(ids, num_rows - 1))
+    for run in _runs([i for i in ids if i < num_rows and missing[i]]):
+      wanted = run - ids[0]
       save(shards / f'{run[0]:08d}.npz', run, {key: x[wanted] for key, x in arrays.items()})
     if tell:
       progress.add(count)
@@ -88,7 +88,7 @@ def _files(shards):
 
 
 def _runs(ids):
-  """Cuts increasing ids into runs without a gap."""
+  """Cuts increasing ids into arrays without a gap."""
   return np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if len(ids) else []
 
 
@@ -153,7 +153,8 @@ def _merge(shards, finished):
     names = arrays.files
   with written_whole(finished) as partial, zipfile.ZipFile(partial, 'w') as archive:
     for name in names:
-      with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
+      member = zipfile.ZipInfo(f'{name}.npy')  # dated 1980: the same rows are the same bytes
+      with archive.open(member, 'w', force_zip64=True) as stream:
         _write_concatenated(stream, files, name)
   for file in files:
     file.unlink()

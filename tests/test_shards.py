@@ -2,11 +2,14 @@
 
 import errno
 import json
+import zipfile
 
+import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import shards
+from ddpm_jax import parallel, shards
+from ddpm_jax.parallel import BatchSizes
 
 REQUEST = {'seed': 0}
 
@@ -26,11 +29,12 @@ class Job:
     if len(self.batches) == self.dies_in:
       raise KeyboardInterrupt
     self.batches.append(ids.tolist())
-    return ids, rows(ids)
+    return rows(ids)
 
 
 def collect(folder, num_rows, job=None, *, request=REQUEST, batch_size=4):
-  file = shards.collect(folder, 'rows', request, num_rows, job or Job(), batch_size=batch_size)
+  sizes = BatchSizes(batch_size, batch_size, 1)
+  file = shards.collect(folder, 'rows', request, num_rows, job or Job(), sizes=sizes)
   with np.load(file) as arrays:
     return dict(arrays)
 
@@ -75,6 +79,8 @@ def test_interrupted_job_goes_on_and_ends_the_same(tmp_path, dies_in):
   collect(tmp_path / 'whole', 10)
   killed, whole = (tmp_path / name / 'rows.npz' for name in ('killed', 'whole'))
   assert killed.read_bytes() == whole.read_bytes()
+  with zipfile.ZipFile(whole) as archive:  # which the time of day would tell apart
+    assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_interrupted_job_goes_on_with_another_batch_size(tmp_path):
@@ -118,19 +124,24 @@ def test_rows_of_another_request_are_moved_aside(tmp_path, capsys):
   assert 'of another request' in capsys.readouterr().out
 
 
-def test_a_share_of_each_batch_is_written_by_each_process(tmp_path):
-  whole = Job()
-
-  def share(ids):  # as one of two processes
-    ids, arrays = whole(ids)
-    return ids[2:], {name: array[2:] for name, array in arrays.items()}
-
-  whole.dies_in = 2
-  with pytest.raises(KeyboardInterrupt):
-    collect(tmp_path, 10, share)
-  done = sorted(np.concatenate([shards.load_ids(f) for f in (tmp_path / 'shards').iterdir()]))
-  assert done == [2, 3, 6, 7]
-  assert_complete(collect(tmp_path, 10), 10)
+def test_each_process_writes_its_share_and_the_first_what_fills_the_last_batch(
+  tmp_path, monkeypatch
+):
+  for process in range(4):
+    monkeypatch.setattr(jax, 'process_index', lambda: process)  # noqa: B023
+    monkeypatch.setattr(parallel, 'barrier', lambda name: None)
+    monkeypatch.setattr(shards, '_merge', lambda *args: None)
+    job = Job()
+    shards.collect(tmp_path, 'rows', REQUEST, 9, job, sizes=BatchSizes(8, 2, 1))
+    first = 2 * process
+    assert job.batches == [[first, first + 1], [8, 8]]
+    written = {file.name for file in (tmp_path / 'shards').iterdir()}
+    expected = [f'{i:08d}.npz' for i in (0, 8, 2, 4, 6)]
+    assert written == set(expected[: process + 2])
+    monkeypatch.setattr(shards, '_prepare', lambda *args: None)
+    monkeypatch.setattr(shards, 'load_ids', lambda file: np.zeros(0, np.int64))
+  monkeypatch.undo()
+  assert_complete(collect(tmp_path, 9), 9)
 
 
 def test_full_disk_is_answered_by_one_line_and_the_job_goes_on(tmp_path, monkeypatch):
@@ -152,5 +163,6 @@ def test_full_disk_is_answered_by_one_line_and_the_job_goes_on(tmp_path, monkeyp
 
 
 def test_progress_is_told_to_the_end(tmp_path, capsys):
-  shards.collect(tmp_path, 'rows', REQUEST, 10, Job(), batch_size=4, what='rows')
+  sizes = BatchSizes(4, 4, 1)
+  shards.collect(tmp_path, 'rows', REQUEST, 10, Job(), sizes=sizes, what='rows')
   assert 'rows 10/10  ' in capsys.readouterr().out

@@ -47,13 +47,10 @@ def collect_features(folder, network, images, num_images, *, request, batch_size
     dict of ids, features float32 [N, d] and logits float32 [N, classes], mapped from the file.
   """
   sizes = parallel.fitting_batch_sizes(batch_size, num_images)
-  share = parallel.host_share(sizes)
 
   def compute(ids):
-    own = images.read(ids[share])
-    return ids[share], parallel.gather_from_devices(
-      network.step(network.params, parallel.split_over_devices(own))
-    )
+    batch = parallel.split_over_devices(images.read(ids))
+    return parallel.gather_from_devices(network.step(network.params, batch))
 
   file = shards.collect(
     folder,
@@ -61,7 +58,7 @@ def collect_features(folder, network, images, num_images, *, request, batch_size
     {'images': request, 'network': network.about()},
     num_images,
     compute,
-    batch_size=sizes.global_,
+    sizes=sizes,
     what=what,
   )
   return {name: array[:num_images] for name, array in npz.open_npz(file).items()}
