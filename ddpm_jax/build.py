@@ -1,6 +1,7 @@
 """The only file that turns config fields into objects, and where their values are checked."""
 
 import functools
+import hashlib
 import math
 import pathlib
 
@@ -16,6 +17,7 @@ from ddpm_jax.metrics.features import FeatureNetwork
 from ddpm_jax.metrics.weights import INCEPTION_SHA256, default_cache_dir, load_inception
 from ddpm_jax.train_state import make_learning_rate, make_optimizer
 from ddpm_jax.unet import NUM_GROUPS, UNet
+from ddpm_jax.workdir import config_dict, flatten
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 MAX_STEPS_PER_DISPATCH = 20  # by default: a signal is heard after a dispatch
@@ -42,11 +44,23 @@ STREAMS = (
 def begin(config):
   """Checks the config, and turns on the cache of compiled programs, saying where it is."""
   check(config)
+  parallel.check_same('config', _shared_fields(config))
   wanted = config.compilation_cache
   folder = None if wanted == 'off' else wanted or default_cache_dir() / 'programs'
   line = parallel.use_compilation_cache(folder and pathlib.Path(folder).expanduser())
   if parallel.is_primary():
     print(f'cache of compiled programs: {line}', flush=True)
+
+
+def _shared_fields(config):
+  """What the processes of a run must agree on: fields other than paths, and this very program."""
+  own = ('compilation_cache', 'data.dir', 'eval.cache_dir', 'eval.inception_weights')
+  fields = flatten(config_dict(config))
+  digest = hashlib.sha256()
+  for file in sorted(pathlib.Path(__file__).parent.rglob('*.py')):
+    digest.update(file.read_bytes())
+  program = {'jax': jax.__version__, 'program': digest.hexdigest()[:12]}
+  return {name: value for name, value in fields.items() if name not in own} | program
 
 
 def check(config):
@@ -239,13 +253,17 @@ def init_params(config):
 
 def source(config, split=None):
   """The data set of config.data, or another split of it."""
-  return data.make_source(
+  opened = data.make_source(
     config.data.source,
     dir=config.data.dir,
     image_size=config.data.image_size,
     channels=config.data.channels,
     split=split or config.data.split,
   )
+  if parallel.process_count() > 1:
+    fingerprint = data.fingerprint(opened)
+    parallel.check_same('data', {opened.name: f'{len(opened)} images, sha256 {fingerprint[:12]}'})
+  return opened
 
 
 def batches(config, data_source):

@@ -30,6 +30,7 @@ from concurrent import futures
 import jax
 import orbax.checkpoint as ocp
 
+from ddpm_jax import parallel
 from ddpm_jax.files import write_text
 from ddpm_jax.workdir import differing_fields
 
@@ -88,6 +89,8 @@ class Checkpointer:
     if self._owns_files:
       self._directory.mkdir(parents=True, exist_ok=True)
       self._remove_unfinished()
+    if not read_only:
+      parallel.barrier('checkpoints prepared')
 
   def __enter__(self):
     return self
@@ -97,13 +100,7 @@ class Checkpointer:
 
   def all_steps(self):
     """Returns the finished steps on disk, ascending; damaged ones among them until a restore."""
-    if not self._directory.is_dir():
-      return []
-    return sorted(
-      int(p.name)
-      for p in self._directory.iterdir()
-      if re.fullmatch('[0-9]+', p.name) and p.is_dir()
-    )
+    return json.loads(parallel.from_primary(json.dumps(self._steps_on_disk())))
 
   def save(self, step, state):
     """Begins to save and returns while the files are written; the arrays may be donated at once.
@@ -194,7 +191,7 @@ class Checkpointer:
     if step not in self.all_steps():
       raise ValueError(f'no checkpoint {step} in {self._directory}: it has {self.all_steps()}')
     fault, restored = self._try_read(step, read)
-    if not self._folder(step).is_dir():
+    if not self._is_there(step):
       raise ValueError(
         f'checkpoint {step} in {self._directory} was deleted by the run in progress while it was '
         f'read: choose one of {self.all_steps()}'
@@ -240,8 +237,27 @@ class Checkpointer:
     _fsync(self._directory)
     self._delete_old_steps()
 
+  def _steps_on_disk(self):
+    if not self._directory.is_dir():
+      return []
+    return sorted(
+      int(p.name)
+      for p in self._directory.iterdir()
+      if re.fullmatch('[0-9]+', p.name) and p.is_dir()
+    )
+
+  def _is_there(self, step):
+    """Whether the first process sees the step."""
+    return bool(parallel.from_primary('yes' if self._folder(step).is_dir() else ''))
+
+  def _fault(self, step):
+    """As find_fault; the first process reads for all."""
+    if not parallel.is_primary():
+      return parallel.from_primary('') or None
+    return parallel.from_primary(find_fault(self._folder(step)) or '') or None
+
   def _delete_old_steps(self):
-    steps = self.all_steps()
+    steps = self._steps_on_disk()
     kept = set(steps[-self._keep_last :])
     if self._keep_every_steps is not None:
       kept |= {step for step in steps if step % self._keep_every_steps == 0}
@@ -264,7 +280,7 @@ class Checkpointer:
     faults = {}
     for step in reversed(self.all_steps()):
       fault, restored = self._try_read(step, read)
-      if not self._folder(step).is_dir():  # deleted by the run in progress: look again
+      if not self._is_there(step):  # deleted by the run in progress: look again
         return self._restore_newest(read, set_aside=set_aside)
       if fault is None:
         for damaged, fault_of_it in faults.items():
@@ -281,7 +297,7 @@ class Checkpointer:
 
   def _try_read(self, step, read):
     """Returns (fault, read(step)); of no account where the step is gone afterwards."""
-    fault, restored = find_fault(self._folder(step)), None
+    fault, restored = self._fault(step), None
     if fault is None:
       try:
         restored = read(step)

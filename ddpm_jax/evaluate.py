@@ -97,6 +97,7 @@ def evaluate_step(evaluator, path, step):
   evaluator.measure(folder, path, step, ema_params, checkpoint_sha256=checksum)
   if parallel.is_primary():
     keep_steps(path / 'checkpoints', 'evaluating', [])
+  parallel.barrier('report written')
   return folder
 
 

@@ -5,6 +5,7 @@ checkpoints and sampling see ordinary trees.
 """
 
 import functools
+import json
 import os
 import tempfile
 from typing import NamedTuple
@@ -89,13 +90,104 @@ def barrier(name):
     multihost_utils.sync_global_devices(name)
 
 
+def connect():
+  """Connects the processes: later, a CPU's first collective waits for the others for 30 s only."""
+  if jax.process_count() > 1:
+    sum_all = jax.pmap(lambda x: jax.lax.psum(x, AXIS), AXIS)
+    jax.block_until_ready(sum_all(np.ones(jax.local_device_count())))
+    barrier('connected')
+
+
+def from_primary(text):
+  """The first process's text, on every process; all call it, in the same order."""
+  if jax.process_count() == 1:
+    return text
+  return texts_of_all(text)[0]
+
+
+def texts_of_all(text):
+  """What every process gives, a list in their order; all call it, in the same order."""
+  if jax.process_count() == 1:
+    return [text]
+  content = np.frombuffer(text.encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.int32(len(content)))
+  padded = np.zeros(lengths.max(), np.uint8)
+  padded[: len(content)] = content
+  contents = multihost_utils.process_allgather(padded)
+  return [bytes(x[:n]).decode() for x, n in zip(contents, lengths, strict=True)]
+
+
+def check_same(what, facts):
+  """Compares the processes, once all of them call it.
+
+  Args:
+    what: word for the error.
+    facts: dict of JSON values, which must be the same everywhere.
+
+  Raises:
+    ValueError: on every process, where one has other facts than the first.
+  """
+  first, *others = [json.loads(text) for text in texts_of_all(json.dumps(facts))]
+  for process, other in enumerate(others, 1):
+    differing = [
+      f'{name}: {first.get(name)} and {other.get(name)}'
+      for name in sorted(first.keys() | other.keys())
+      if first.get(name) != other.get(name)
+    ]
+    if differing:
+      raise ValueError(
+        f'processes 0 and {process} differ in their {what} ({"; ".join(differing)}): start all '
+        'with the same command, program and data'
+      )
+
+
+def stop_agreed(dispatch, received):
+  """Whether all processes stop after this dispatch, since a signal came to one of them.
+
+  Args:
+    dispatch: 0, 1, ...: the same on every process.
+    received: whether a signal came to this one; of several, JAX listens for SIGTERM itself.
+  """
+  if jax.process_count() == 1:
+    return received
+  return multihost_utils.reached_preemption_sync_point(dispatch)
+
+
 def replicate(tree):
   """The same arrays on every device, under the mesh that pmap uses.
 
   Un-placed arguments would make a pmapped step compile twice.
   """
-  sharding = NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec())
-  return jax.device_put(tree, sharding)
+  sharding = _replicated()
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+
+  def place(x):
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(place(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+  return jax.tree.map(place, tree)
+
+
+def _replicated():
+  return NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec())
+
+
+def as_global(tree):
+  """A state that a step of several processes returned, as arrays of all devices; nothing moves.
+
+  pmap's results are of this process's devices, which Orbax refuses to save.
+  """
+  if jax.process_count() == 1:
+    return tree
+
+  def join(x):
+    shards = [shard.data for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, _replicated(), shards)
+
+  return jax.tree.map(join, tree)
 
 
 def split_over_devices(batch, *, axis=0):

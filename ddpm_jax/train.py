@@ -51,7 +51,8 @@ def train(config, workdir):
     if parallel.is_primary():
       print_summary(config, path, source, state)
     if int(state.step) >= config.train.num_steps:
-      print(f'nothing to do: step {int(state.step)} of train.num_steps={config.train.num_steps}')
+      if parallel.is_primary():
+        print(f'nothing to do: step {int(state.step)} of train.num_steps={config.train.num_steps}')
       return
     run_steps(config, path, batches, checkpointer, state)
 
@@ -95,18 +96,22 @@ class Interrupted(BaseException):
 
 
 class Signals:
-  """Notes SIGTERM and SIGINT instead of ending the process; a context manager."""
+  """Notes SIGTERM and SIGINT instead of ending the process; a context manager.
 
-  HANDLED = (signal.SIGTERM, signal.SIGINT)
+  Of several processes, none may stop alone: SIGTERM is left to JAX, which tells all of them.
+  """
 
   def __enter__(self):
     self.received = []
     self._leaving = False
-    self._previous = [signal.signal(number, self._note) for number in self.HANDLED]
+    handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._note}
+    if parallel.process_count() > 1:
+      handlers = {signal.SIGINT: lambda *_: signal.raise_signal(signal.SIGTERM)}
+    self._previous = {number: signal.signal(number, new) for number, new in handlers.items()}
     return self
 
   def __exit__(self, *exc_info):
-    for number, handler in zip(self.HANDLED, self._previous, strict=True):
+    for number, handler in self._previous.items():
       signal.signal(number, handler)
 
   def leave_at(self, work):
@@ -160,7 +165,9 @@ def run_steps(config, path, batches, checkpointer, state):
         log.restart_clock(step)
 
     signals.leave_at(lambda: look(start_step))  # the run before may have been stopped there
-    for step, block in dispatches(config, batches, start_step, gather=data is not None):
+    stops = False
+    blocks = dispatches(config, batches, start_step, gather=data is not None)
+    for dispatch, (step, block) in enumerate(blocks):
       state, metrics = steps_fn(state, block, data, key)
       log.add(step, metrics)
       if is_due(step, every.log_every_steps):
@@ -168,15 +175,16 @@ def run_steps(config, path, batches, checkpointer, state):
       if is_due(step, every.checkpoint_every_steps) or is_due(step, every.eval_every_steps):
         save(checkpointer, log, step, state)
       signals.leave_at(lambda: look(step))  # noqa: B023
-      if signals.received:
+      stops = parallel.stop_agreed(dispatch, bool(signals.received))
+      if stops:
         save(checkpointer, log, step, state)
         break
   checkpointer.wait()
   if parallel.is_primary():
-    if signals.received:
+    if stops:
+      name = signal.Signals([*signals.received, signal.SIGTERM][0]).name
       print(
-        f'stopped by {signal.Signals(signals.received[0]).name} at step {step}: saved; '
-        'the same command goes on from there',
+        f'stopped by {name} at step {step}: saved; the same command goes on from there',
         flush=True,
       )
     else:
@@ -211,7 +219,7 @@ def dispatches(config, batches, start_step, *, gather):
 def save(checkpointer, log, step, state):
   """Saves the state, unless its step failed."""
   log.check()
-  checkpointer.save(step, state)
+  checkpointer.save(step, parallel.as_global(state))
 
 
 def draw_samples(sampler, state, path, step, num_samples, log):

@@ -12,7 +12,9 @@ import fcntl
 import json
 import os
 import pathlib
+import uuid
 
+from ddpm_jax import parallel
 from ddpm_jax.files import write_text
 
 # What decides the course of a run. Everything else (how long, how often to log, where the data lie)
@@ -60,12 +62,30 @@ def open_workdir(workdir):
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.writable.{os.getpid()}'
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)
   except OSError as error:
     raise ValueError(
       f'--workdir={workdir} cannot be written ({error.strerror}); give a folder that can'
     ) from error
+  _check_shared(path)
   return path
+
+
+def _check_shared(path):
+  """Raises a ValueError on every process if they have not all opened the first one's folder."""
+  file = path / '.shared'
+  if parallel.is_primary() and parallel.process_count() > 1:
+    file.write_text(uuid.uuid4().hex)
+  token = parallel.from_primary(file.read_text() if file.exists() else '')
+  sees = not token or (file.exists() and file.read_text() == token)
+  blind = [i for i, seen in enumerate(parallel.texts_of_all('yes' if sees else '')) if not seen]
+  if parallel.is_primary():
+    file.unlink(missing_ok=True)
+  if blind:
+    raise ValueError(
+      f'--workdir={path} of process {blind[0]} is not the folder of process 0: give one on a file '
+      'system that all processes share'
+    )
 
 
 def find_workdir(workdir):
@@ -104,12 +124,12 @@ def locked(path, mode):
     yield
 
 
-def _flatten(tree, prefix=''):
+def flatten(tree, prefix=''):
   """{'section.field': value} of nested dicts."""
   flat = {}
   for name, value in tree.items():
     if isinstance(value, dict):
-      flat |= _flatten(value, f'{prefix}{name}.')
+      flat |= flatten(value, f'{prefix}{name}.')
     else:
       flat[prefix + name] = value
   return flat
@@ -127,7 +147,7 @@ def differing_fields(stored, current, fields, *, stored_name):
   Returns:
     a line for each field that differs, such as 'model.ch: checkpoint 64, config 128'; sorted.
   """
-  stored, current = _flatten(stored), _flatten(current)
+  stored, current = flatten(stored), flatten(current)
   names = sorted(
     name
     for name in stored.keys() | current.keys()

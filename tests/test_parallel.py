@@ -146,6 +146,13 @@ def test_one_process_is_the_primary_and_waits_for_nobody():
   parallel.barrier('nothing')
 
 
+def test_processes_compare_what_must_be_the_same(monkeypatch):
+  parallel.check_same('config', {'a': 1})
+  monkeypatch.setattr(parallel, 'texts_of_all', lambda text: [text, text, '{"a": 1, "c": null}'])
+  with pytest.raises(ValueError, match=r'^processes 0 and 2 differ in their config \(b: 2 and None'):
+    parallel.check_same('config', {'a': 1, 'b': 2})
+
+
 def test_programs_are_cached_where_asked_or_not_at_all(tmp_path, monkeypatch):
   assert 'JAX_COMPILATION_CACHE_DIR' in parallel.use_compilation_cache(None)  # the tests' own
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
