@@ -149,7 +149,7 @@ def test_one_process_is_the_primary_and_waits_for_nobody():
 def test_processes_compare_what_must_be_the_same(monkeypatch):
   parallel.check_same('config', {'a': 1})
   monkeypatch.setattr(parallel, 'texts_of_all', lambda text: [text, text, '{"a": 1, "c": null}'])
-  with pytest.raises(ValueError, match=r'^processes 0 and 2 differ in their config \(b: 2 and None'):
+  with pytest.raises(ValueError, match=r'^processes 0 and 2 differ in their config \(b: 2 and N'):
     parallel.check_same('config', {'a': 1, 'b': 2})
 
 
