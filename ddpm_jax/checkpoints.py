@@ -31,7 +31,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ddpm_jax import parallel
-from ddpm_jax.files import write_text
+from ddpm_jax.files import WriteError, write_text
 from ddpm_jax.workdir import differing_fields
 
 MANIFEST = 'MANIFEST.json'
@@ -117,7 +117,7 @@ class Checkpointer:
 
     Raises:
       ValueError: the step is on disk, but from a run that this one did not restore.
-      RuntimeError: the save before this one failed in the background.
+      WriteError, RuntimeError: the save before this one failed in the background.
     """
     assert not self._read_only, 'save() on a read-only Checkpointer'
     self.wait()
@@ -212,6 +212,9 @@ class Checkpointer:
     self._pending = None
     if error is not None:
       self._last_step = None  # so that saving the step again is tried, not skipped
+      disk_error = _disk_error(error)
+      if disk_error is not None:
+        raise WriteError(f'checkpoint {step} in {self._directory}', disk_error) from error
       raise RuntimeError(
         f'saving checkpoint {step} in {self._directory} failed: {error!r}'
       ) from error
@@ -354,6 +357,17 @@ class Checkpointer:
         }
       ),
     )
+
+
+def _disk_error(error):
+  """The OSError behind an exception, if there is one; Orbax's writer puts it into words only."""
+  while error is not None:
+    if isinstance(error, OSError):
+      return error
+    if words := re.search('No space left on device|Disk quota exceeded|File too large', str(error)):
+      return OSError(words[0])
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def keep_steps(directory, reason, steps):

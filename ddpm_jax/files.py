@@ -4,6 +4,16 @@ import contextlib
 import fcntl
 
 
+class WriteError(ValueError):
+  """A file could not be written, as on a full disk; what was there before is still there."""
+
+  def __init__(self, file, error):
+    super().__init__(
+      f'{file} cannot be written ({error.strerror or error}); mend that, and the same command '
+      'goes on'
+    )
+
+
 @contextlib.contextmanager
 def written_whole(file):
   """Yields the path to write to; `file` has all of it afterwards, or is as it was.
@@ -12,7 +22,7 @@ def written_whole(file):
     file: pathlib.Path.
 
   Raises:
-    ValueError: it cannot be written, as on a full disk.
+    WriteError: it cannot.
   """
   partial = file.with_name(f'.{file.name}.partial')
   try:
@@ -21,10 +31,7 @@ def written_whole(file):
   except OSError as error:
     with contextlib.suppress(OSError):
       partial.unlink()
-    raise ValueError(
-      f'{file} cannot be written ({error.strerror or error}); mend that, and the same command '
-      'goes on'
-    ) from error
+    raise WriteError(file, error) from error
 
 
 def write_text(file, text):

@@ -1,14 +1,16 @@
 """What a run tells: WORKDIR/metrics.jsonl, WORKDIR/tensorboard, and lines for the terminal."""
 
+import contextlib
 import datetime
 import json
 import sys
+import threading
 import time
 
 import jax
 import numpy as np
 
-from ddpm_jax.files import write_text
+from ddpm_jax.files import WriteError, write_text
 
 LOG_EVERY_SECS = 10
 
@@ -50,6 +52,24 @@ class Progress:
     self._bar.close()
 
 
+class NotFiniteError(FloatingPointError):
+  """A step's loss, or another of its metrics, is infinite or no number.
+
+  Attributes:
+    step: which.
+    metrics: {name: value} of that step.
+  """
+
+  def __init__(self, step, metrics):
+    self.step, self.metrics = step, metrics
+    name, value = next((n, x) for n, x in metrics.items() if not np.isfinite(x))
+    super().__init__(
+      f'the {name} is {value} at step {step}; the last checkpoint is from before. Lower '
+      'optim.learning_rate or lengthen optim.warmup_steps, in another workdir; or go on without '
+      'this batch, with train.on_nonfinite=skip'
+    )
+
+
 class RunLog:
   """Collects each step's metrics, stops the run on a non-finite loss, and writes logged steps.
 
@@ -73,12 +93,17 @@ class RunLog:
     self._values = {}  # of the newest step checked
     self._losses = []  # since the last logged step
     self._file = self._tensorboard = None
+    self._thread_errors = []
     if workdir is not None:
       from tensorboardX import SummaryWriter
 
+      threading.excepthook = self._note_thread_error
+
       _drop_after(workdir / 'metrics.jsonl', start_step)
       self._file = open(workdir / 'metrics.jsonl', 'a')  # noqa: SIM115
-      self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
+      self._tensorboard = SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=start_step + 1, max_queue=100
+      )
     self.restart_clock(start_step)
 
   def restart_clock(self, step):
@@ -94,7 +119,7 @@ class RunLog:
     """Waits for the newest steps.
 
     Raises:
-      FloatingPointError: the loss of one of them is not finite.
+      NotFiniteError: a metric of one of them is not finite.
     """
     if self._pending is None:
       return
@@ -102,11 +127,9 @@ class RunLog:
     self._pending = None
     values = jax.device_get(metrics)
     for i, loss in enumerate(values['loss'], step - len(values['loss']) + 1):
-      if not np.isfinite(loss):
-        raise FloatingPointError(
-          f'the loss is {loss} at step {i}; the last checkpoint is from before. '
-          'Lower optim.learning_rate or lengthen optim.warmup_steps, in another workdir'
-        )
+      of_step = {name: float(array[i - step - 1]) for name, array in values.items()}
+      if not np.isfinite([*of_step.values()]).all():
+        raise NotFiniteError(i, of_step)
       self._losses.append(float(loss))
       if i == self._first_step:
         self.restart_clock(step)  # it was compiled
@@ -126,8 +149,12 @@ class RunLog:
     self.restart_clock(step)
     if self._file is None:
       return
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
-    self._file.flush()
+    self._check_tensorboard()
+    try:
+      self._file.write(json.dumps({'step': step, **values}) + '\n')
+      self._file.flush()
+    except OSError as error:
+      raise WriteError(self._file.name, error) from error
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
     print(progress_line(step, self._num_steps, values), flush=True)
@@ -153,11 +180,29 @@ class RunLog:
 
     self._tensorboard.add_image('samples', np.asarray(Image.open(png)), step, dataformats='HWC')
 
+  def _check_tensorboard(self):
+    """Raises what ended TensorBoard's writer: without it, events would pile up, and then block."""
+    if self._thread_errors:
+      raise WriteError(self._tensorboard.logdir, self._thread_errors[0])
+
+  def _note_thread_error(self, hook):
+    if isinstance(hook.exc_value, OSError):
+      self._thread_errors.append(hook.exc_value)
+    else:
+      threading.__excepthook__(hook)
+
   def close(self):
     """Writes out what is pending."""
-    if self._file is not None:
-      self._file.close()
-      self._tensorboard.close()
+    if self._file is None:
+      return
+    try:
+      with contextlib.closing(self._file):
+        self._check_tensorboard()
+        self._tensorboard.close()
+    except OSError as error:
+      raise WriteError(self._file.name, error) from error
+    finally:
+      threading.excepthook = threading.__excepthook__
 
 
 def _drop_after(path, step):

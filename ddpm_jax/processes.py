@@ -10,6 +10,7 @@ import time
 import traceback
 
 from ddpm_jax import last_words, parallel
+from ddpm_jax.files import WriteError
 
 HEARTBEAT_SECS = 20  # a process that is silent for so long is lost
 JOIN_SECS = 300  # for the slowest to start
@@ -20,6 +21,7 @@ _LOST_WORDS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'DEADLINE_EXCEEDED')  #
 # whose fellows are lost.
 UNUSABLE = 1  # something given, or a defect
 NOT_FINITE = 3
+NOT_WRITTEN = 74  # EX_IOERR: with more room, the same command goes on
 LOST = 75  # EX_TEMPFAIL: the same command goes on
 INTERRUPTED = 130
 
@@ -148,6 +150,8 @@ def explain(error):
     traceback.print_exception(error)  # not our answer to the user, but a defect
     return UNUSABLE
   print(f'error: {error}', file=sys.stderr)
+  if isinstance(error, WriteError):
+    return NOT_WRITTEN
   return NOT_FINITE if isinstance(error, FloatingPointError) else UNUSABLE
 
 
@@ -162,10 +166,11 @@ def leave(code):
   """Ends the program; one of several processes at once, without waiting for the others."""
   import jax
 
-  if not jax.distributed.is_initialized():
+  several = jax.distributed.is_initialized()
+  if not several and code != NOT_WRITTEN:  # writers would try once more, and say so at length
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()
-  if parallel.is_primary():
+  if several and parallel.is_primary():
     time.sleep(PRIMARY_STAYS_SECS)  # when it goes, the others are ended: they may have words to say
   os._exit(code)

@@ -17,6 +17,7 @@ import pytest
 
 from ddpm_jax import checkpoints
 from ddpm_jax.checkpoints import Checkpointer
+from ddpm_jax.files import WriteError
 from ddpm_jax.train_state import TrainState, make_optimizer
 
 CONFIG = {
@@ -389,21 +390,32 @@ def test_donation_right_after_save_is_safe(tmp_path):
       np.testing.assert_array_equal(restored.opt_state['mu'], (ramp + step) * 2)
 
 
+@pytest.mark.parametrize(
+  ('raised', 'error'),
+  [
+    (OSError(28, 'No space left on device'), WriteError),
+    (ValueError('RESOURCE_EXHAUSTED: No space left on device [writing]'), WriteError),  # Orbax's
+    (KeyError('a defect'), RuntimeError),
+  ],
+  ids=str,
+)
 @pytest.mark.parametrize('surface', ['save', 'wait', 'close'])
-def test_background_error_surfaces_once(tmp_path, monkeypatch, surface):
+def test_background_error_surfaces_once(tmp_path, monkeypatch, surface, raised, error):
   def fail(folder):
-    raise OSError(28, 'No space left on device')
+    raise raised
 
   checkpointer = Checkpointer(tmp_path, CONFIG)
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints, 'write_manifest', fail)
     assert checkpointer.save(1, make_state(1))
-    with pytest.raises(RuntimeError, match=r'checkpoint 1 in .* failed: .*No space left'):
+    words = {WriteError: 'cannot be written .*No space left', RuntimeError: 'failed: KeyError'}
+    with pytest.raises(error, match=f'checkpoint 1 in .* {words[error]}') as info:
       {
         'save': lambda: checkpointer.save(2, make_state(2)),
         'wait': checkpointer.wait,
         'close': checkpointer.close,
       }[surface]()
+    assert type(info.value) is error
   assert checkpointer.all_steps() == []
   if surface != 'close':
     assert checkpointer.save(1, make_state(1))  # not mistaken for a step already saved

@@ -1,11 +1,15 @@
 """What a run tells."""
 
+import errno
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from ddpm_jax import logs
+from ddpm_jax.files import WriteError
 
 
 def make_log(workdir, start_step=0):
@@ -88,6 +92,49 @@ def test_process_that_does_not_write_still_checks():
   log.add(1, metrics(float('nan')))
   with pytest.raises(FloatingPointError, match='step 1'):
     log.write(1)
+
+
+@pytest.mark.parametrize('name', ['loss', 'grad_norm'])
+def test_any_metric_may_be_the_one_that_is_not_finite(tmp_path, name):
+  log = make_log(tmp_path)
+  log.add(1, metrics(1.0) | {name: np.array([np.inf])})
+  with pytest.raises(logs.NotFiniteError, match=f'the {name} is inf at step 1') as info:
+    log.check()
+  assert (info.value.step, info.value.metrics['learning_rate']) == (1, 0.1)
+  log.close()
+
+
+def test_full_disk_is_said_in_one_line(tmp_path):
+  log = make_log(tmp_path)
+  (tmp_path / 'metrics.jsonl').unlink()
+  (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+  log._file = open(tmp_path / 'metrics.jsonl', 'a')  # noqa: SIM115
+  log.add(1, metrics(1.0))
+  with pytest.raises(WriteError, match=r'metrics\.jsonl cannot be written \(No space left'):
+    log.write(1)
+
+
+def test_end_of_the_background_writer_ends_the_run(tmp_path, monkeypatch):
+  from tensorboardX.record_writer import RecordWriter
+
+  def fail(*args):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  log = make_log(tmp_path)
+  monkeypatch.setattr(RecordWriter, 'write', fail)
+
+  def write_on():
+    for step in range(1, 500):
+      log.add(step, metrics(1.0))
+      log.write(step)
+      time.sleep(0.01)
+
+  with pytest.raises(WriteError, match=r'tensorboard cannot be written \(No space left'):
+    write_on()
+  monkeypatch.undo()
+  with pytest.raises(WriteError, match='tensorboard cannot be written'):
+    log.close()
+  assert threading.excepthook is threading.__excepthook__
 
 
 def test_duration():

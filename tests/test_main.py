@@ -1,8 +1,11 @@
 """The command line, as a user meets it: in a process of its own."""
 
+import functools
 import json
 import os
 import pathlib
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -26,13 +29,14 @@ TINY = (
 )
 
 
-def start(*args):
+def start(*args, **kwargs):
   return subprocess.Popen(
     [sys.executable, str(ROOT / 'main.py'), *map(str, args)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     cwd='/',
+    **kwargs,
   )
 
 
@@ -174,3 +178,32 @@ def test_evaluates_and_reproduces(tmp_path):
   )  # fmt: skip
   assert (code, err) == (0, '')
   assert (tmp_path / 'reproduce/step_00000002/compression.png').exists()
+
+
+@pytest.mark.parametrize(
+  ('args', 'most_bytes', 'what'),
+  [
+    ('--config.train.checkpoint_every_steps=2', 100_000, 'checkpoint 2 in '),
+    ('--config.train.checkpoint_every_steps=999', 1_000, ''),
+    ('--mode=sample', 200, 'samples'),
+  ],
+  ids=['saving', 'logging', 'sampling'],
+)
+def test_a_disk_that_takes_no_more_has_its_line_and_code(tmp_path, args, most_bytes, what):
+  """By a limit of the size of files, whose errors are those of a full disk but for their number."""
+  full, other = ((f'--workdir={tmp_path / x}', *TINY, args) for x in ('full', 'other'))
+  nine = '--config.train.num_steps=9'
+  for workdir, mode in ((other, '--mode=train'), (other, args), (full, '--mode=train')):
+    if workdir == other or what == 'samples':  # the first ones leave the compiled programs
+      assert run(*workdir, nine, mode)[0] == 0
+  limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+  process = start(*full, nine, preexec_fn=limit)
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 74, err
+  line = err.splitlines()[-1]  # in front of it, Orbax's own writer may have had its say
+  assert re.fullmatch(rf'error: .*{what}.* cannot be written \(File too large\); mend .*', line), (
+    err
+  )
+  code, _, err = run(*full, nine)
+  assert (code, err) == (0, '')
+  assert not list(tmp_path.rglob('*.partial'))
