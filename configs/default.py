@@ -19,6 +19,7 @@ def get_config():
         'random_flip': True,  # mirror left-right with probability 1/2, in training
         'memory_limit_gib': 4.0,  # sets up to this size are decoded once and held in memory
         'device_limit_gib': 1.0,  # and up to this size on accelerators, which gather the batches
+        'on_damage': 'stop',  # stop | skip: the next picture takes a damaged one's place, up to 1%
         'num_workers': 4,  # processes that read sets beyond it; 0: none
       },
       'diffusion': {
@@ -55,6 +56,7 @@ def get_config():
         'num_steps': 800_000,  # 800,000 steps * 128 = 102.4M examples
         'steps_per_dispatch': placeholder(int),  # none: 1 on a CPU, else as many as all of the
         # intervals below divide by, up to 20
+        'on_nonfinite': 'stop',  # stop | skip: go on from the last checkpoint, without that batch
         'log_every_steps': 100,
         'checkpoint_every_steps': 5_000,
         'keep_last_checkpoints': 3,

@@ -167,6 +167,8 @@ def _check_eval(config):
 
 def _check_numbers(config):
   _check_choice('data.channels', config.data.channels, (1, 3))
+  _check_choice('train.on_nonfinite', config.train.on_nonfinite, ('stop', 'skip'))
+  _check_choice('data.on_damage', config.data.on_damage, ('stop', 'skip'))
   at_least = {
     'model.num_res_blocks': 1,
     'optim.warmup_steps': 0,
@@ -260,14 +262,16 @@ def source(config, split=None):
     channels=config.data.channels,
     split=split or config.data.split,
   )
+  if config.data.on_damage == 'skip':
+    opened = data.Substitutes(opened)
   if parallel.process_count() > 1:
     fingerprint = data.fingerprint(opened)
     parallel.check_same('data', {opened.name: f'{len(opened)} images, sha256 {fingerprint[:12]}'})
   return opened
 
 
-def batches(config, data_source):
-  """The batches of each step, this process's share."""
+def batches(config, data_source, skipped_batches=()):
+  """The batches of each step, this process's share; those skipped are numbers of batches."""
   return data.make_batches(
     data_source,
     seed=config.seed,
@@ -276,6 +280,7 @@ def batches(config, data_source):
     process_count=parallel.process_count(),
     memory_limit_bytes=int(config.data.memory_limit_gib * 2**30),
     num_workers=config.data.num_workers,
+    skipped_batches=skipped_batches,
   )
 
 

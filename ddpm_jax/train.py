@@ -1,6 +1,7 @@
 """The training loop: build, restore, step, write."""
 
 import contextlib
+import json
 import signal
 
 import jax
@@ -8,13 +9,18 @@ import numpy as np
 
 from ddpm_jax import build, logs, parallel
 from ddpm_jax.checkpoints import Checkpointer
+from ddpm_jax.data import batch_of_step
 from ddpm_jax.evaluate import training_evaluator
+from ddpm_jax.files import write_text
 from ddpm_jax.import_model import read_state
+from ddpm_jax.logs import NotFiniteError
 from ddpm_jax.sample import Sampler, write_samples
 from ddpm_jax.train_state import init_train_state
 from ddpm_jax.workdir import config_dict, locked, open_workdir, store_config
 
 MAX_TABLE_LINES = 16
+MAX_SKIPPED_BATCHES = 10  # a run that has more of them has another fault
+SKIPPED = 'skipped_batches.json'
 
 
 def train(config, workdir):
@@ -28,7 +34,8 @@ def train(config, workdir):
 
   Raises:
     ValueError: a config, a data set or a workdir that cannot be used.
-    FloatingPointError: the loss is not finite.
+    NotFiniteError: the loss is not finite.
+    WriteError: a file cannot be written.
   """
   build.begin(config)
   path = open_workdir(workdir)
@@ -37,7 +44,6 @@ def train(config, workdir):
       stack.enter_context(locked(path, 'train'))
       store_config(path, config)
     source = build.source(config)
-    batches = stack.enter_context(contextlib.closing(build.batches(config, source)))
     checkpointer = stack.enter_context(
       Checkpointer(
         path / 'checkpoints',
@@ -54,7 +60,51 @@ def train(config, workdir):
       if parallel.is_primary():
         print(f'nothing to do: step {int(state.step)} of train.num_steps={config.train.num_steps}')
       return
-    run_steps(config, path, batches, checkpointer, state)
+    while not run_to_the_end(config, path, source, checkpointer, state):
+      state = restore_or_init(config, checkpointer)
+
+
+def run_to_the_end(config, path, source, checkpointer, state):
+  """Trains as run_steps does.
+
+  Returns:
+    True; or False if a step was not finite, and the run is to go on from its last checkpoint
+    without that batch.
+  """
+  skipped = read_skipped(path)
+  with contextlib.closing(build.batches(config, source, skipped)) as batches:
+    try:
+      run_steps(config, path, batches, checkpointer, state)
+      return True
+    except NotFiniteError as error:
+      batch = batch_of_step(error.step - 1, skipped)
+      skips = config.train.on_nonfinite == 'skip' and len(skipped) < MAX_SKIPPED_BATCHES
+      if parallel.is_primary():
+        note_not_finite(path, error, batch, batches.global_indices(error.step - 1))
+        if skips:
+          write_text(path / SKIPPED, json.dumps([*skipped, batch]) + '\n')
+          print(
+            f'the metrics of step {error.step} are not finite: goes on from the last checkpoint, '
+            f'without batch {batch} ({len(skipped) + 1} of at most {MAX_SKIPPED_BATCHES})',
+            flush=True,
+          )
+      parallel.barrier('not finite')
+      if not skips:
+        raise
+      return False
+
+
+def read_skipped(path):
+  """The batches that this run leaves out, since their steps were not finite: a list of numbers."""
+  file = path / SKIPPED
+  return json.loads(parallel.from_primary(file.read_text() if file.exists() else '[]'))
+
+
+def note_not_finite(path, error, batch, examples):
+  """Writes what a step that was not finite had: its metrics, and the examples of its batch."""
+  metrics = {name: str(value) for name, value in error.metrics.items()}
+  found = {'step': error.step, 'metrics': metrics, 'batch': batch, 'examples': examples.tolist()}
+  write_text(path / f'not_finite_step_{error.step:08d}.json', json.dumps(found) + '\n')
 
 
 def restore_or_init(config, checkpointer):

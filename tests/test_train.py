@@ -1,5 +1,6 @@
 """The loop: a run that stops, however it stops, ends as one that did not."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import build, logs, parallel
+from ddpm_jax import build, data, logs, parallel
+from ddpm_jax import train as train_module
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.train import restore_or_init, train
 from ddpm_jax.workdir import config_dict
@@ -133,23 +135,72 @@ def test_batches_gathered_on_the_devices_are_the_same(undisturbed, tmp_path, mon
 def test_non_finite_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
   train(tiny_config(**{'train.num_steps': 2}), tmp_path)
   config = tiny_config()
-  make_steps = build.train_steps
+  bad = batch_of(config, 3)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      build, 'train_steps', poisoned(build.train_steps, lambda x: np.array_equal(x, bad))
+    )
+    with pytest.raises(FloatingPointError, match='nan at step 4'):
+      train(config, tmp_path)
+  assert final_state(tmp_path, config)['.step'] == 2
 
-  def poisoned(config):
+
+def poisoned(make_steps, is_bad):
+  """make_steps whose loss is no number for the batches that is_bad."""
+
+  def make(config):
     steps_fn = make_steps(config)
 
     def step(state, images, data, key):
       state, metrics = steps_fn(state, images, data, key)
-      poison = np.nan if state.step == 4 else 0
+      poison = np.nan if is_bad(images) else 0
       return state, metrics | {'loss': [loss + poison for loss in metrics['loss']]}
 
     return step
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'train_steps', poisoned)
-    with pytest.raises(FloatingPointError, match='nan at step 4'):
-      train(config, tmp_path)
-  assert final_state(tmp_path, config)['.step'] == 2
+  return make
+
+
+def batch_of(config, number):
+  """The images of a batch, as steps take them."""
+  source = build.source(config)
+  with contextlib.closing(build.batches(config, source)) as batches:
+    images = next(batches.iterate(number))
+  return parallel.split_over_devices(images[None], axis=1)
+
+
+def test_a_batch_that_is_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys):
+  config = tiny_config(**{'train.on_nonfinite': 'skip'})
+  without = tmp_path / 'without'
+  without.mkdir()
+  (without / 'skipped_batches.json').write_text('[3]')
+  train(config, without)
+  bad = batch_of(config, 3)
+  skips = tmp_path / 'skips'
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      build, 'train_steps', poisoned(build.train_steps, lambda x: np.array_equal(x, bad))
+    )
+    train(config, skips)
+  assert 'goes on from the last checkpoint, without batch 3 (1 of at most 10)' in (
+    capsys.readouterr().out
+  )
+  assert_same_run(skips, without)
+  assert json.loads((skips / 'skipped_batches.json').read_text()) == [3]
+  noted = json.loads((skips / 'not_finite_step_00000004.json').read_text())
+  assert noted['metrics']['loss'] == 'nan'
+  expected = data.batch_indices(0, 3, global_batch_size=16, num_examples=1497)
+  assert (noted['step'], noted['batch'], noted['examples']) == (4, 3, expected.tolist())
+
+
+def test_a_run_with_another_fault_is_not_skipped_for_ever(tmp_path, monkeypatch):
+  config = tiny_config(**{'train.on_nonfinite': 'skip'})
+  monkeypatch.setattr(train_module, 'MAX_SKIPPED_BATCHES', 2)
+  monkeypatch.setattr(build, 'train_steps', poisoned(build.train_steps, lambda x: True))
+  with pytest.raises(FloatingPointError, match='the loss is nan at step 1'):
+    train(config, tmp_path)
+  assert json.loads((tmp_path / 'skipped_batches.json').read_text()) == [0, 1]
+  assert len(losses(tmp_path)) == 0
 
 
 def test_run_that_is_done_does_nothing(undisturbed, capsys):

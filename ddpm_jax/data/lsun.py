@@ -25,7 +25,7 @@ import tempfile
 import numpy as np
 
 from ddpm_jax.data.folder import make_folder_source
-from ddpm_jax.data.pictures import PictureSource
+from ddpm_jax.data.pictures import DamagedDataError, PictureSource
 
 # Where LSUN's archives put a category; {split} is 'train' or 'val'.
 _FOLDERS = {
@@ -53,11 +53,16 @@ class LmdbSource(PictureSource):
     return {**self.__dict__, '_keys': None}
 
   def _files(self, indices):
+    import lmdb
+
     if self._keys is None:
       self._keys = _keys(self._folder)
     keys = [self._keys[i].removesuffix(_KEY_END) for i in indices]
-    with _environment(self._folder, os.getpid()).begin() as transaction:
-      return [io.BytesIO(transaction.get(key)) for key in keys]
+    try:
+      with _environment(self._folder, os.getpid()).begin() as transaction:
+        return [io.BytesIO(transaction.get(key)) for key in keys]
+    except lmdb.Error as error:
+      raise DamagedDataError(f'{self._folder} is damaged ({error}): replace it') from error
 
   def _picture_name(self, index):
     return f'{self._folder}: key {self._keys[index].removesuffix(_KEY_END)!r}'

@@ -11,7 +11,11 @@ _DEEP_MODES = ('I', 'F')  # PIL's modes of more than 8 bits a channel start with
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
-class BrokenPicturesError(ValueError):
+class DamagedDataError(ValueError):
+  """Data that are there and cannot be read."""
+
+
+class BrokenPicturesError(DamagedDataError):
   """Some of the pictures read cannot be decoded.
 
   Args:

@@ -58,6 +58,13 @@ def batch_indices(seed, step, *, global_batch_size, num_examples):
   return np.concatenate(pieces)
 
 
+def batch_of_step(step, skipped_batches):
+  """The number of the batch that a step takes; without skipped ones, its own."""
+  for batch in sorted(skipped_batches):
+    step += batch <= step
+  return step
+
+
 @dataclasses.dataclass(frozen=True)
 class _HostIndices:
   """step -> this process's rows of the global batch."""
@@ -67,11 +74,19 @@ class _HostIndices:
   num_examples: int
   process_index: int
   process_count: int
+  skipped_batches: tuple
+
+  def of_all(self, step):
+    """The global batch."""
+    return batch_indices(
+      self.seed,
+      batch_of_step(step, self.skipped_batches),
+      global_batch_size=self.global_batch_size,
+      num_examples=self.num_examples,
+    )
 
   def __call__(self, step):
-    indices = batch_indices(
-      self.seed, step, global_batch_size=self.global_batch_size, num_examples=self.num_examples
-    )
+    indices = self.of_all(step)
     size = self.global_batch_size // self.process_count
     return indices[self.process_index * size : (self.process_index + 1) * size]
 
@@ -141,6 +156,10 @@ class Batches:
     """The examples of this process's batch of a step: int64 [host_batch_size]."""
     return self._host_indices(step)
 
+  def global_indices(self, step):
+    """The examples of a step's batch over all processes: int64 [global_batch_size]."""
+    return self._host_indices.of_all(step)
+
   @property
   def images(self):
     """All images, uint8 [N, H, W, C], if they are held in memory, else None."""
@@ -185,6 +204,7 @@ def make_batches(
   process_count,
   memory_limit_bytes,
   num_workers,
+  skipped_batches=(),
 ):
   """Makes the pipeline.
 
@@ -197,6 +217,7 @@ def make_batches(
     memory_limit_bytes: a source whose decoded pictures fit is decoded once and held in memory;
       a larger one is read as it goes. The batches are the same.
     num_workers: processes that read; 0 reads with threads of this process.
+    skipped_batches: numbers of batches that no step takes: the next one takes their place.
 
   Returns:
     Batches.
@@ -211,7 +232,9 @@ def make_batches(
     )
   if num_workers < 0:
     raise ValueError(f'data.num_workers={num_workers}: must be 0 or more')
-  host_indices = _HostIndices(seed, global_batch_size, len(source), process_index, process_count)
+  host_indices = _HostIndices(
+    seed, global_batch_size, len(source), process_index, process_count, tuple(skipped_batches)
+  )
   fits = len(source) * int(np.prod(source.image_shape)) <= memory_limit_bytes
   images = read_all(source) if fits else None
   return Batches(source, host_indices, images=images, num_workers=num_workers)

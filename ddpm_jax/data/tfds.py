@@ -20,7 +20,7 @@ import socket
 import sys
 import urllib.parse
 
-from ddpm_jax.data.pictures import PictureSource
+from ddpm_jax.data.pictures import DamagedDataError, PictureSource
 
 _NAME = re.compile(r'(?P<name>\w+)(?:/(?P<config>[\w.-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -45,7 +45,7 @@ class TfdsSource(PictureSource):
     try:
       records = self._records.__getitems__([int(i) for i in indices])
     except RuntimeError as error:  # array_record's, on a file that is missing or cut
-      raise ValueError(_damaged(self._folder, error)) from error
+      raise DamagedDataError(_damaged(self._folder, error)) from error
     return [io.BytesIO(record[self._feature]) for record in records]
 
   def _picture_name(self, index):

@@ -183,3 +183,36 @@ def test_workers_without_parsed_flags(folder, monkeypatch):
   monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
   with pytest.raises(ValueError, match=r'data\.num_workers=1: grain reads absl flags'):
     make(folder, memory_limit_bytes=0, num_workers=1).iterate(0)
+
+
+def test_skipped_batches_are_taken_by_no_step(folder):
+  numbers = [data.batch_of_step(step, (4, 0, 2)) for step in range(5)]
+  assert numbers == [1, 3, 5, 6, 7]
+  plain, skipping = make(folder), make(folder, skipped_batches=[0, 2])
+  assert [skipping.indices(step).tolist() for step in range(3)] == [
+    plain.indices(batch).tolist() for batch in (1, 3, 4)
+  ]
+  np.testing.assert_array_equal(take(skipping, 1, 1)[0], take(plain, 3, 1)[0])
+
+
+def test_the_global_batch_is_that_of_all_processes(folder):
+  shares = [make(folder, global_batch_size=6, process_index=i, process_count=2) for i in (0, 1)]
+  whole = np.concatenate([share.indices(5) for share in shares])
+  for share in shares:
+    np.testing.assert_array_equal(share.global_indices(5), whole)
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_a_file_damaged_in_the_middle_of_an_epoch_can_be_skipped(folder, num_workers):
+  flags.FLAGS(['test'])
+  options = dict(memory_limit_bytes=0, num_workers=num_workers)
+  batches = make(data.Substitutes(folder), **options)
+  whole = take(make(folder, **options), 0, 3)
+  break_file(folder, 2)
+  taken = take(batches, 0, 3)
+  order = np.concatenate([batches.indices(step) for step in range(3)])
+  others = order != 2
+  np.testing.assert_array_equal(np.concatenate(taken)[others], np.concatenate(whole)[others])
+  third = np.concatenate(whole)[order == 3][0]
+  for image in np.concatenate(taken)[~others]:
+    np.testing.assert_array_equal(image, third)
