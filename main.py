@@ -23,7 +23,9 @@ def main(_):
   """Hands over to the loop of the mode."""
   given = flags.FLAGS
   if not given['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax writes a page at each save
+    logging.set_verbosity(logging.WARNING)
+    # Orbax writes a page at each save, and another at each error, which it raises as well.
+    logging.get_absl_logger().setLevel('CRITICAL')
   from ddpm_jax import parallel, processes  # not before: jax takes a second
 
   try:

@@ -97,6 +97,18 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
   assert f'stopped by SIGTERM at step {step}: saved; the same command goes on' in out
 
 
+def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
+  command = f'--workdir={tmp_path}', *TINY, '--config.train.checkpoint_every_steps=2'
+  assert run(*command, '--config.train.num_steps=4')[0] == 0
+  (tmp_path / 'checkpoints/4/MANIFEST.json').write_text('{')
+  code, out, err = run(*command, '--config.train.num_steps=4')
+  assert code == 0
+  assert 'steps       2 done, 2 to do' in out
+  assert 'checkpoint 4 in ' in err
+  assert 'is damaged (' in err
+  assert 'using checkpoint 2 instead; moved to 4.damaged' in err
+
+
 @pytest.mark.parametrize(
   ('args', 'message'),
   [

@@ -1,17 +1,22 @@
 """The loop: a run that stops, however it stops, ends as one that did not."""
 
 import contextlib
+import errno
+import itertools
 import json
 import os
+import pathlib
 import signal
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import build, data, logs, parallel
+from ddpm_jax import build, checkpoints, data, logs, parallel
 from ddpm_jax import train as train_module
 from ddpm_jax.checkpoints import Checkpointer
+from ddpm_jax.files import WriteError
 from ddpm_jax.train import restore_or_init, train
 from ddpm_jax.workdir import config_dict
 from tests.tiny import tiny_config
@@ -201,6 +206,37 @@ def test_a_run_with_another_fault_is_not_skipped_for_ever(tmp_path, monkeypatch)
     train(config, tmp_path)
   assert json.loads((tmp_path / 'skipped_batches.json').read_text()) == [0, 1]
   assert len(losses(tmp_path)) == 0
+
+
+def test_a_clock_that_is_set_back_changes_nothing(undisturbed, tmp_path, monkeypatch):
+  now = itertools.count(2e9, -3600)
+  monkeypatch.setattr(time, 'time', lambda: float(next(now)))
+  train(tiny_config(), tmp_path)
+  assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_slow_disk_changes_nothing(undisturbed, tmp_path, monkeypatch):
+  write_manifest = checkpoints.write_manifest
+
+  def slowly(folder):
+    time.sleep(1)
+    write_manifest(folder)
+
+  monkeypatch.setattr(checkpoints, 'write_manifest', slowly)
+  train(tiny_config(), tmp_path)
+  assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_disk_that_cannot_rename_is_named(tmp_path, monkeypatch):
+  def refuse(path, target):
+    raise OSError(errno.EOPNOTSUPP, 'Operation not supported')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.PosixPath, 'rename', refuse)
+    with pytest.raises(WriteError, match=r'checkpoint 2 in .* cannot be written \(Operation not s'):
+      train(tiny_config(), tmp_path)
+  assert not [path for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()]
+  train(tiny_config(), tmp_path)  # on a disk that can
 
 
 def test_run_that_is_done_does_nothing(undisturbed, capsys):
