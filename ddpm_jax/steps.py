@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ddpm_jax import diffusion, likelihood, samplers
-from ddpm_jax.train_state import apply_gradients
+from ddpm_jax.train_state import apply_gradients, schedule_count
 
 
 def scale_images(images):
@@ -108,7 +108,7 @@ def make_train_step(
     metrics = {
       'loss': loss,
       'grad_norm': optax.tree.norm(grads),
-      'learning_rate': learning_rate_fn(state.step),
+      'learning_rate': learning_rate_fn(schedule_count(state.opt_state)),
     }
     return apply_gradients(state, grads, optimizer, ema_decay=ema_decay), metrics
 

@@ -49,6 +49,19 @@ def make_optimizer(learning_rate_fn, *, grad_clip, b1=0.9, b2=0.999, eps=1e-8):
   return optax.chain(clip, optax.adam(learning_rate_fn, b1=b1, b2=b2, eps=eps))
 
 
+def schedule_count(opt_state):
+  """How far the optimizer is in its schedule: state.step, but less after an import, which has none.
+
+  Args:
+    opt_state: of make_optimizer.
+  """
+
+  def of_schedule(path, _):
+    return path[-1].tuple_name == 'ScaleByScheduleState'
+
+  return optax.tree_utils.tree_get(opt_state, 'count', filtering=of_schedule)
+
+
 def init_train_state(params, optimizer):
   """The state before the first step; the EMA starts at the initial parameters."""
   return TrainState(

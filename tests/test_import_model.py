@@ -81,6 +81,7 @@ def test_imported_run_samples_and_trains_on(models, tmp_path, capsys):
   assert 'steps       7 done, 1 to do' in capsys.readouterr().out
   lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines] == [8]
+  assert json.loads(lines[0])['learning_rate'] == 0  # of the fresh optimizer, which warms up
 
 
 def test_state_has_both_sets_and_a_fresh_optimizer(models, trees):
