@@ -52,7 +52,7 @@ class TrainStep:
 
   def __init__(self, batch_size, changes=None):
     config = make_config(batch_size, changes or {})
-    self._config = config
+    self.config = config
     self._steps = build.train_steps(config)
     self._key = parallel.replicate(build.key(config.seed, 'train'))
     batches = build.batches(config, random_source(config, 5_000))
@@ -61,12 +61,12 @@ class TrainStep:
     def init():
       return init_train_state(build.init_params(config), build.optimizer(config))
 
-    self._state = jax.block_until_ready(parallel.replicate(jax.jit(init)()))
+    self.state = jax.block_until_ready(parallel.replicate(jax.jit(init)()))
 
   def facts(self):
     """Parameters, FLOPs of a step, and versions."""
     return {
-      'parameters': count(self._state.params),
+      'parameters': count(self.state.params),
       'flops': matmul_flops(self.traced(plain=True).jaxpr),
       'versions': versions(),
     }
@@ -76,17 +76,17 @@ class TrainStep:
     train_steps = self._steps
     if plain:
       with mock.patch.object(parallel, 'on_cpu', return_value=False):
-        train_steps = build.train_steps(self._config)
+        train_steps = build.train_steps(self.config)
     _, block = next(self._dispatches)
-    return jax.jit(train_steps).trace(self._state, block, None, self._key)
+    return jax.jit(train_steps).trace(self.state, block, None, self._key)
 
   def turn(self, num_steps):
     """Seconds of so many steps."""
     start = time.perf_counter()
     for _ in range(num_steps):
       _, block = next(self._dispatches)
-      self._state, metrics = self._steps(self._state, block, None, self._key)
-    jax.block_until_ready((self._state, metrics))
+      self.state, self.metrics = self._steps(self.state, block, None, self._key)
+    jax.block_until_ready((self.state, self.metrics))
     return time.perf_counter() - start
 
 

@@ -1,5 +1,6 @@
 """Arrays of an .npz file without reading them: stored members are mapped into memory."""
 
+import os
 import tokenize
 import zipfile
 import zlib
@@ -7,6 +8,7 @@ import zlib
 import numpy as np
 
 _LOCAL_HEADER_BYTES = 30
+_MOST_INFLATION = 1100  # deflate reaches 1032
 # Everything zipfile and numpy are known to raise on a damaged file (RuntimeError: a member that is
 # marked as encrypted, or of an unknown compression; TypeError and OverflowError: odd shapes).
 _READ_ERRORS = (
@@ -53,28 +55,37 @@ def open_npz(path):
 
 def _open_member(path, archive, file, member):
   if member.compress_type != zipfile.ZIP_STORED:
+    if member.file_size > _MOST_INFLATION * member.compress_size:
+      raise ValueError(f'{member.filename} says that it has {member.file_size} bytes')
     with archive.open(member) as stream:
-      array = np.lib.format.read_array(stream, allow_pickle=False)
-      if stream.read(1):
-        raise ValueError(f'{member.filename} goes on after its array')
-      return array
+      shape, order, dtype, size = _read_header(stream, member)
+      content = stream.read(size) or bytes(0)
+      return np.ndarray(shape, dtype, content, order=order)
   file.seek(member.header_offset)
   header = file.read(_LOCAL_HEADER_BYTES)
   name_bytes, extra_bytes = (int.from_bytes(header[i : i + 2], 'little') for i in (26, 28))
   file.seek(name_bytes + extra_bytes, 1)
   start = file.tell()
-  version = np.lib.format.read_magic(file)
+  shape, order, dtype, size = _read_header(file, member)
+  if start + member.file_size > os.fstat(file.fileno()).st_size:
+    raise ValueError(f'{member.filename} is cut off')
+  if size == 0:
+    return np.zeros(shape, dtype, order)
+  return np.memmap(path, dtype, 'r', file.tell(), shape, order)
+
+
+def _read_header(stream, member):
+  """(shape, 'C' or 'F', dtype, bytes) of the array that follows; it has to be the whole member."""
+  start = stream.tell()
+  version = np.lib.format.read_magic(stream)
   read_header = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
   }[version]
-  shape, fortran_order, dtype = read_header(file)
+  shape, fortran_order, dtype = read_header(stream)
   if dtype.hasobject:
     raise ValueError(f'{member.filename} holds Python objects')
   size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-  if file.tell() + size != start + member.file_size:
+  if min(shape, default=0) < 0 or stream.tell() - start + size != member.file_size:
     raise ValueError(f'{member.filename} has {member.file_size} bytes, which do not fit its header')
-  order = 'F' if fortran_order else 'C'
-  if size == 0:
-    return np.zeros(shape, dtype, order)
-  return np.memmap(path, dtype, 'r', file.tell(), shape, order)
+  return shape, 'F' if fortran_order else 'C', dtype, size

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.npz import open_npz
+from tests.fuzz import SLOW_FACTOR, count_refusals, mutations
 
 ARRAYS = {
   'images': np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4),
@@ -175,3 +176,37 @@ def test_one_flipped_bit_is_refused_or_leaves_a_valid_array(tmp_path, save):
   assert len(messages) > 50
   assert not any('\n' in message for message in messages)
   assert accepted > 20
+
+
+@pytest.mark.parametrize('factor', [1, pytest.param(SLOW_FACTOR, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_mutations_are_refused_or_within_the_file(tmp_path, save, factor):
+  path = tmp_path / 'x.npz'
+  save(path, **ARRAYS)
+  whole = path.read_bytes()
+
+  def read(content):
+    path.write_bytes(content)
+    return {name: np.array(array) for name, array in open_npz(path).items()}
+
+  def judge(read):
+    assert sum(array.nbytes for array in read.values()) <= 1100 * len(whole)
+
+  assert count_refusals(read, judge, mutations(whole, 400 * factor)) > 150 * factor
+
+
+def test_members_that_claim_to_be_huge_are_refused_unread(tmp_path):
+  path = tmp_path / 'x.npz'
+  header = io.BytesIO()
+  shape = (1 << 33,)
+  np.lib.format.write_array_header_1_0(
+    header, {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  )
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('x.npy', header.getvalue())
+  content = bytearray(path.read_bytes())
+  at = content.rindex(b'PK\x01\x02') + 24  # the size, in the directory
+  content[at : at + 4] = (0xF0000000).to_bytes(4, 'little')
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match='says that it has 4026531840 bytes'):
+    open_npz(path)

@@ -7,6 +7,7 @@ import pytest
 
 from ddpm_jax.metrics.frechet import Statistics, accumulate, frechet_distance
 from ddpm_jax.metrics.reference import file_sha256, open_reference
+from tests.fuzz import SLOW_FACTOR, count_refusals, mutations
 
 
 @pytest.fixture
@@ -112,3 +113,31 @@ def test_damaged_and_missing_files_are_refused(tmp_path, statistics):
       open_reference(path)
   with pytest.raises(ValueError, match='does not exist'):
     open_reference(tmp_path / 'absent.npz')
+
+
+@pytest.mark.parametrize('factor', [1, pytest.param(SLOW_FACTOR, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kind', ['statistics', 'images'])
+def test_mutations_are_refused_or_valid(tmp_path, kind, factor):
+  path = tmp_path / 'x.npz'
+  images = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3, 1)
+  arrays = {
+    'statistics': dict(mu=np.arange(3.0), sigma=np.eye(3)),
+    'images': dict(arr_0=images),
+  }
+  np.savez_compressed(path, **arrays[kind])
+  whole = path.read_bytes()
+
+  def read(content):
+    path.write_bytes(content)
+    opened = open_reference(path)
+    return opened if kind == 'statistics' else opened.read(np.arange(len(opened)))
+
+  def judge(read):
+    if kind == 'statistics':
+      assert np.isfinite(read.mean).all()
+      assert read.covariance.shape == (len(read.mean), len(read.mean))
+    else:
+      assert read.dtype == np.uint8
+      assert len(read) >= 2
+
+  assert count_refusals(read, judge, mutations(whole, 300 * factor)) > 100 * factor
