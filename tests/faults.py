@@ -32,8 +32,9 @@ from tests.tiny import tiny_config
 
 START_UP_SHARE = 0.25  # of the kills: before the first step, or the first image, of a process
 SAMPLE_SHARE = 0.25  # of the kills: in --mode=sample, after the training
-STEPS_PER_KILL = 12
+STEPS_PER_KILL = 30
 IMAGES_PER_KILL = 40
+PARTS = ('arrays', 'metadata', MANIFEST)  # of a checkpoint
 BEGUN = {'train': r'^step \d+/', 'sample': r'^\d+ samples of step'}  # stdout, past the start-up
 
 
@@ -93,9 +94,9 @@ class Killer:
       f'--mode={mode}',
       *TINY,
       f'--config.train.num_steps={self.num_steps}',
-      '--config.train.checkpoint_every_steps=5',
-      '--config.train.sample_every_steps=5',
-      '--config.train.num_samples=8',
+      '--config.train.checkpoint_every_steps=20',
+      '--config.train.sample_every_steps=15',
+      '--config.train.num_samples=16',
       f'--config.sample.num_samples={self.num_images}',
     )
 
@@ -210,13 +211,17 @@ class Vandal:
   def damage(self):
     """Damages a place; returns (file, kind, content before).
 
-    Half of the places are uniform over the bytes, so mostly in arrays; the other half over the
-    files, so mostly in what describes them.
+    Half of the places are uniform over the bytes, so mostly in arrays; the others spread evenly
+    over the parts.
     """
     rng, files = self._rng, list(self.files)
     sizes = np.array(list(self.files.values()))
-    by_bytes = rng.random() < 0.5
-    file = files[rng.choice(len(files), p=sizes / sizes.sum() if by_bytes else None)]
+    if rng.random() < 0.5:
+      file = files[rng.choice(len(files), p=sizes / sizes.sum())]
+    else:
+      where = PARTS[rng.integers(len(PARTS))]
+      of_it = [file for file in files if part(file) == where]
+      file = of_it[rng.integers(len(of_it))]
     good = file.read_bytes()
     kind = rng.choice(['flipped', 'cut', 'longer'], p=[0.6, 0.3, 0.1]) if good else 'longer'
     bad = bytearray(good)
@@ -275,10 +280,14 @@ def vandalise(directory, count, seed, judge):
 
 @dataclasses.dataclass
 class Usage:
-  """What a process holds: of memory, kB, for itself alone; of open files; of threads."""
+  """What a process holds at a step.
+
+  Its memory, kB, is what it has allocated, in RAM or swapped out. RSS would also count pages of
+  files, which the kernel drops and reads again as it likes.
+  """
 
   step: int
-  rss: int
+  memory: int
   files: int
   threads: int
 
@@ -305,9 +314,11 @@ def watch(folder, num_steps):
       files = len(list((proc / 'fd').iterdir()))
     except OSError:  # it has just ended
       continue
-    if steps and 'VmRSS' in status:
-      rss, threads = (int(re.search(rf'{x}:\s+(\d+)', status)[1]) for x in ('VmRSS', 'Threads'))
-      usages.append(Usage(int(steps[-1]), rss, files, threads))
+    if steps and 'RssAnon' in status:
+      in_ram, swapped, threads = (
+        int(re.search(rf'{name}:\s+(\d+)', status)[1]) for name in ('RssAnon', 'VmSwap', 'Threads')
+      )
+      usages.append(Usage(int(steps[-1]), in_ram + swapped, files, threads))
   assert (process.returncode, err.read_text()) == (0, '')
   return usages
 
@@ -346,11 +357,11 @@ def _print_damage(folder, count, seed):
 
 def _print_growth(folder, count, _):
   usages = watch(folder, count)
-  print('step        RSS MiB  open files  threads')
+  print('steps       memory MiB  open files  threads')
   for first in range(0, count, count // 10):
     last = first + count // 10
-    values = [median_between(usages, first, last, x) for x in ('rss', 'files', 'threads')]
-    print(f'{first:5d}-{last:<5d} {values[0] / 1024:8.1f} {values[1]:11.0f} {values[2]:8.0f}')
+    values = [median_between(usages, first, last, x) for x in ('memory', 'files', 'threads')]
+    print(f'{first:5d}-{last:<5d} {values[0] / 1024:10.1f} {values[1]:11.0f} {values[2]:8.0f}')
 
 
 def _main():

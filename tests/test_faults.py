@@ -25,9 +25,13 @@ def assert_died_properly(death):
     assert 'stopped by SIGTERM at step' in death.out
 
 
-@pytest.mark.parametrize('num_kills', [4, pytest.param(100, marks=pytest.mark.slow)])
-def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(tmp_path, num_kills):
-  killer = faults.Killer(tmp_path, num_kills, seed=num_kills)
+@pytest.mark.parametrize(
+  # Seed 69: SIGKILL and SIGTERM in training, SIGKILL in sampling, none of them in a start-up.
+  ('num_kills', 'seed'),
+  [(3, 69), pytest.param(100, 0, marks=pytest.mark.slow)],
+)
+def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(tmp_path, num_kills, seed):
+  killer = faults.Killer(tmp_path, num_kills, seed)
   killer.run()
   assert len(killer.deaths) == num_kills
   print(faults.table(killer.deaths))
@@ -49,7 +53,7 @@ def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(tmp_path, num_k
   assert found.keys() == expected.keys()
   assert [name for name in expected if found[name] != expected[name]] == []
   if num_kills > 50:
-    doing = {death.doing for death in killer.deaths}
+    doing = {death.doing for death in killer.deaths if death.mode == 'train'}
     assert doing >= {'starting', 'training', 'saving', 'sampling'}
 
 
@@ -78,9 +82,9 @@ def test_damage_anywhere_in_the_newest_checkpoint_is_noticed(tmp_path, caplog, c
 def test_memory_and_open_files_stay_flat_over_ten_thousand_steps(tmp_path):
   usages = faults.watch(tmp_path, 10_000)
   early, late = (
-    {x: faults.median_between(usages, first, last, x) for x in ('rss', 'files', 'threads')}
+    {x: faults.median_between(usages, first, last, x) for x in ('memory', 'files', 'threads')}
     for first, last in ((1_000, 3_000), (8_000, 10_000))
   )
-  assert late['rss'] - early['rss'] < 16 << 10, (early, late)
+  assert late['memory'] - early['memory'] < 16 << 10, (early, late)
   assert late['files'] <= early['files'] + 1, (early, late)
   assert late['threads'] <= early['threads'] + 2, (early, late)
