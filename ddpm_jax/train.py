@@ -165,8 +165,13 @@ def run_steps(config, path, batches, checkpointer, state):
         log.restart_clock(step)
 
     signals.leave_at(lambda: look(start_step))  # the run before may have been stopped there
-    stops = False
-    blocks = dispatches(config, batches, start_step, gather=data is not None)
+    # A signal during that stops the run here: after another step, nobody would make up for it.
+    step, stops = start_step, bool(signals.received)
+    if stops:
+      save(checkpointer, log, step, state)
+      blocks = []
+    else:
+      blocks = dispatches(config, batches, start_step, gather=data is not None)
     for dispatch, (step, block) in enumerate(blocks):
       state, metrics = steps_fn(state, block, data, key)
       log.add(step, metrics)
