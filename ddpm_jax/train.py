@@ -50,7 +50,9 @@ def train(config, workdir):
     state = restore_or_init(config, checkpointer)
     if parallel.is_primary():
       print_summary(config, path, source, state)
-    if int(state.step) >= config.train.num_steps:
+    looks = config.train.sample_every_steps or config.train.eval_every_steps
+    # At the last step, samples may be missing: the run before may have been stopped in their midst.
+    if int(state.step) >= config.train.num_steps + bool(looks):
       if parallel.is_primary():
         print(f'nothing to do: step {int(state.step)} of train.num_steps={config.train.num_steps}')
       return

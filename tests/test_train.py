@@ -104,7 +104,7 @@ def test_signal_saves_and_the_same_command_goes_on(
   assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize('step', [3])
+@pytest.mark.parametrize('step', [3, 6])
 def test_signals_in_the_midst_of_sampling_cost_no_samples(
   step, undisturbed, tmp_path, monkeypatch, capsys
 ):
