@@ -328,6 +328,18 @@ def median_between(usages, first, last, field):
   return statistics.median(getattr(u, field) for u in usages if first <= u.step <= last)
 
 
+def usage_table(usages, num_steps):
+  """The medians of ten stretches of a run."""
+  lines = ['steps       memory MiB  open files  threads']
+  for first in range(0, num_steps, num_steps // 10):
+    last = first + num_steps // 10
+    memory, files, threads = (
+      median_between(usages, first, last, field) for field in ('memory', 'files', 'threads')
+    )
+    lines.append(f'{first:5d}-{last:<5d} {memory / 1024:10.1f} {files:11.0f} {threads:8.0f}')
+  return '\n'.join(lines)
+
+
 def _print_kills(folder, count, seed):
   killer = Killer(folder, count, seed)
   killer.run()
@@ -356,12 +368,7 @@ def _print_damage(folder, count, seed):
 
 
 def _print_growth(folder, count, _):
-  usages = watch(folder, count)
-  print('steps       memory MiB  open files  threads')
-  for first in range(0, count, count // 10):
-    last = first + count // 10
-    values = [median_between(usages, first, last, x) for x in ('memory', 'files', 'threads')]
-    print(f'{first:5d}-{last:<5d} {values[0] / 1024:10.1f} {values[1]:11.0f} {values[2]:8.0f}')
+  print(usage_table(watch(folder, count), count))
 
 
 def _main():
