@@ -56,9 +56,12 @@ def train(config, workdir):
     state = restore_or_init(config, checkpointer)
     if parallel.is_primary():
       print_summary(config, path, source, state)
-    if int(state.step) >= config.train.num_steps:
+    step, num_steps = int(state.step), config.train.num_steps
+    # The last step's samples may be missing: the run before may have been stopped in their midst.
+    looks = step == num_steps and (config.train.sample_every_steps or config.train.eval_every_steps)
+    if step >= num_steps and not looks:
       if parallel.is_primary():
-        print(f'nothing to do: step {int(state.step)} of train.num_steps={config.train.num_steps}')
+        print(f'nothing to do: step {step} of train.num_steps={num_steps}')
       return
     while not run_to_the_end(config, path, source, checkpointer, state):
       state = restore_or_init(config, checkpointer)
@@ -215,8 +218,13 @@ def run_steps(config, path, batches, checkpointer, state):
         log.restart_clock(step)
 
     signals.leave_at(lambda: look(start_step))  # the run before may have been stopped there
-    stops = False
-    blocks = dispatches(config, batches, start_step, gather=data is not None)
+    # A signal during that stops the run here: after another step, nobody would make up for it.
+    step, stops = start_step, bool(signals.received)
+    if stops:
+      save(checkpointer, log, step, state)
+      blocks = []
+    else:
+      blocks = dispatches(config, batches, start_step, gather=data is not None)
     for dispatch, (step, block) in enumerate(blocks):
       state, metrics = steps_fn(state, block, data, key)
       log.add(step, metrics)

@@ -17,6 +17,7 @@ from ddpm_jax import build, checkpoints, data, logs, parallel
 from ddpm_jax import train as train_module
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.files import WriteError
+from ddpm_jax.sample import Sampler
 from ddpm_jax.train import restore_or_init, train
 from ddpm_jax.workdir import config_dict
 from tests.tiny import tiny_config
@@ -107,6 +108,27 @@ def test_signal_saves_and_the_same_command_goes_on(
   assert final_state(tmp_path, tiny_config())['.step'] == 3
   train(tiny_config(), tmp_path)
   assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize('step', [3, 6])
+def test_signals_in_the_midst_of_sampling_cost_no_samples(
+  step, undisturbed, tmp_path, monkeypatch, capsys
+):
+  config = tiny_config(**{'train.sample_every_steps': step})
+
+  def signalled(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Sampler, 'draw', signalled)
+    for _ in range(2):  # while the step is sampled, and while that is made up for
+      train(config, tmp_path)
+      assert f'stopped by SIGTERM at step {step}: saved' in capsys.readouterr().out
+  train(config, tmp_path)
+  assert_same_run(tmp_path, undisturbed)
+  samples = sorted(path.name for path in (tmp_path / f'samples/step_{step:08d}').iterdir())
+  assert samples == ['grid.png', 'request.json', 'samples.npz']
 
 
 def test_damaged_newest_checkpoint_costs_steps_not_the_run(undisturbed, tmp_path, caplog):
