@@ -21,6 +21,8 @@ from ddpm_jax.workdir import config_dict, locked, open_workdir, store_config
 MAX_TABLE_LINES = 16
 MAX_SKIPPED_BATCHES = 10  # a run that has more of them has another fault
 SKIPPED = 'skipped_batches.json'
+LEAVE_AGAIN_SECS = 0.2
+SWALLOWERS = ('__del__', '_xla_gc_callback')  # functions whose exceptions Python only prints
 
 
 def train(config, workdir):
@@ -157,7 +159,8 @@ class Signals:
   def __enter__(self):
     self.received = []
     self._leaving = False
-    handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._note}
+    handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._note)
+    handlers[signal.SIGALRM] = self._leave
     if parallel.process_count() > 1:
       handlers = {signal.SIGINT: lambda *_: signal.raise_signal(signal.SIGTERM)}
     self._previous = {number: signal.signal(number, new) for number, new in handlers.items()}
@@ -177,12 +180,22 @@ class Signals:
       pass
     finally:
       self._leaving = False
+      signal.setitimer(signal.ITIMER_REAL, 0)
 
-  def _note(self, number, _):
+  def _note(self, number, frame):
     self.received.append(number)
-    if self._leaving:
-      self._leaving = False
-      raise Interrupted
+    self._leave(number, frame)
+
+  def _leave(self, _, frame):
+    """Leaves the work; where an exception would be swallowed, a moment later."""
+    if not self._leaving:
+      return
+    signal.setitimer(signal.ITIMER_REAL, LEAVE_AGAIN_SECS)
+    while frame is not None:
+      if frame.f_code.co_name in SWALLOWERS:
+        return
+      frame = frame.f_back
+    raise Interrupted
 
 
 def run_steps(config, path, batches, checkpointer, state):

@@ -196,7 +196,7 @@ def test_evaluates_and_reproduces(tmp_path):
   ('args', 'most_bytes', 'what'),
   [
     ('--config.train.checkpoint_every_steps=2', 100_000, 'checkpoint 2 in '),
-    ('--config.train.checkpoint_every_steps=999', 1_000, ''),
+    pytest.param('--config.train.checkpoint_every_steps=999', 1_000, '', marks=pytest.mark.slow),
     ('--mode=sample', 200, 'samples'),
   ],
   ids=['saving', 'logging', 'sampling'],

@@ -156,7 +156,7 @@ def test_images_and_figures_do_not_depend_on_processes(evaluated, copied, proces
   [
     (1, signal.SIGKILL),
     pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
-    (1, signal.SIGTERM),
+    pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
   ],
   ids=['killed', 'first killed', 'terminated'],
 )

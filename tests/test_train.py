@@ -131,6 +131,28 @@ def test_signals_in_the_midst_of_sampling_cost_no_samples(
   assert samples == ['grid.png', 'request.json', 'samples.npz']
 
 
+def test_a_signal_in_a_destructor_is_heard_a_moment_later(capfd):
+  """There, an exception would be printed, and lost."""
+
+  class Dying:
+    def __del__(self):
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(0.01)
+
+  def work():
+    dying = Dying()
+    del dying
+    time.sleep(60)
+
+  start = time.monotonic()
+  with train_module.Signals() as signals:
+    signals.leave_at(work)
+    signals.leave_at(work)  # not begun
+  assert time.monotonic() - start < 30
+  assert signals.received == [signal.SIGTERM]
+  assert capfd.readouterr().err == ''
+
+
 def test_damaged_newest_checkpoint_costs_steps_not_the_run(undisturbed, tmp_path, caplog):
   train(tiny_config(**{'train.num_steps': 4}), tmp_path)
   array = max((tmp_path / 'checkpoints/4').rglob('d/*'), key=lambda path: path.stat().st_size)
