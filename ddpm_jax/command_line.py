@@ -2,6 +2,7 @@
 
 import difflib
 import pathlib
+import re
 import sys
 
 from absl import flags
@@ -34,17 +35,37 @@ def parse(argv):
   # A field cannot be called by a word of Python: on the command line, this section can.
   argv = [arg.replace('--config.import.', '--config.import_.') for arg in argv]
   try:
-    for sys.argv in ([arg for arg in argv if not arg.startswith('--config.')], argv):
-      rest = flags.FLAGS(sys.argv)
-      if not isinstance(flags.FLAGS.config, ConfigDict):
-        names = ', '.join(sorted(path.name for path in CONFIGS.glob('*.py')))
-        sys.exit(f'error: there is no {flags.FLAGS["config"].config_filename}; configs has {names}')
-      _check_fields(argv, flags.FLAGS.config)
-    if len(rest) > 1:
-      sys.exit(f'error: {rest[1]!r} is not understood; options have the form --name=value')
-    return rest
+    _read([arg for arg in argv if not arg.startswith('--config.')])
+    config = flags.FLAGS.config
+    _check_fields(argv, config)
+    rest = _read([_quote_names(arg, config) for arg in argv])
   except (flags.Error, TypeError) as error:
     sys.exit(f'error: {str(error).strip().splitlines()[-1].removeprefix("ValueError: ")}')
+  if len(rest) > 1:
+    sys.exit(f'error: {rest[1]!r} is not understood; options have the form --name=value')
+  return rest
+
+
+def _read(argv):
+  """Sets the flags; what is none of them is returned."""
+  sys.argv = argv  # which config_flags reads
+  rest = flags.FLAGS(argv)
+  if not isinstance(flags.FLAGS.config, ConfigDict):
+    names = ', '.join(sorted(path.name for path in CONFIGS.glob('*.py')))
+    sys.exit(f'error: there is no {flags.FLAGS["config"].config_filename}; configs has {names}')
+  return rest
+
+
+def _quote_names(arg, config):
+  """'--config.eval.metrics=fid,is' as the tuple that it means: `is` is a word of Python, too."""
+  match = re.fullmatch(r'--config\.([\w.]+)=([A-Za-z]\w*(?:,\w+)*)', arg)
+  if not match:
+    return arg
+  *sections, field = match[1].split('.')
+  for section in sections:
+    config = config[section]
+  names = isinstance(config[field], tuple) and all(isinstance(x, str) for x in config[field])
+  return f'--config.{match[1]}={tuple(match[2].split(","))!r}' if names else arg
 
 
 def _check_fields(argv, config):

@@ -121,6 +121,7 @@ def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
     (['--config=nothing.py'], 'there is no nothing.py; configs has celebahq256.py, cifar10.py'),
     ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is not PREDICTION-LOSS-VARIANCE'),
     (['--config.train.num_steps=many'], 'many'),
+    (['--config.eval.metrics=fid,is,fod'], "eval.metrics is 'fod'; it must be one of bpd, fid, is"),
     (['--mode=trian'], 'value should be one of <train|sample|eval|reproduce|import|export>'),
     (['--wrokdir=x'], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     (['stray'], "'stray' is not understood"),
