@@ -84,7 +84,7 @@ def test_memory_and_open_files_stay_flat_over_ten_thousand_steps(tmp_path):
   print(faults.usage_table(usages, 10_000))
   early, late = (
     {x: faults.median_between(usages, first, last, x) for x in ('memory', 'files', 'threads')}
-    for first, last in ((4_000, 6_000), (8_000, 10_000))  # what compiling took is given back late
+    for first, last in ((4_000, 6_000), (8_000, 10_000))  # it is steady by then
   )
   assert late['memory'] - early['memory'] < 16 << 10, (early, late)
   assert late['files'] <= early['files'] + 1, (early, late)
