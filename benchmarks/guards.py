@@ -9,10 +9,11 @@ guards' work, in turn.
 import argparse
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
-from turns import machine, print_table, take_turns
+from turns import ROOT, machine, print_table, take_turns
 
 
 def parse_args():
@@ -33,6 +34,7 @@ def timed(work):
 def main():
   """Prints machine, versions and the table."""
   args = parse_args()
+  sys.path.insert(0, str(ROOT))
   import ours
 
   from ddpm_jax import checkpoints, logs, parallel
