@@ -198,7 +198,7 @@ def test_evaluates_and_reproduces(tmp_path):
   [
     ('--config.train.checkpoint_every_steps=2', 100_000, 'checkpoint 2 in '),
     pytest.param('--config.train.checkpoint_every_steps=999', 1_000, '', marks=pytest.mark.slow),
-    ('--mode=sample', 200, 'samples'),
+    pytest.param('--mode=sample', 200, 'samples', marks=pytest.mark.slow),
   ],
   ids=['saving', 'logging', 'sampling'],
 )
