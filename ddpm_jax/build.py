@@ -44,7 +44,8 @@ STREAMS = (
 def begin(config):
   """Checks the config, and turns on the cache of compiled programs, saying where it is."""
   check(config)
-  parallel.check_same('config', _shared_fields(config))
+  if parallel.process_count() > 1:
+    parallel.check_same('config', _shared_fields(config))
   wanted = config.compilation_cache
   folder = None if wanted == 'off' else wanted or default_cache_dir() / 'programs'
   line = parallel.use_compilation_cache(folder and pathlib.Path(folder).expanduser())

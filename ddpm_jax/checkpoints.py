@@ -255,9 +255,8 @@ class Checkpointer:
 
   def _fault(self, step):
     """As find_fault; the first process reads for all."""
-    if not parallel.is_primary():
-      return parallel.from_primary('') or None
-    return parallel.from_primary(find_fault(self._folder(step)) or '') or None
+    found = find_fault(self._folder(step)) if parallel.is_primary() else None
+    return parallel.from_primary(found or '') or None
 
   def _delete_old_steps(self):
     steps = self._steps_on_disk()

@@ -133,7 +133,7 @@ class RunLog:
       self._losses.append(float(loss))
       if i == self._first_step:
         self.restart_clock(step)  # it was compiled
-    self._values = {name: float(array[-1]) for name, array in values.items()}
+    self._values = of_step
 
   def write(self, step):
     """Writes the newest step's metrics, and loss_mean over the steps since the last written."""

@@ -59,8 +59,7 @@ def _open_member(path, archive, file, member):
       raise ValueError(f'{member.filename} says that it has {member.file_size} bytes')
     with archive.open(member) as stream:
       shape, order, dtype, size = _read_header(stream, member)
-      content = stream.read(size) or bytes(0)
-      return np.ndarray(shape, dtype, content, order=order)
+      return np.ndarray(shape, dtype, stream.read(size), order=order)
   file.seek(member.header_offset)
   header = file.read(_LOCAL_HEADER_BYTES)
   name_bytes, extra_bytes = (int.from_bytes(header[i : i + 2], 'little') for i in (26, 28))

@@ -233,11 +233,8 @@ def run_steps(config, path, batches, checkpointer, state):
     signals.leave_at(lambda: look(start_step))  # the run before may have been stopped there
     # A signal during that stops the run here: after another step, nobody would make up for it.
     step, stops = start_step, bool(signals.received)
-    if stops:
-      save(checkpointer, log, step, state)
-      blocks = []
-    else:
-      blocks = dispatches(config, batches, start_step, gather=data is not None)
+    gather = data is not None
+    blocks = [] if stops else dispatches(config, batches, start_step, gather=gather)
     for dispatch, (step, block) in enumerate(blocks):
       state, metrics = steps_fn(state, block, data, key)
       log.add(step, metrics)
@@ -248,8 +245,9 @@ def run_steps(config, path, batches, checkpointer, state):
       signals.leave_at(lambda: look(step))  # noqa: B023
       stops = parallel.stop_agreed(dispatch, bool(signals.received))
       if stops:
-        save(checkpointer, log, step, state)
         break
+    if stops:
+      save(checkpointer, log, step, state)
   checkpointer.wait()
   if parallel.is_primary():
     if stops:

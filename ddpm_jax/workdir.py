@@ -73,11 +73,14 @@ def open_workdir(workdir):
 
 def _check_shared(path):
   """Raises a ValueError on every process if they have not all opened the first one's folder."""
+  if parallel.process_count() == 1:
+    return
   file = path / '.shared'
-  if parallel.is_primary() and parallel.process_count() > 1:
-    file.write_text(uuid.uuid4().hex)
-  token = parallel.from_primary(file.read_text() if file.exists() else '')
-  sees = not token or (file.exists() and file.read_text() == token)
+  token = parallel.from_primary(uuid.uuid4().hex)
+  if parallel.is_primary():
+    file.write_text(token)
+  parallel.barrier('workdir marked')
+  sees = file.exists() and file.read_text() == token
   blind = [i for i, seen in enumerate(parallel.texts_of_all('yes' if sees else '')) if not seen]
   if parallel.is_primary():
     file.unlink(missing_ok=True)

@@ -6,15 +6,14 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_main import ROOT, TINY
+from tests import test_main
+from tests.test_main import TINY
 
 LOST = 'error: another process of this run was lost'
 TRAIN = (*TINY, '--config.train.checkpoint_every_steps=3', '--config.train.num_steps=6')
@@ -42,9 +41,7 @@ def start(args, *, processes, devices):
     own = args[i] if isinstance(args, list) else args
     if processes > 1:
       own = (*own, *joined, f'--process_id={i}')
-    command = [sys.executable, str(ROOT / 'main.py'), *map(str, own)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    started.append(subprocess.Popen(command, env=env, cwd='/', **pipes))
+    started.append(test_main.start(*own, env=env))
   return started
 
 
