@@ -1,7 +1,10 @@
 """Files that are whole or absent, and locks that last as long as their process."""
 
 import contextlib
+import errno
 import fcntl
+import json
+import os
 
 
 class WriteError(ValueError):
@@ -18,6 +21,8 @@ class WriteError(ValueError):
 def written_whole(file):
   """Yields the path to write to; `file` has all of it afterwards, or is as it was.
 
+  That holds for a loss of power too: content and name are on disk when this ends.
+
   Args:
     file: pathlib.Path.
 
@@ -27,11 +32,41 @@ def written_whole(file):
   partial = file.with_name(f'.{file.name}.partial')
   try:
     yield partial
+    sync(partial)
     partial.replace(file)
+    sync(file.parent)
   except OSError as error:
     with contextlib.suppress(OSError):
       partial.unlink()
     raise WriteError(file, error) from error
+
+
+def sync(path):
+  """Waits until a file's content, or a folder's names, are on disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can, for folders
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def read_json(file):
+  """What a JSON file has.
+
+  Args:
+    file: pathlib.Path.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is not JSON, as after damage.
+  """
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise ValueError(f'{file} is damaged ({error}): put back what it had, or delete it') from error
 
 
 def write_text(file, text):

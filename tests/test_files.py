@@ -1,6 +1,7 @@
 """Files that are whole or absent, and locks that are waited for."""
 
 import errno
+import os
 import threading
 
 import pytest
@@ -50,3 +51,39 @@ def test_second_holder_waits_for_the_first(tmp_path, capsys):
   thread.join(10)
   assert order == ['first', 'second']
   assert capsys.readouterr().out == 'waits for the cache\n'
+
+
+def test_content_is_on_disk_before_the_name_is(tmp_path, monkeypatch):
+  synced = []
+
+  def fsync(descriptor):
+    path = os.readlink(f'/proc/self/fd/{descriptor}')
+    synced.append((os.path.basename(path), (tmp_path / 'a.txt').exists()))
+
+  monkeypatch.setattr(files.os, 'fsync', fsync)
+  files.write_text(tmp_path / 'a.txt', 'text')
+  assert synced == [('.a.txt.partial', False), (tmp_path.name, True)]
+
+
+def test_file_systems_that_cannot_sync_folders_will_do(tmp_path, monkeypatch):
+  def fsync(descriptor):
+    raise OSError(errno.EINVAL, 'Invalid argument')
+
+  monkeypatch.setattr(files.os, 'fsync', fsync)
+  files.write_text(tmp_path / 'a.txt', 'text')
+  assert (tmp_path / 'a.txt').read_text() == 'text'
+
+
+@pytest.mark.parametrize('content', [b'', b'{"step": 1', b'\\xff\\xfe'])
+def test_damaged_json_is_named(tmp_path, content):
+  file = tmp_path / 'a.json'
+  file.write_bytes(content)
+  with pytest.raises(
+    ValueError, match=r'a\.json is damaged \(.*\): put back what it had, or delete'
+  ):
+    files.read_json(file)
+
+
+def test_absent_json_is_another_matter(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    files.read_json(tmp_path / 'a.json')
