@@ -10,6 +10,7 @@ import urllib.error
 
 from ddpm_jax.convert.diffusers import SCHEDULER_CONFIG, UNET_CONFIG, WEIGHTS
 from ddpm_jax.data.downloads import fetch
+from ddpm_jax.files import held, sync
 
 HUB_URL = 'https://huggingface.co'
 _ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9._-]*')
@@ -51,9 +52,18 @@ def fetch_pipeline(hub_id, cache_dir):
 
 def _fetch_first(hub_id, folder, names):
   """The path of the first of the names that is there, or published."""
-  for name in names:
-    if (folder / name).is_file():
-      return folder / name
+  if (found := _find_first(folder, names)) is not None:
+    return found
+  lock = folder.with_name(f'{folder.name}.lock')
+  with held(lock, waiting_for=f'another process that downloads {hub_id}'):
+    return _find_first(folder, names) or _download_first(hub_id, folder, names)
+
+
+def _find_first(folder, names):
+  return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _download_first(hub_id, folder, names):
   for name in names:
     path = folder / name
     partial = path.with_name(f'{path.name}.partial')
@@ -63,5 +73,6 @@ def _fetch_first(hub_id, folder, names):
       if error.code != http.HTTPStatus.NOT_FOUND:
         raise
     else:
+      sync(partial)
       return partial.rename(path)
   raise OSError(f'it has no {" or ".join(names)}')

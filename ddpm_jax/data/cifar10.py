@@ -10,6 +10,7 @@ PNG, without TensorFlow (40 s, 140 MB). Offline: put the archive there by hand.
 
 import hashlib
 import http.client
+import pathlib
 import tarfile
 
 import numpy as np
@@ -33,10 +34,13 @@ _RECORD_BYTES = 1 + 32 * 32 * 3
 def make_cifar10_source(dataset, *, dir, image_size, channels, split):
   """Opens CIFAR-10, preparing it first if need be; `dataset` is one of NAMES."""
   root = tfds_source.data_dir(dir)
-  if tfds_source.find_prepared(dataset, root) is None:
+
+  def prepare():
     archive = _find_archive(root) or _download(URL, root / 'downloads' / ARCHIVE)
     _verify(archive, SHA256)
-    _prepare(archive, root, _EXAMPLES_PER_MEMBER)
+    return _prepare(archive, root, _EXAMPLES_PER_MEMBER)
+
+  tfds_source.prepare_once(dataset, root, prepare)
   return tfds_source.make_tfds_source(
     dataset, dir=dir, image_size=image_size, channels=channels, split=split
   )
@@ -93,7 +97,7 @@ def _read_archive(archive, examples_per_member):
 
 
 def _prepare(archive, root, examples_per_member):
-  """Writes `root`/cifar10/3.0.2 in the form, and in the order, that TFDS's own builder gives it."""
+  """Writes cifar10/3.0.2 in the form, and the order, that TFDS's builder gives it; returns it."""
   import PIL.Image
   import tensorflow_datasets as tfds
 
@@ -127,4 +131,6 @@ def _prepare(archive, root, examples_per_member):
         picture = PIL.Image.fromarray(np.ascontiguousarray(image))
         yield i, {'id': f'{split}_{i:05d}', 'image': picture, 'label': int(label)}
 
-  Cifar10(data_dir=root, file_format='array_record').download_and_prepare()
+  builder = Cifar10(data_dir=root, file_format='array_record')
+  builder.download_and_prepare()
+  return pathlib.Path(builder.data_dir)

@@ -21,6 +21,7 @@ import sys
 import urllib.parse
 
 from ddpm_jax.data.pictures import DamagedDataError, PictureSource
+from ddpm_jax.files import held
 
 _NAME = re.compile(r'(?P<name>\w+)(?:/(?P<config>[\w.-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -73,13 +74,19 @@ def find_prepared(dataset, root):
   return max(versions, key=lambda path: [int(n) for n in path.name.split('.')], default=None)
 
 
+def prepare_once(dataset, root, prepare):
+  """Returns the folder of `dataset`; prepare() makes it if need be, in one process at a time."""
+  if (folder := find_prepared(dataset, root)) is not None:
+    return folder
+  name = _parse(dataset)['name']
+  with held(root / f'.{name}.lock', waiting_for=f'another process that prepares {name}'):
+    return find_prepared(dataset, root) or prepare()
+
+
 def make_tfds_source(dataset, *, dir, image_size, channels, split):
   """Opens the TFDS data set `dataset`, 'NAME', 'NAME/CONFIG' or either with ':VERSION'."""
   root = data_dir(dir)
-  folder = find_prepared(dataset, root)
-  if folder is None:
-    _check_configs(dataset, root)
-    folder = _prepare(dataset, root)
+  folder = prepare_once(dataset, root, lambda: _prepare(dataset, root))
   return TfdsSource(
     folder, name=f'tfds:{dataset}', split=split, image_size=image_size, channels=channels
   )
@@ -112,6 +119,7 @@ def _prepare(dataset, root):
   """Downloads and prepares `dataset` as ArrayRecord; returns its folder."""
   import tensorflow_datasets as tfds
 
+  _check_configs(dataset, root)
   print(f'tfds:{dataset} is not prepared in {root}: trying to download it', file=sys.stderr)
   try:
     builder = tfds.builder(dataset, data_dir=root, file_format='array_record')

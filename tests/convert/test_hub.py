@@ -1,5 +1,6 @@
 """Downloading from the hub, of which a local server takes the place."""
 
+import concurrent.futures
 import functools
 import http.server
 import threading
@@ -45,6 +46,16 @@ def test_downloads_once(web, form, tmp_path, pipeline_config, pipeline_like, mon
   assert hub.fetch_pipeline(ID, tmp_path / 'cache') == folder
 
 
+def test_two_at_once_download_once(web, tmp_path, monkeypatch):
+  asked = []
+  fetch = hub.fetch
+  monkeypatch.setattr(hub, 'fetch', lambda url, to: (asked.append(url), fetch(url, to)))
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    folders = set(pool.map(lambda _: hub.fetch_pipeline(ID, tmp_path / 'cache'), range(2)))
+  assert len(folders) == 1
+  assert len(asked) == 3
+
+
 def test_the_old_form_of_weights_where_there_is_no_other(web, tmp_path):
   safetensors, old = (web / 'unet' / name for name in diffusers.WEIGHTS)
   safetensors.rename(old)
@@ -66,7 +77,7 @@ def test_offline_is_said_in_one_line(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r'no file owner/name.*failed .*refused.*give their f') as e:
     hub.fetch_pipeline('owner/name', tmp_path)
   assert '\n' not in str(e.value)
-  assert not list(tmp_path.iterdir())
+  assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['owner--name.lock']
 
 
 def test_cut_off_downloads_are_not_kept(web, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import concurrent.futures
 import functools
 import hashlib
 import http.server
@@ -139,6 +140,18 @@ def test_downloads_and_prepares(archive, server, tmp_path, monkeypatch):
   monkeypatch.setattr(cifar10, 'URL', url)
   assert len(source(tmp_path / 'new')) == 20
   assert [path.name for path in (tmp_path / 'new/downloads').glob('cifar*')] == [archive.name]
+
+
+def test_two_at_once_download_and_prepare_once(archive, server, tmp_path, monkeypatch):
+  url, web, ranges = server
+  archive.rename(web / archive.name)
+  monkeypatch.setattr(cifar10, 'URL', url)
+  root = tmp_path / 'new'
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    opened = list(pool.map(source, [root] * 2))
+  assert [len(one) for one in opened] == [20, 20]
+  assert len(ranges) == 1
+  assert [path.name for path in (root / 'cifar10').iterdir()] == ['3.0.2']
 
 
 def test_interrupted_download_goes_on(archive, server, tmp_path):
