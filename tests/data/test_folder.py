@@ -1,4 +1,5 @@
 import pickle
+import struct
 
 import numpy as np
 import PIL.Image
@@ -119,6 +120,16 @@ def test_a_file_that_is_no_picture(tmp_path, pictures, damage):
   save(tmp_path / 'a.png', pictures[0])
   damage(tmp_path / 'a.png')
   with pytest.raises(ValueError, match=r'a\.png cannot be read as a picture \(not a picture\): re'):
+    read(source(tmp_path))
+
+
+@pytest.mark.parametrize('extension', ['png', 'jpg', 'webp'])
+def test_damaged_exif(tmp_path, pictures, extension):
+  # Orientation, and a resolution that is text: of this, Pillow takes the absolute value.
+  entries = struct.pack('<HHI4sHHI4s', 0x112, 3, 1, b'\3\0\0\0', 0x11A, 2, 1, b'x\0\0\0')
+  exif = b'Exif\0\0II*\0\x08\0\0\0\2\0' + entries + bytes(4)
+  PIL.Image.fromarray(pictures[0]).save(tmp_path / f'a.{extension}', exif=exif)
+  with pytest.raises(ValueError, match=rf'a\.{extension} cannot be read as a picture \(bad operand'):
     read(source(tmp_path))
 
 
