@@ -15,6 +15,7 @@ one. Reading lmdb needs the optional package: pip install lmdb. The keys are lis
 minute for bedroom, and kept in $XDG_CACHE_HOME/ddpm_jax (by default ~/.cache/ddpm_jax).
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -53,16 +54,11 @@ class LmdbSource(PictureSource):
     return {**self.__dict__, '_keys': None}
 
   def _files(self, indices):
-    import lmdb
-
     if self._keys is None:
       self._keys = _keys(self._folder)
     keys = [self._keys[i].removesuffix(_KEY_END) for i in indices]
-    try:
-      with _environment(self._folder, os.getpid()).begin() as transaction:
-        return [io.BytesIO(transaction.get(key)) for key in keys]
-    except lmdb.Error as error:
-      raise DamagedDataError(f'{self._folder} is damaged ({error}): replace it') from error
+    with _reading(self._folder) as transaction:
+      return [io.BytesIO(transaction.get(key)) for key in keys]
 
   def _picture_name(self, index):
     return f'{self._folder}: key {self._keys[index].removesuffix(_KEY_END)!r}'
@@ -96,9 +92,30 @@ def _environment(folder, process_id):
   except ImportError as error:
     raise ValueError(f'reading {folder} needs the package lmdb: pip install lmdb') from error
   try:
-    return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
+    opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
   except lmdb.Error as error:
     raise ValueError(f'{folder} cannot be read as an lmdb ({error})') from error
+  num_bytes = (folder / 'data.mdb').stat().st_size
+  needed = (opened.info()['last_pgno'] + 1) * opened.stat()['psize']
+  if num_bytes < needed:  # it is mapped into memory: reading beyond its end would kill the process
+    opened.close()
+    raise ValueError(
+      f'{folder}/data.mdb is cut off: it has {num_bytes} bytes of {needed} at least; replace it'
+    )
+  return opened
+
+
+@contextlib.contextmanager
+def _reading(folder):
+  """Yields a transaction; what lmdb finds damaged is named."""
+  environment = _environment(folder, os.getpid())
+  import lmdb
+
+  try:
+    with environment.begin() as transaction:
+      yield transaction
+  except lmdb.Error as error:
+    raise DamagedDataError(f'{folder} is damaged ({error}): replace it') from error
 
 
 def _keys(folder):
@@ -109,7 +126,7 @@ def _keys(folder):
   file = cache / f'lmdb_keys_{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy'
   if file.is_file():
     return np.load(file, mmap_mode='r')
-  with _environment(folder, os.getpid()).begin() as transaction:
+  with _reading(folder) as transaction:
     keys = [key + _KEY_END for key in transaction.cursor().iternext(values=False)]
   keys = np.array(keys, dtype=np.bytes_) if keys else np.empty(0, 'S1')
   _save(file, keys)

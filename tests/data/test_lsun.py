@@ -105,6 +105,30 @@ def test_broken_lmdb(tmp_path):
     source(tmp_path)
 
 
+def test_lmdb_that_is_cut_off(tmp_path, pictures):
+  file = tmp_path / 'bedroom_train_lmdb/data.mdb'
+  write_lmdb(file.parent, pictures)
+  content = file.read_bytes()
+  for num_bytes in (len(content) - 1, len(content) - 4096):
+    file.write_bytes(content[:num_bytes])
+    for _ in range(2):
+      with pytest.raises(ValueError, match=rf'cut off: it has {num_bytes} bytes of {len(content)}'):
+        source(tmp_path)
+  file.write_bytes(content)
+  np.testing.assert_array_equal(read(source(tmp_path)), pictures[ORDER])
+
+
+def test_damaged_pages_of_keys(tmp_path, pictures):
+  file = tmp_path / 'bedroom_train_lmdb/data.mdb'
+  write_lmdb(file.parent, pictures)
+  content = bytearray(file.read_bytes())
+  for page in range(2 * 4096, len(content), 4096):
+    content[page + 10 : page + 12] = b'\0\0'  # its kind
+  file.write_bytes(content)
+  with pytest.raises(ValueError, match=r'bedroom_train_lmdb is damaged \(.*MDB_CORRUPTED'):
+    source(tmp_path)
+
+
 def test_empty_lmdb(tmp_path):
   lmdb = pytest.importorskip('lmdb')
   lmdb.open(str(tmp_path / 'bedroom_train_lmdb')).close()
