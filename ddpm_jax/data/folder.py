@@ -28,6 +28,10 @@ class FolderSource(PictureSource):
   def __len__(self):
     return len(self._paths)
 
+  def names(self):
+    """The relative paths, as bytes."""
+    return os.fsencode('\n'.join(self._paths))
+
   def _files(self, indices):
     return [self._root / self._paths[i] for i in indices]
 

@@ -53,6 +53,10 @@ class LmdbSource(PictureSource):
   def __getstate__(self):
     return {**self.__dict__, '_keys': None}
 
+  def names(self):
+    """The keys, as bytes."""
+    return self._keys.tobytes()
+
   def _files(self, indices):
     if self._keys is None:
       self._keys = _keys(self._folder)

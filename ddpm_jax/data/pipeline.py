@@ -7,6 +7,7 @@ pipeline is saved.
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import os
 
 import numpy as np
@@ -164,6 +165,10 @@ class Batches:
   def images(self):
     """All images, uint8 [N, H, W, C], if they are held in memory, else None."""
     return self._images
+
+  def sha256(self):
+    """sha256 (hex) of all images, if they are held in memory, else None."""
+    return None if self._images is None else hashlib.sha256(self._images).hexdigest()
 
   def close(self):
     """Stops the workers of all iterators."""

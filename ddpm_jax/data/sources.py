@@ -39,6 +39,8 @@ class Source(Protocol):
   def read(self, indices: np.ndarray) -> np.ndarray:
     """Returns uint8 [N, H, W, C] in [0, 255] for int [N]."""
 
+  # Optional: names() -> bytes, the names of all pictures in their order, where they are known.
+
 
 def make_source(source, *, dir, image_size, channels, split):
   """Opens a data set.
@@ -70,13 +72,16 @@ FINGERPRINT_IMAGES = 64
 
 
 def fingerprint(source):
-  """sha256 (hex) over 64 images, evenly spaced, and the number of all.
+  """sha256 (hex) over 64 images, evenly spaced, and the number and the names of all.
 
-  It tells a re-encoded data set from the original where the name is the same.
+  It tells a re-encoded data set from the original where the name is the same. Sets that differ in
+  few images can have the same; Batches.sha256 is of all.
   """
   ids = np.unique(np.linspace(0, len(source) - 1, FINGERPRINT_IMAGES).astype(int))
   digest = hashlib.sha256(f'{len(source)} {source.image_shape}'.encode())
   digest.update(np.ascontiguousarray(source.read(ids)).tobytes())
+  if hasattr(source, 'names'):
+    digest.update(source.names())
   return digest.hexdigest()
 
 

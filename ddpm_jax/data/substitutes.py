@@ -20,6 +20,8 @@ class Substitutes:
     self.name, self.split, self.image_shape = source.name, source.split, source.image_shape
     self._source = source
     self._damaged = set()
+    if hasattr(source, 'names'):
+      self.names = source.names
 
   def __len__(self):
     return len(self._source)

@@ -61,6 +61,15 @@ def test_keys_come_from_the_cache(tmp_path, pictures, monkeypatch):
   np.testing.assert_array_equal(read(source(tmp_path)), pictures[ORDER])
 
 
+def test_fingerprint_is_of_the_keys_as_well(tmp_path, pictures, monkeypatch):
+  write_lmdb(tmp_path / 'bedroom_train_lmdb', pictures)
+  fingerprint = data.fingerprint(source(tmp_path))
+  assert data.fingerprint(source(tmp_path)) == fingerprint  # now from the cache
+  monkeypatch.setitem(globals(), 'KEYS', [b'fg', *KEYS[1:]])  # at the same place
+  write_lmdb(tmp_path / 'bedroom_val_lmdb', pictures)
+  assert data.fingerprint(source(tmp_path, 'val')) != fingerprint
+
+
 def test_cache_that_cannot_be_written(tmp_path, pictures, monkeypatch):
   (tmp_path / 'file').write_text('')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))

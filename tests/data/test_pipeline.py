@@ -185,6 +185,20 @@ def test_workers_without_parsed_flags(folder, monkeypatch):
     make(folder, memory_limit_bytes=0, num_workers=1).iterate(0)
 
 
+def test_sha256_is_of_every_image():
+  images = np.zeros((300, 2, 2, 1), np.uint8)
+
+  def sha256(**changes):
+    return make(ArraySource('a', 'train', images), **changes).sha256()
+
+  assert sha256(memory_limit_bytes=0) is None
+  same = sha256()
+  images[123, 1, 1] = 1
+  assert sha256() != same
+  images[123, 1, 1] = 0
+  assert sha256() == same
+
+
 def test_skipped_batches_are_taken_by_no_step(folder):
   numbers = [data.batch_of_step(step, (4, 0, 2)) for step in range(5)]
   assert numbers == [1, 3, 5, 6, 7]
