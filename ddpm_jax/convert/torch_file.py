@@ -21,7 +21,8 @@ import numpy as np
 _ZIP_MAGIC = b'PK\x03\x04'
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_MAX_PICKLE_BYTES = 1 << 26  # a thousand tensors take 0.1 MB
+_MAX_PICKLE_BYTES = 1 << 22  # a thousand tensors take 0.2 MB
+_MAX_INSTRUCTIONS = 1 << 18  # of a pickle; a thousand tensors take some 40,000
 _MAX_DEPTH = 64
 _MAX_DIMENSIONS = 32
 _MAX_EMPTY_SHAPE = 1 << 48  # a tensor without elements can have any other sizes, within reason
@@ -78,7 +79,7 @@ def read_torch_file(path):
   with open(path, 'rb') as file:
     is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
   try:
-    return _read_zip(path) if is_zip else _read_legacy(path.read_bytes())
+    return _read_zip(path) if is_zip else _read_legacy(path)
   except ValueError as error:
     reason = ' '.join(str(error).split())
     raise ValueError(f'{path}: {reason[:_MAX_REASON]}') from error
@@ -111,6 +112,8 @@ def _read_archive(archive, file_bytes):
   for name, info in members.items():
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
       raise ValueError(f'{name} is compressed or encrypted, where PyTorch stores it as it is')
+    if info.compress_size != info.file_size:  # zipfile takes memory for either
+      raise ValueError(f'a damaged zip file (of two sizes of {name})')
   # Overlapping members can be larger together than the file.
   if sum(info.file_size for info in archive.infolist()) > file_bytes:
     raise ValueError('a damaged zip file (its members are larger than the file)')
@@ -119,29 +122,37 @@ def _read_archive(archive, file_bytes):
     raise ValueError(f'a zip file with {len(pickles)} data.pkl, where PyTorch writes one')
   folder = pickles[0].removesuffix('data.pkl')
 
-  def read(name):
+  def read(name, max_bytes):
     if folder + name not in members:
       raise ValueError(f'{name} is missing')
+    if members[folder + name].file_size > max_bytes:
+      raise ValueError(f'{name} has more than {max_bytes} bytes')
     return archive.read(members[folder + name])
 
-  order = read('byteorder') if folder + 'byteorder' in members else b'little'
+  order = read('byteorder', len('little')) if folder + 'byteorder' in members else b'little'
   if order not in (b'little', b'big'):
     raise ValueError('its byteorder is neither little nor big')
 
   def read_elements(storage):
-    content = read(f'data/{storage.key}')
+    content = read(f'data/{storage.key}', storage.num_bytes)
     if len(content) != storage.num_bytes:
       raise ValueError(
         f'storage {storage.key!r} has {len(content)} bytes, and should have {storage.num_bytes}'
       )
-    return storage.elements(content, 0, '<' if order == b'little' else '>')
+    return storage.elements(content, '<' if order == b'little' else '>')
 
-  return _with_arrays(_unpickle(io.BytesIO(read('data.pkl')), {}), read_elements)
+  pickled = read('data.pkl', _MAX_PICKLE_BYTES)
+  return _with_arrays(_unpickle(io.BytesIO(pickled), {}), read_elements)
 
 
-def _read_legacy(content):
+def _read_legacy(path):
   """Pickles of magic number, protocol, system, object and storage keys; then the storages."""
-  stream = io.BytesIO(content)
+  with open(path, 'rb') as file:
+    return _read_pickles_and_storages(file, path.stat().st_size)
+
+
+def _read_pickles_and_storages(file, file_bytes):
+  stream = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
   try:
     magic = _unpickle(stream, {})
   except ValueError:
@@ -154,12 +165,17 @@ def _read_legacy(content):
   storages = {}
   root = _unpickle(stream, storages)
   keys = _unpickle(stream, {})
-  starts = _legacy_starts(keys, storages, content, stream.tell())
-  return _with_arrays(root, lambda storage: storage.elements(content, starts[storage.key], '<'))
+  starts = _legacy_starts(keys, storages, file, file_bytes, stream.tell())
+
+  def read_elements(storage):
+    file.seek(starts[storage.key])
+    return storage.elements(file.read(storage.num_bytes), '<')
+
+  return _with_arrays(root, read_elements)
 
 
-def _legacy_starts(keys, storages, content, position):
-  """{key: where its elements start in content}; before them stands their number, an int64."""
+def _legacy_starts(keys, storages, file, file_bytes, position):
+  """{key: where its elements start in the file}; before them stands their number, an int64."""
   if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
     raise ValueError('its list of storages is damaged')
   if sorted(keys) != sorted(storages):
@@ -168,9 +184,10 @@ def _legacy_starts(keys, storages, content, position):
   for key in keys:
     storage = storages[key]
     starts[key] = position + 8
-    count = int.from_bytes(content[position : starts[key]], 'little')
+    file.seek(position)
+    count = int.from_bytes(file.read(8), 'little')
     position = starts[key] + storage.num_bytes
-    if count != storage.num_elements or position > len(content):
+    if count != storage.num_elements or position > file_bytes:
       raise ValueError(f'storage {key!r} is damaged or cut off')
   return starts
 
@@ -228,9 +245,9 @@ class _Storage:
   def num_bytes(self):
     return self.num_elements * self.dtype.itemsize
 
-  def elements(self, content, start, byte_order):
-    """The elements that start there, [num_elements]; byte_order is '<' or '>'."""
-    stored = np.frombuffer(content, self.dtype.newbyteorder(byte_order), self.num_elements, start)
+  def elements(self, content, byte_order):
+    """[num_elements], of bytes [num_bytes]; byte_order is '<' or '>'."""
+    stored = np.frombuffer(content, self.dtype.newbyteorder(byte_order), self.num_elements)
     stored = stored.astype(self.dtype, copy=False)
     if _STORAGES[self.kind] == 'bfloat16':  # the upper half of a float32
       return (stored.astype(np.uint32) << 16).view(np.float32)
@@ -350,11 +367,10 @@ def _set_items(target, items):
 def _unpickle(stream, storages):
   """The next pickle of a stream, with _Tensors for tensors; adds to {key: _Storage}."""
   machine = _Machine(storages)
-  start = stream.tell()
   try:
-    for opcode, argument, position in pickletools.genops(stream):
-      if position - start > _MAX_PICKLE_BYTES:
-        raise ValueError(f'it is longer than {_MAX_PICKLE_BYTES} bytes')
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+      if count == _MAX_INSTRUCTIONS:
+        raise ValueError(f'it has more than {_MAX_INSTRUCTIONS} instructions')
       machine.step(opcode.name, argument)
     return machine.stack.pop()
   except LookupError as error:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pickle
 import re
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.convert.torch_file import read_torch_file
+from tests.fuzz import SLOW_FACTOR, count_refusals, little_memory, mutations
 from tests.torch_writer import (
   ORDERED_DICT,
   call_code,
@@ -277,7 +279,9 @@ def test_storages_are_looked_up_in_the_archive_alone(read_code, key):
 def test_storages_of_other_sizes(tmp_path, num_elements, write):
   storage = storage_code('FloatStorage', '0', num_elements)
   write(tmp_path / 'x', pickle_of(tensor_code(storage, 0, (7,), (1,))), EIGHT)
-  with pytest.raises(ValueError, match=r"storage '0' (has 32 bytes|is damaged or cut off)"):
+  with pytest.raises(
+    ValueError, match=r"storage '0' (has 32 b|is damaged or cut)|data/0 has more than 28"
+  ):
     read_torch_file(tmp_path / 'x')
 
 
@@ -423,6 +427,17 @@ def test_overlapping_members(tmp_path):
     read_torch_file(path)
 
 
+def test_members_of_two_sizes(tmp_path):
+  path = tmp_path / 'x.pth'
+  write_torch_zip(path, {'w': np.zeros(3)})
+  content = bytearray(path.read_bytes())
+  start = content.index(b'PK\x01\x02') + 20  # in the directory, of the compressed size
+  content[start : start + 4] = (1 << 31).to_bytes(4, 'little')
+  path.write_bytes(content)
+  with little_memory(), pytest.raises(ValueError, match=r'two sizes of archive/data\.pkl'):
+    read_torch_file(path)
+
+
 @pytest.fixture(params=[write_torch_zip, write_torch_legacy])
 def whole(tmp_path, request):
   """The bytes of a small file of either format, and what it has."""
@@ -442,32 +457,107 @@ def test_cut_off_anywhere(tmp_path, whole):
   assert same(read_torch_file(path), value)
 
 
-def test_any_bit_flipped(tmp_path, whole, no_call):
+def assert_of_bytes(value, content):
+  """That whatever a file gives is plain, and that each tensor's elements are among its bytes."""
+  match value:
+    case dict() | list() | tuple():
+      for part in value.values() if isinstance(value, dict) else value:
+        assert_of_bytes(part, content)
+    case np.ndarray():
+      assert value.size * value.itemsize <= len(content)
+      for element in value.ravel():
+        assert element.tobytes() in content
+    case _:
+      assert isinstance(value, str | int | float | bytes | None)
+
+
+@pytest.fixture
+def read_and_judge(tmp_path, whole):
+  """(content -> what is read of it, the judge of that: a zip file's members have checksums)."""
+  path = tmp_path / 'changed.pth'
+
+  def read(content):
+    path.write_bytes(content)
+    return read_torch_file(path)
+
+  def judge(answer):
+    if whole[0].startswith(b'PK'):
+      same(answer, whole[1])
+    else:
+      assert_of_bytes(answer, path.read_bytes())
+
+  return read, judge
+
+
+def test_any_bit_flipped(whole, read_and_judge, no_call):
   content, _ = whole
-  path = tmp_path / 'flipped.pth'
-  damaged = 0
-  for i in range(len(content)):
-    for bit in (0, 1, 3, 5, 7):
-      path.write_bytes(content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :])
-      try:
-        read_torch_file(path)
-      except ValueError as error:
-        assert '\n' not in str(error)  # noqa: PT017
-        damaged += 1
-  assert damaged > len(content)
-
-
-def test_any_byte_of_the_pickle_changed(tmp_path, no_call):
-  # With the right checksum, so that it is the machine that meets it.
-  pickled = pickle_of(
-    code_of({}) + b'(' + code_of('w') + tensor_code(STORAGE, 0, (2, 4), (4, 1)) + b'u'
+  flipped = (
+    content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :]
+    for i in range(len(content))
+    for bit in (0, 1, 3, 5, 7)
   )
+  assert count_refusals(*read_and_judge, flipped, bound=contextlib.nullcontext) > len(content)
+
+
+# A pickle whose tensor a change can only take from the elements of EIGHT.
+PICKLED = pickle_of(
+  code_of({}) + b'(' + code_of('w') + tensor_code(STORAGE, 0, (2, 4), (4, 1)) + b'u'
+)
+
+
+def judge_of_eight(answer):
+  assert_of_bytes(answer, EIGHT['0'].tobytes())
+
+
+@pytest.fixture
+def read_pickle(tmp_path):
+  """Returns pickle -> what the machine makes of it: the checksums are right."""
   path = tmp_path / 'x.pth'
+
+  def read(pickled):
+    write_zip(path, pickled, EIGHT)
+    return read_torch_file(path)
+
+  return read
+
+
+def test_any_byte_of_the_pickle_changed(read_pickle, no_call):
   codes = b'.(0abcdehijlqrstuNRQX\x80\x81\x85\x88\x8a\x8c\x93\x94\x00\xff\n'
-  for i in range(len(pickled)):
-    for code in codes:
-      write_zip(path, pickled[:i] + bytes([code]) + pickled[i + 1 :], EIGHT)
-      try:
-        read_torch_file(path)
-      except ValueError as error:
-        assert '\n' not in str(error)  # noqa: PT017
+  changed = (
+    PICKLED[:i] + bytes([code]) + PICKLED[i + 1 :] for i in range(len(PICKLED)) for code in codes
+  )
+  refused = count_refusals(read_pickle, judge_of_eight, changed, bound=contextlib.nullcontext)
+  assert refused > len(PICKLED)
+
+
+@pytest.mark.parametrize('factor', [1, pytest.param(SLOW_FACTOR, marks=pytest.mark.slow)])
+def test_mutations_are_refused_or_within_the_file(whole, read_and_judge, factor, no_call):
+  assert count_refusals(*read_and_judge, mutations(whole[0], 300 * factor)) > 100 * factor
+
+
+@pytest.mark.parametrize('factor', [1, pytest.param(SLOW_FACTOR, marks=pytest.mark.slow)])
+def test_mutated_pickles_are_refused_or_within_the_file(read_pickle, factor, no_call):
+  inputs = mutations(PICKLED, 400 * factor)
+  assert count_refusals(read_pickle, judge_of_eight, inputs) > 200 * factor
+
+
+def test_other_large_files_are_not_read(tmp_path):
+  path = tmp_path / 'x.ckpt'
+  with open(path, 'wb') as file:
+    file.truncate(600 << 20)
+  with little_memory(), pytest.raises(ValueError, match=r'x\.ckpt: not a PyTorch file'):
+    read_torch_file(path)
+
+
+@pytest.mark.parametrize(
+  ('write', 'pickled'),
+  [
+    (write_legacy, pickle_of(b']' * (1 << 22))),
+    (write_zip, pickle_of(b'}q\0' * (1 << 20))),
+    (write_zip, bytes(1 << 26)),
+  ],
+)
+def test_long_pickles_take_little_memory(tmp_path, write, pickled):
+  write(tmp_path / 'x', pickled, {})
+  with little_memory(), pytest.raises(ValueError, match=r'has more than|opcode'):
+    read_torch_file(tmp_path / 'x')
