@@ -12,6 +12,7 @@ Nothing is allocated before its size is found to fit the file, and no two tensor
 
 import dataclasses
 import math
+import os
 import pathlib
 import re
 
@@ -67,6 +68,7 @@ def find_bundle(path):
     pathlib.Path of the prefix, or None if there is no bundle.
   """
   path = pathlib.Path(path)
+  folder, name = path.parent, path.name
   if path.is_dir():
     state = path / 'checkpoint'
     if not state.is_file() or state.stat().st_size > _MAX_INDEX_BYTES:
@@ -75,9 +77,10 @@ def find_bundle(path):
     if newest is None:
       return None
     # Only the last part: written elsewhere, the path before it is often absolute.
-    path = path / pathlib.PurePosixPath(newest[1].decode(errors='replace')).name
-  path = path.with_name(path.name.removesuffix('.index'))
-  return path if path.with_name(f'{path.name}.index').is_file() else None
+    folder, name = path, pathlib.PurePosixPath(newest[1].decode(errors='replace')).name
+  name = name.removesuffix('.index')
+  # pathlib's is_file raises an error for names that no file can have.
+  return folder / name if name and os.path.isfile(folder / f'{name}.index') else None
 
 
 def read_bundle(prefix, select=None):

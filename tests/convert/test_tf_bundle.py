@@ -99,6 +99,28 @@ def test_checkpoint_file_leads_nowhere_else(tmp_path):
   assert find_bundle(inside) == inside / 'm'
   (inside / 'checkpoint').write_bytes(b'\xff\x00')
   assert find_bundle(inside) is None
+  write_bundle(tmp_path / 'inside', {'x': np.zeros(2)})
+  for name in ('', '.', '..', '/', '.index', 'x' * 300, '\0'):
+    (inside / 'checkpoint').write_text(f'model_checkpoint_path: "{name}"\n')
+    assert find_bundle(inside) is None
+
+
+@pytest.mark.parametrize('factor', [1, pytest.param(SLOW_FACTOR, marks=pytest.mark.slow)])
+def test_mutated_checkpoint_files_name_a_bundle_beside_them_or_none(tmp_path, factor):
+  inside = tmp_path / 'inside'
+  inside.mkdir()
+  for prefix in (tmp_path / 'inside', inside / 'm', inside / 'm-1'):
+    write_bundle(prefix, {'x': np.zeros(2)})
+  content = b'model_checkpoint_path: "/far/m-1"\nall_model_checkpoint_paths: "m-1.index"\n'
+
+  def read(content):
+    (inside / 'checkpoint').write_bytes(content)
+    return find_bundle(inside)
+
+  def judge(prefix):
+    assert prefix in (None, inside / 'm', inside / 'm-1')
+
+  assert count_refusals(read, judge, mutations(content, 400 * factor)) == 0
 
 
 # What is written is what is read.

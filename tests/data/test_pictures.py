@@ -5,7 +5,8 @@ import PIL.Image
 import pytest
 
 from ddpm_jax import data
-from ddpm_jax.data.pictures import decode_picture
+from ddpm_jax.data.pictures import PictureSource, decode_picture
+from tests.fuzz import SLOW_FACTOR, count_refusals, mutations
 
 
 def prepare(array, image_size, channels, mode=None):
@@ -79,3 +80,41 @@ def test_orientation(upright):
   PIL.Image.fromarray(image).save(file, 'png', exif=exif)
   decoded = decode_picture(file, image_size=8, channels=3, upright=upright)
   np.testing.assert_array_equal(decoded, image[::-1] if upright else image)
+
+
+class OnePicture(PictureSource):
+  """One encoded picture."""
+
+  def __init__(self, content):
+    super().__init__('one', 'train', image_size=8, channels=3, upright=True)
+    self._content = content
+
+  def _files(self, indices):
+    return [io.BytesIO(self._content)]
+
+  def _picture_name(self, index):
+    return 'the picture'
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('factor', [1, pytest.param(SLOW_FACTOR, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('form', ['jpeg', 'png', 'webp'])
+def test_mutated_pictures_are_named_or_read(form, factor):
+  image = np.random.RandomState(0).randint(0, 256, (12, 9, 3), np.uint8)
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 3  # Orientation
+  exif[0x011A] = 72.0  # XResolution
+  file = io.BytesIO()
+  PIL.Image.fromarray(image).save(file, form, exif=exif)
+
+  def read(content):
+    try:
+      return OnePicture(content).read([0])
+    except data.BrokenPicturesError as error:
+      assert str(error).startswith('the picture cannot be read as a picture (')  # noqa: PT017
+      raise ValueError(str(error)) from error
+
+  def judge(images):
+    assert (images.shape, images.dtype) == ((1, 8, 8, 3), np.uint8)
+
+  assert count_refusals(read, judge, mutations(file.getvalue(), 300 * factor)) > 100 * factor
