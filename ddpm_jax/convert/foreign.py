@@ -21,7 +21,8 @@ def read_foreign(path, config, params_like, *, cache_dir):
     cache_dir: a folder for what is downloaded.
 
   Returns:
-    (params, ema_params, step): of one set of weights, both are it; step is 0 where none is told.
+    (params, ema_params, step): of one set of weights, both are it, the same object; step is 0
+      where none is told.
 
   Raises:
     ValueError: none of these forms, damaged, or another model; in one line.

@@ -53,14 +53,14 @@ def params_from_tf(variables, params_like):
 
 
 def read_checkpoint(prefix, params_like):
-  """Reads a checkpoint of the original program; a set of weights that it lacks is the other one.
+  """Reads a checkpoint of the original program.
 
   Args:
     prefix: as tf_bundle.find_bundle gives it.
     params_like: as in params_from_tf.
 
   Returns:
-    (params, ema_params, step): step is 0 if the file has none.
+    (params, ema_params, step): of one set of weights, both are it; step is 0 if the file has none.
 
   Raises:
     ValueError: a damaged file, or another model's; in one line, which names the file.
@@ -74,7 +74,7 @@ def read_checkpoint(prefix, params_like):
   }
   try:
     ema_params = params_from_tf(averages or variables, params_like)
-    params = params_from_tf(variables or averages, params_like)
+    params = params_from_tf(variables, params_like) if averages and variables else ema_params
   except ValueError as error:
     raise ValueError(f'{prefix}: {error}') from error
   return params, ema_params, int(step)
