@@ -61,6 +61,10 @@ def read_state(config, source):
   params, ema_params, step = read_foreign(
     source, config, params_like, cache_dir=build.cache_dir(config)
   )
+  if parallel.is_primary():
+    one = ema_params is params
+    sets = 'one set of weights, used as both' if one else 'weights and moving average'
+    print(f'{source}: {sets}')
   state = init_train_state(params, build.optimizer(config))
   if ema_params is not params:
     state = state.replace(ema_params=ema_params)

@@ -65,7 +65,10 @@ def test_import_and_export_change_no_bit(models, trees, form, tmp_path, capsys):
   step, ema_params, _ = restore_ema(config, tmp_path / 'run')
   assert step == expected_step
   same_trees(ema_params, trees[1])
-  assert f'of step {expected_step}' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert f'of step {expected_step}' in out
+  found = 'weights and moving average' if form == 'original' else 'one set of weights, used as both'
+  assert f'{models[form]}: {found}\n' in out
   config.export.path = str(tmp_path / 'exported')
   export_model(config, tmp_path / 'run')
   import_model(import_config(config.export.path), tmp_path / 'again')
