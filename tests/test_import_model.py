@@ -119,6 +119,7 @@ def test_what_cannot_be_imported_leaves_nothing_behind(models, tmp_path):
   for config, message in (
     (tiny_config(), '--config.import.path=PATH: a checkpoint of the original'),
     (import_config('/nowhere'), '/nowhere: nothing there; give a checkpoint'),
+    (import_config('x' * 300), 'xxx: nothing there; give a checkpoint'),
     (import_config(str(tmp_path)), 'a folder without a model'),
     (
       import_config(f'{models["diffusers"]}/unet/diffusion_pytorch_model.safetensors'),

@@ -28,6 +28,7 @@ WEIGHTS = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')
 UNET_CONFIG = 'config.json'
 SCHEDULER_CONFIG = 'scheduler_config.json'
 _VERSION = '0.42.1'  # the library whose files these are like
+_LFS_POINTER = b'version https://git-lfs'
 _MAX_JSON_BYTES = 1 << 20
 _MAX_SHOWN = 100
 _MAX_LISTED = 8
@@ -160,6 +161,9 @@ def read_pipeline(path, config, params_like):
   files = [unet / name for name in WEIGHTS if (unet / name).is_file()]
   if not files:
     raise ValueError(f'{unet}: it has none of {", ".join(WEIGHTS)}')
+  with open(files[0], 'rb') as file:
+    if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+      raise ValueError(f'{files[0]}: not the weights, but a pointer to them: run git lfs pull')
   read = read_safetensors if files[0].suffix == '.safetensors' else read_state_dict
   try:
     return params_from_state_dict(read(files[0]), params_like)

@@ -1,5 +1,6 @@
 """Models of other programs, of whatever form, as our parameters."""
 
+import os
 import pathlib
 
 from ddpm_jax.convert import diffusers, hub, pytorch_diffusion, tf_bundle, tf_ddpm
@@ -30,9 +31,9 @@ def read_foreign(path, config, params_like, *, cache_dir):
   found = pathlib.Path(path).expanduser()
   if (prefix := tf_bundle.find_bundle(found)) is not None:
     return tf_ddpm.read_checkpoint(prefix, params_like)
-  if found.is_file():
+  if os.path.isfile(found):
     params = _read_file(found, params_like)
-  elif found.is_dir():
+  elif os.path.isdir(found):
     if not diffusers.find_pipeline(found):
       raise ValueError(f'{path}: a folder without a model; give {FORMS}')
     params = diffusers.read_pipeline(found, config, params_like)

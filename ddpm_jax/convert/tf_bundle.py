@@ -29,6 +29,8 @@ _FOOTER_BYTES = 48
 _TRAILER_BYTES = 5  # of a block: type and checksum
 _MAGIC = 0xDB4775248B80FB57
 _CRC_MASK_DELTA = 0xA282EAD8
+_ENDINGS = ('.index', '.data-00000-of-00001')
+_ENDING = re.compile(r'\.(index|meta|data-\d{5}-of-\d{5})$')
 
 # Of DataType in TensorFlow's types.proto; strings and the rest are no parameters.
 _DTYPES = {
@@ -62,14 +64,14 @@ def find_bundle(path):
   """The prefix of the bundle that a path means.
 
   Args:
-    path: PREFIX, PREFIX.index, or a folder, whose file `checkpoint` names the newest.
+    path: PREFIX, one of its files, or a folder, whose file `checkpoint` names the newest.
 
   Returns:
     pathlib.Path of the prefix, or None if there is no bundle.
   """
   path = pathlib.Path(path)
   folder, name = path.parent, path.name
-  if path.is_dir():
+  if os.path.isdir(path):
     state = path / 'checkpoint'
     if not state.is_file() or state.stat().st_size > _MAX_INDEX_BYTES:
       return None
@@ -78,9 +80,10 @@ def find_bundle(path):
       return None
     # Only the last part: written elsewhere, the path before it is often absolute.
     folder, name = path, pathlib.PurePosixPath(newest[1].decode(errors='replace')).name
-  name = name.removesuffix('.index')
+  name = _ENDING.sub('', name)
   # pathlib's is_file raises an error for names that no file can have.
-  return folder / name if name and os.path.isfile(folder / f'{name}.index') else None
+  found = any(os.path.isfile(folder / f'{name}{ending}') for ending in _ENDINGS)
+  return folder / name if name and found else None
 
 
 def read_bundle(prefix, select=None):
@@ -100,7 +103,7 @@ def read_bundle(prefix, select=None):
   index = prefix.with_name(f'{prefix.name}.index')
   try:
     num_shards, entries = _read_index(index)
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     raise _named(index, error) from error
   names = list(entries)
   if select is not None:
@@ -158,6 +161,8 @@ def _checked_dtype(name, entry):
 
 def _read_index(path):
   """(number of shards, {name: _Entry})."""
+  if not path.is_file():
+    raise ValueError('no such file')
   if path.stat().st_size > _MAX_INDEX_BYTES:
     raise ValueError(f'an index of more than {_MAX_INDEX_BYTES} bytes')
   content = path.read_bytes()

@@ -76,11 +76,11 @@ def read_torch_file(path):
   path = pathlib.Path(path)
   if not path.is_file():
     raise ValueError(f'{path}: no such file')
-  with open(path, 'rb') as file:
-    is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
   try:
+    with open(path, 'rb') as file:
+      is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
     return _read_zip(path) if is_zip else _read_legacy(path)
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     reason = ' '.join(str(error).split())
     raise ValueError(f'{path}: {reason[:_MAX_REASON]}') from error
 

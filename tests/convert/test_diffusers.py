@@ -267,6 +267,15 @@ def test_missing_and_broken_files(pipeline, read):
   assert not diffusers.find_pipeline(pipeline)
 
 
+@pytest.mark.parametrize('name', [SAFETENSORS, 'diffusion_pytorch_model.bin'])
+def test_pointers_of_git_lfs_are_known(pipeline, read, name):
+  (pipeline / 'unet' / SAFETENSORS).rename(pipeline / 'unet' / name)
+  text = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 143041660\n'
+  (pipeline / 'unet' / name).write_text(text)
+  with pytest.raises(ValueError, match=rf'{name}: not the weights, but a pointer.*git lfs pull'):
+    read()
+
+
 WEIRD = (None, True, -1, 0, 1e400, -1e400, float('nan'), 10**30, '', 'x', [], [[]], {}, {'a': 1})
 LISTS = ([None, None], [1e400] * 2, [1, 'x'], [[1], [2, 3]], [0.1] * 1000)
 

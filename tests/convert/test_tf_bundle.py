@@ -81,11 +81,13 @@ def test_another_architecture_is_refused_with_both_shapes(original, tiny):
 
 def test_paths_that_mean_a_bundle(original, tmp_path):
   prefix = original / 'model.ckpt-3'
-  for path in (original, prefix, original / 'model.ckpt-3.index'):
+  endings = ('', '.index', '.meta', '.data-00000-of-00001')
+  for path in (original, *(original / f'model.ckpt-3{ending}' for ending in endings)):
     assert find_bundle(path) == prefix
   assert find_bundle(tmp_path) is None
   assert find_bundle(tmp_path / 'x') is None
   assert find_bundle(original / 'model.ckpt-4') is None
+  assert find_bundle(tmp_path / ('x' * 300)) is None
 
 
 def test_checkpoint_file_leads_nowhere_else(tmp_path):
@@ -281,6 +283,13 @@ def test_tables_that_lie(tmp_path):
   write_files(tmp_path / 'm', bytes(1 << 24) + b'x', [])
   with pytest.raises(ValueError, match='an index of more than'):
     read_bundle(tmp_path / 'm')
+
+
+def test_a_missing_index(tmp_path):
+  write_bundle(tmp_path / 'm', {'x': np.zeros(2)})
+  (tmp_path / 'm.index').unlink()
+  with pytest.raises(ValueError, match=r'm\.index: no such file'):
+    read_bundle(find_bundle(tmp_path / 'm'))
 
 
 def test_a_missing_shard(tmp_path):
