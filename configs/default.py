@@ -75,9 +75,9 @@ def get_config():
         # ancestral | ddim | dpmpp_2m | dpmpp_3m | dpmpp_2m_sde | dpmpp_3m_sde | heun | unipc_2 |
         # unipc_3
         'sampler': 'ancestral',
-        'num_steps': placeholder(int),  # S of the T; none: all. heun has 2 S - 1 evaluations
-        # linspace | leading | trailing | quad | logsnr | karras; none: karras for heun, or trailing
-        'spacing': placeholder(str),
+        # S of the T; none: all T for ancestral, 20 for the others. heun has 2 S - 1 evaluations
+        'num_steps': placeholder(int),
+        'spacing': 'trailing',  # linspace | leading | trailing | quad | logsnr | karras, EDM's
         'eta': placeholder(float),  # ddim's, in [0, 1]; none: 0, no noise
         'clip': 'static',  # of the predicted x_0: none | static, to [-1, 1] | dynamic, Imagen's
       },

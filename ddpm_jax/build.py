@@ -137,7 +137,9 @@ def _check_sample(config):
   wanted = config.sample
   noise = schedule(config)
   samplers.check_sampler(noise, wanted.sampler, eta=wanted.eta, clip=wanted.clip)
-  timesteps(config)
+  samplers.check_prediction(
+    noise, wanted.sampler, len(timesteps(config)), config.diffusion.mean_type
+  )
 
 
 def _check_eval(config):
@@ -361,16 +363,12 @@ def _predictions(config):
   return dict(mean_type=config.diffusion.mean_type, var_type=config.diffusion.var_type)
 
 
-def _spacing(config):
-  return config.sample.spacing or ('karras' if config.sample.sampler == 'heun' else 'trailing')
-
-
 def timesteps(config):
   """The timesteps of config.sample, int64 [S]."""
-  num_steps = config.sample.num_steps
+  wanted, num_steps = config.sample, config.sample.num_steps
   if num_steps is None:
-    num_steps = config.diffusion.num_timesteps
-  return schedules.timestep_subsequence(schedule(config), num_steps, _spacing(config))
+    num_steps = samplers.default_num_steps(wanted.sampler, config.diffusion.num_timesteps)
+  return schedules.timestep_subsequence(schedule(config), num_steps, wanted.spacing)
 
 
 def sampler(config):
@@ -386,7 +384,7 @@ def sampler_request(config):
   wanted, count = config.sample, len(timesteps(config))
   request = {'sampler': wanted.sampler, 'clip': wanted.clip}
   if count < config.diffusion.num_timesteps:
-    request |= {'num_steps': count, 'spacing': _spacing(config)}
+    request |= {'num_steps': count, 'spacing': wanted.spacing}
   if wanted.sampler == 'ddim':
     request['eta'] = wanted.eta or 0.0
   if request == {'sampler': 'ancestral', 'clip': 'static'}:
@@ -400,7 +398,7 @@ def sampler_words(config):
   count = len(timesteps(config))
   words = [wanted.sampler, f'{total} steps']
   if count < total:
-    words[1] = f'{count} of {total} steps ({_spacing(config)})'
+    words[1] = f'{count} of {total} steps ({wanted.spacing})'
   evaluations = samplers.num_evaluations(wanted.sampler, count)
   if evaluations != count:
     words.append(f'{evaluations} evaluations')

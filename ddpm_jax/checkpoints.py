@@ -32,11 +32,13 @@ import orbax.checkpoint as ocp
 
 from ddpm_jax import parallel
 from ddpm_jax.files import WriteError, write_text
-from ddpm_jax.workdir import differing_fields
+from ddpm_jax.workdir import FREE_FIELDS, differing_fields
 
 MANIFEST = 'MANIFEST.json'
 # What must agree between a checkpoint and the program that reads it: sections, or single fields.
 MODEL_FIELDS = ('model', 'diffusion', 'data.image_size', 'data.channels')
+# But for these: the parameters are the same, float32, whatever they are computed with.
+FREE_MODEL_FIELDS = (*FREE_FIELDS, 'model.dtype')
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +333,11 @@ class Checkpointer:
     folder = self._folder(step)
     stored = self._orbax.restore(folder, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     differences = differing_fields(
-      stored['config'], self._config, MODEL_FIELDS, stored_name='checkpoint'
+      stored['config'],
+      self._config,
+      MODEL_FIELDS,
+      stored_name='checkpoint',
+      free=FREE_MODEL_FIELDS,
     )
     if not differences:
       metadata = self._orbax.metadata(folder).item_metadata

@@ -262,8 +262,9 @@ def on_cpu():
 def lacks_bfloat16():
   """The name of the device if it cannot compute in bfloat16, else None."""
   device = jax.devices()[0]
-  capability = float(getattr(device, 'compute_capability', 0) or 0)
-  lacks = device.platform == 'gpu' and 0 < capability < 8
+  capability = str(getattr(device, 'compute_capability', ''))  # NVIDIA's '9.0', or AMD's 'gfx942'
+  major = capability.split('.')[0]
+  lacks = device.platform == 'gpu' and major.isdecimal() and int(major) < 8
   return f'{device.device_kind} (compute capability {capability})' if lacks else None
 
 

@@ -26,6 +26,7 @@ from ddpm_jax.schedules import check_timesteps, respace
 CLIPS = ('none', 'static', 'dynamic')
 DYNAMIC_QUANTILE = 0.995  # of |x_0| in an image (Sec. 2.3, Saharia et al. 2022)
 QUADRATURE_POINTS = 32
+FEW_STEPS = 20  # of all samplers but ancestral, unless others are asked for
 
 
 def make_noise_fn(keys, shape):
@@ -398,7 +399,7 @@ def dpm_solver_pp(
   SDE-DPM-Solver++(2M). Order 3 integrates the parabola through the last three predictions, where
   the authors' program takes half of its second derivative and so stays of order 2. The first steps,
   for want of predictions, and the last ones, towards the infinite lambda of x_0, are of lower
-  order.
+  order. For the SDE, the moments converge with order 2, and faster by a factor for order 3.
 
   Args: as `ancestral`, and order: 1, 2 or 3; sde: solve the reverse SDE instead of the ODE.
 
@@ -560,6 +561,26 @@ def check_sampler(schedule, name, *, eta, clip):
   if name != 'ddim':
     raise ValueError(f'sample.eta is {eta}, but sample.sampler={name} has none; only ddim does')
   _check_eta(eta)
+
+
+def check_prediction(schedule, name, num_steps, mean_type):
+  """Raises a ValueError for a prediction that a sampler of so many steps would make noise of.
+
+  A prediction of x_{t-1} is one of x_0 only after division by the weight that x_0 has in it, about
+  1e-4 near T, and so are its errors. The whole ancestral chain takes it as it is.
+  """
+  if mean_type != 'xprev' or (name == 'ancestral' and num_steps == schedule.num_timesteps):
+    return
+  raise ValueError(
+    f'sample.sampler={name} with {num_steps} of {schedule.num_timesteps} steps cannot use '
+    'diffusion.mean_type=xprev, which predicts one step alone: use sample.sampler=ancestral with '
+    'all steps'
+  )
+
+
+def default_num_steps(name, num_timesteps):
+  """Steps of a sampler of SAMPLERS where no number is asked for."""
+  return num_timesteps if name == 'ancestral' else min(FEW_STEPS, num_timesteps)
 
 
 def num_evaluations(name, num_steps):

@@ -220,7 +220,7 @@ def _space_linspace(schedule, num_steps):
 
 
 def _space_leading(schedule, num_steps):
-  return np.arange(num_steps) * (schedule.num_timesteps // num_steps)
+  return np.arange(num_steps) * (schedule.num_timesteps / num_steps)
 
 
 def _space_trailing(schedule, num_steps):
@@ -259,8 +259,8 @@ def timestep_subsequence(schedule, num_steps, spacing):
     num_steps: S, in [1, T].
     spacing: where they lie, rounded to integers and moved apart where two would be one:
       linspace: evenly from 0 to T-1.
-      leading: 0, k, 2k, ... with k = T // S, as DDIM's 'uniform'; the last lies well before T-1,
-        where x_T is not quite noise.
+      leading: 0, k, 2k, ... with k = T / S, DDIM's 'uniform'; the last lies at T-k, where x_T is
+        not quite noise.
       trailing: T-1, T-1-k, ... with k = T / S (Lin et al. 2023); the first lies at k-1.
       quad: evenly in sqrt(t), from 0 to T-1; DDIM's ends at 0.8 T.
       logsnr: evenly in log(alphas_cumprod / (1 - alphas_cumprod)) (Lu et al. 2022).

@@ -50,6 +50,12 @@ def conv3x3(x, kernel):
   Returns:
     [B, H, W, K].
   """
+  return _conv3x3(x, kernel)
+
+
+# Under jit, so that what a network repeats is traced once a shape.
+@jax.jit
+def _conv3x3(x, kernel):
   return _convolve(x, _filters(kernel, _G), _B, _A, stride=2)
 
 
@@ -57,6 +63,7 @@ def _conv3x3_forward(x, kernel):
   return conv3x3(x, kernel), (x, kernel)
 
 
+@jax.jit
 def _conv3x3_backward(saved, dy):
   x, kernel = saved
   mirrored = _filters(kernel.swapaxes(2, 3), _G[:, ::-1])
@@ -78,6 +85,11 @@ def upsample_conv3x3(x, kernel):
   Returns:
     [B, 2 H, 2 W, K].
   """
+  return _upsample_conv3x3(x, kernel)
+
+
+@jax.jit
+def _upsample_conv3x3(x, kernel):
   return _convolve(x, _filters(kernel, _G[_POINTS]), _B_REPEATED, _A[_POINTS], stride=1)
 
 
@@ -85,6 +97,7 @@ def _upsample_conv3x3_forward(x, kernel):
   return upsample_conv3x3(x, kernel), (x, kernel)
 
 
+@jax.jit
 def _upsample_conv3x3_backward(saved, dy):
   x, kernel = saved
   filters = _filters(kernel.swapaxes(2, 3), _G[_POINTS])

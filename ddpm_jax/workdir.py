@@ -138,7 +138,7 @@ def flatten(tree, prefix=''):
   return flat
 
 
-def differing_fields(stored, current, fields, *, stored_name):
+def differing_fields(stored, current, fields, *, stored_name, free=FREE_FIELDS):
   """Compares two configs.
 
   Args:
@@ -146,6 +146,7 @@ def differing_fields(stored, current, fields, *, stored_name):
     current: likewise.
     fields: paths of the sections or fields to compare.
     stored_name: what to call the first in the lines.
+    free: fields of them that may differ.
 
   Returns:
     a line for each field that differs, such as 'model.ch: checkpoint 64, config 128'; sorted.
@@ -154,7 +155,7 @@ def differing_fields(stored, current, fields, *, stored_name):
   names = sorted(
     name
     for name in stored.keys() | current.keys()
-    if name not in FREE_FIELDS and any(f'{name}.'.startswith(f'{field}.') for field in fields)
+    if name not in free and any(f'{name}.'.startswith(f'{field}.') for field in fields)
   )
   return [
     f'{name}: {stored_name} {stored.get(name, "absent")}, config {current.get(name, "absent")}'

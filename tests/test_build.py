@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import build, parallel
+from ddpm_jax import build, parallel, samplers
 from tests.tiny import tiny_config
 
 
@@ -119,10 +119,32 @@ def test_a_report_says_which_sampler():
   assert words(num_steps=4) == 'ancestral, 4 of 10 steps (trailing), fixedlarge'
   assert words(sampler='ddim', num_steps=5) == 'ddim, 5 of 10 steps (trailing), eta 0.0'
   assert words(sampler='ddim', eta=1.0) == 'ddim, 10 steps, eta 1.0'
-  assert words(sampler='heun', num_steps=5) == 'heun, 5 of 10 steps (karras), 9 evaluations'
+  assert words(sampler='heun', num_steps=5) == 'heun, 5 of 10 steps (trailing), 9 evaluations'
+  assert words(sampler='heun', spacing='karras', num_steps=2).startswith(
+    'heun, 2 of 10 steps (karras)'
+  )
   assert words(sampler='unipc_2', num_steps=2, spacing='quad', clip='none') == (
     'unipc_2, 2 of 10 steps (quad), clip none'
   )
+
+
+def test_few_steps_are_the_default_of_all_samplers_but_ancestral():
+  def count(name):
+    config = tiny_config(**{'diffusion.num_timesteps': 1000, 'sample.sampler': name})
+    return len(build.timesteps(config))
+
+  assert {name: count(name) for name in samplers.SAMPLERS} == {
+    **dict.fromkeys(samplers.SAMPLERS, 20),
+    'ancestral': 1000,
+  }
+
+
+def test_a_prediction_of_one_step_is_refused_for_longer_ones():
+  xprev = {'diffusion.mean_type': 'xprev', 'diffusion.var_type': 'fixedlarge'}
+  build.check(tiny_config(**xprev))
+  for choice in ({'sample.sampler': 'ddim'}, {'sample.num_steps': 9}):
+    with pytest.raises(ValueError, match=r'of 10 steps cannot use .*xprev.*: use .*ancestral with'):
+      build.check(tiny_config(**xprev, **choice))
 
 
 def test_requests_tell_samplers_apart_and_leave_the_whole_chain_as_it_was():

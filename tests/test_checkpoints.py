@@ -192,6 +192,11 @@ def test_fields_outside_the_model_may_change(saved):
   assert_same_bits(restore(saved, other, read_only=True), make_state(20))
 
 
+def test_parameters_are_read_for_a_computation_of_another_type(saved):
+  other = {**CONFIG, 'model': {**CONFIG['model'], 'dtype': 'bfloat16'}}
+  assert_same_bits(restore(saved, other, read_only=True), make_state(20))
+
+
 def test_arrays_that_do_not_fit_are_refused_by_name(saved):
   def refusal(like):
     with pytest.raises(ValueError, match='of another model') as error:

@@ -1,7 +1,9 @@
 """One device and four give the same numbers; the compiled step compiles once and donates."""
 
 import functools
+import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +39,9 @@ def params():
   return jax.tree.unflatten(treedef, leaves)
 
 
-def make_train_step(axis_name, **kwargs):
+def make_train_step(axis_name, model=MODEL, **kwargs):
   return steps.make_train_step(
-    MODEL,
+    model,
     SCHEDULE,
     OPTIMIZER,
     RATE,
@@ -51,6 +53,14 @@ def make_train_step(axis_name, **kwargs):
     axis_name=axis_name,
     **kwargs,
   )
+
+
+class OneLayer(nn.Module):
+  """A network that compiles at once."""
+
+  @nn.compact
+  def __call__(self, x, t, train=False, rows=None):
+    return nn.Conv(x.shape[-1], (3, 3))(x) * (1 + t[:, None, None, None])
 
 
 def batches():
@@ -184,22 +194,51 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(params, relative_error)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_gathered_steps_in_one_loop_are_those_of_a_cpu_one_by_one(params, monkeypatch):
+@pytest.mark.parametrize(
+  ('platform', 'capability', 'lacks'),
+  [
+    ('gpu', '7.0', 'card (compute capability 7.0)'),
+    ('gpu', '9.0', None),
+    ('gpu', '12.0', None),
+    ('gpu', 'gfx942', None),
+    ('gpu', None, None),
+    ('tpu', None, None),
+    ('cpu', None, None),
+  ],
+)
+def test_devices_without_bfloat16_are_known(platform, capability, lacks, monkeypatch):
+  device = types.SimpleNamespace(platform=platform, device_kind='card')
+  if capability:
+    device.compute_capability = capability
+  monkeypatch.setattr(parallel.jax, 'devices', lambda: [device])
+  assert parallel.lacks_bfloat16() == lacks
+
+
+@pytest.mark.parametrize('model', [OneLayer(), pytest.param(MODEL, marks=pytest.mark.slow)])
+def test_steps_of_one_dispatch_are_those_of_single_dispatches(model, params, monkeypatch):
+  if model != MODEL:
+    params = jax.device_get(model.init(jax.random.key(0), *map(jnp.ones, [(1, 4, 4, 1), 1])))[
+      'params'
+    ]
   images = np.stack(batches()[:3])
-  step = steps.make_gather_step(make_train_step(parallel.AXIS))
+  indices = np.arange(24, dtype=np.int32).reshape(3, 8)
+  step = steps.make_gather_step(make_train_step(parallel.AXIS, model))
 
   def run(blocks, data):
-    state, metrics = parallel.pmap_train_steps(step)(
-      parallel.replicate(init_train_state(params, OPTIMIZER)),
-      parallel.split_over_devices(blocks, axis=1),
-      parallel.replicate(data),
-      parallel.replicate(jax.random.key(2)),
-    )
-    return jax.device_get((state, {name: np.stack(value) for name, value in metrics.items()}))
+    train_steps = parallel.pmap_train_steps(step)
+    state = parallel.replicate(init_train_state(params, OPTIMIZER))
+    data, key = parallel.replicate(data), parallel.replicate(jax.random.key(2))
+    found = []
+    for block in blocks:
+      state, metrics = train_steps(state, parallel.split_over_devices(block, axis=1), data, key)
+      found.append({name: np.stack(value) for name, value in jax.device_get(metrics).items()})
+    return jax.device_get(state), jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
-  one_by_one = run(images, None)
+  of_a_cpu = run([images], None)
   monkeypatch.setattr(parallel, 'on_cpu', lambda: False)
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  gathered = images.reshape(-1, *images.shape[2:])
+  at_once = run([indices], gathered)
+  jax.tree.map(np.testing.assert_array_equal, run(np.split(indices, 3), gathered), at_once)
   # XLA rounds otherwise within a loop.
-  indices = np.arange(24, dtype=np.int32).reshape(3, 8)
-  jax.tree.map(close, run(indices, images.reshape(-1, *images.shape[2:])), one_by_one)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(close, of_a_cpu, at_once)

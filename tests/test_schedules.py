@@ -194,6 +194,7 @@ def test_subsequences_lie_where_their_names_say():
 
   assert subsequence('linspace').tolist() == [0, 250, 500, 749, 999]
   assert subsequence('leading').tolist() == [0, 200, 400, 600, 800]
+  assert subsequence('leading', 501)[[0, 1, -1]].tolist() == [0, 2, 998]
   assert subsequence('trailing').tolist() == [199, 399, 599, 799, 999]
   np.testing.assert_allclose(np.sqrt(subsequence('quad')), np.linspace(0, 31.6, 5), atol=0.1)
   for spacing in SPACINGS:

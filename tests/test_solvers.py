@@ -108,6 +108,44 @@ def test_error_falls_with_the_order_of_the_solver(name, order, data):
   assert errors[-1] < {1: 0.1, 2: 2e-3, 3: 1e-4, 4: 2e-5}[order]
 
 
+def variance_of(name, schedule, data_std, **kwargs):
+  """The variance of a sampler's x at t = 0, for Gaussian data of mean 0.
+
+  All steps are linear then: each row goes through with one draw of noise at 1 and all others at 0.
+  """
+  total = schedule.num_timesteps
+  denoise_fn = mixture_denoise_fn(schedule, [1.0], [0.0], [data_std])
+  rows = jnp.arange(total + 1)[:, None]
+  _, states = run(
+    name,
+    schedule,
+    denoise_fn,
+    (rows == total).astype(jnp.float64),
+    lambda t: (rows == t).astype(jnp.float64),
+    trajectory=True,
+    **kwargs,
+  )
+  shares = np.asarray(states)[:, -2, 0]
+  start = schedule.alphas_cumprod[-1] * (data_std**2 - 1) + 1
+  return (shares[:-1] ** 2).sum() + shares[-1] ** 2 * start
+
+
+@pytest.mark.usefixtures('float64')
+def test_variance_of_sde_solvers_converges_with_their_order():
+  counts, std = np.array([40, 80, 160]), 0.4
+  errors = {'ddim': [], 'dpmpp_2m_sde': [], 'dpmpp_3m_sde': []}
+  for count in counts:
+    schedule = uniform_lambda_schedule(count)
+    exact = schedule.alphas_cumprod[0] * (std**2 - 1) + 1
+    for name, found in errors.items():
+      kwargs = {'eta': 1.0} if name == 'ddim' else {}
+      found.append(abs(variance_of(name, schedule, std, **kwargs) - exact))
+  for name, order in (('ddim', 1), ('dpmpp_2m_sde', 2), ('dpmpp_3m_sde', 2)):
+    slope = np.polyfit(np.log(counts), np.log(errors[name]), 1)[0]
+    assert -slope == pytest.approx(order, abs=0.3), name
+  assert errors['dpmpp_3m_sde'][-1] < 0.6 * errors['dpmpp_2m_sde'][-1]
+
+
 @pytest.mark.parametrize('name', DETERMINISTIC)
 @pytest.mark.parametrize('spacing', ['linspace', 'trailing', 'karras'])
 @pytest.mark.parametrize('num_steps', [1, 2, 7])
