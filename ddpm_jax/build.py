@@ -46,9 +46,7 @@ def begin(config):
   check(config)
   if parallel.process_count() > 1:
     parallel.check_same('config', _shared_fields(config))
-  wanted = config.compilation_cache
-  folder = None if wanted == 'off' else wanted or default_cache_dir() / 'programs'
-  line = parallel.use_compilation_cache(folder and pathlib.Path(folder).expanduser())
+  line = parallel.use_compilation_cache(config.compilation_cache, default_cache_dir)
   if parallel.is_primary():
     print(f'cache of compiled programs: {line}', flush=True)
 

@@ -7,6 +7,7 @@ checkpoints and sampling see ordinary trees.
 import functools
 import json
 import os
+import pathlib
 import tempfile
 from typing import NamedTuple
 
@@ -268,27 +269,36 @@ def lacks_bfloat16():
   return f'{device.device_kind} (compute capability {capability})' if lacks else None
 
 
-def use_compilation_cache(folder):
-  """Keeps compiled programs in a folder between runs, unless the user has chosen one by JAX's own.
+def use_compilation_cache(wanted, default):
+  """Keeps compiled programs between runs, where that can be done.
 
   Args:
-    folder: pathlib.Path; None for no cache.
+    wanted: a folder; 'off'; None for JAX_COMPILATION_CACHE_DIR, or else one in the default.
+    default: () -> the user's cache folder.
 
   Returns:
-    a line on where it is, or why there is none.
+    a line on where they are, or why nowhere.
   """
-  if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    return f'{os.environ["JAX_COMPILATION_CACHE_DIR"]} (JAX_COMPILATION_CACHE_DIR)'
-  if folder is None:
-    return 'none'
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      pass
-  except OSError as error:
-    return f'none: {folder} cannot be written ({error.strerror})'
-  jax.config.update('jax_compilation_cache_dir', str(folder))
-  return f'{folder} (none with --config.compilation_cache=off)'
+  folder, line = None, 'none'
+  if wanted != 'off':
+    try:
+      folder = _writable_folder(wanted or os.environ.get('JAX_COMPILATION_CACHE_DIR'), default)
+      line = f'{folder} (none with --config.compilation_cache=off)'
+    except OSError as error:
+      line = f'none: {error.filename} cannot be written ({error.strerror})'
+    except RuntimeError as error:  # there is no home folder
+      line = f'none: {error} --config.compilation_cache names a folder'
+  jax.config.update('jax_compilation_cache_dir', folder)
+  return line
+
+
+def _writable_folder(given, default):
+  if given and '://' in given:
+    return given  # JAX writes to more than disks
+  folder = pathlib.Path(given).expanduser() if given else default() / 'programs'
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryFile(dir=folder):
+    return str(folder)
 
 
 def _compiled(pmapped, **kwargs):

@@ -1,6 +1,7 @@
 """One device and four give the same numbers; the compiled step compiles once and donates."""
 
 import functools
+import os
 import types
 
 import flax.linen as nn
@@ -164,19 +165,34 @@ def test_processes_compare_what_must_be_the_same(monkeypatch):
 
 
 def test_programs_are_cached_where_asked_or_not_at_all(tmp_path, monkeypatch):
-  assert 'JAX_COMPILATION_CACHE_DIR' in parallel.use_compilation_cache(None)  # the tests' own
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   before = jax.config.jax_compilation_cache_dir
-  assert parallel.use_compilation_cache(None) == 'none'
+  hint = '(none with --config.compilation_cache=off)'
   (tmp_path / 'file').touch()
-  assert 'file/programs cannot be written (Not a directory)' in parallel.use_compilation_cache(
-    tmp_path / 'file' / 'programs'
-  )
-  assert jax.config.jax_compilation_cache_dir == before
+
+  def use(wanted=None):
+    line = parallel.use_compilation_cache(wanted, lambda: tmp_path / 'user')
+    folder = jax.config.jax_compilation_cache_dir
+    assert line.startswith(f'{folder} {hint}' if folder else 'none')
+    return folder or line
+
+  def no_home(path):
+    raise RuntimeError('Could not determine home directory.')
+
   try:
-    line = parallel.use_compilation_cache(tmp_path / 'made')
-    assert line == f'{tmp_path / "made"} (none with --config.compilation_cache=off)'
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'made')
+    assert use() == before == os.environ['JAX_COMPILATION_CACHE_DIR']
+    assert use('off') == 'none'
+    assert use(str(tmp_path / 'made')) == str(tmp_path / 'made')
+    assert use('gs://bucket/programs') == 'gs://bucket/programs'
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'file'))
+    assert use() == f'none: {tmp_path}/file cannot be written (File exists)'
+    assert use('off') == 'none'
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    assert use() == str(tmp_path / 'user/programs')
+    assert use(f'{tmp_path}/file/programs').endswith('programs cannot be written (Not a directory)')
+    monkeypatch.setattr(parallel.pathlib.Path, 'expanduser', no_home)
+    assert use('~/programs') == (
+      'none: Could not determine home directory. --config.compilation_cache names a folder'
+    )
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
 
