@@ -1,6 +1,7 @@
 """What the benchmarks run of this package, made as its own loops make it."""
 
 import collections
+import importlib
 import importlib.metadata
 import math
 import time
@@ -10,7 +11,6 @@ import jax
 import numpy as np
 import PIL.Image
 
-from configs import cifar10
 from ddpm_jax import build, parallel
 from ddpm_jax.data.digits import ArraySource
 from ddpm_jax.sample import Sampler
@@ -18,6 +18,7 @@ from ddpm_jax.train import dispatches
 from ddpm_jax.train_state import init_train_state
 
 NUM_IMAGES = 50_000  # of CIFAR-10
+DATA_BYTES = 15_000_000  # of pictures to train on
 
 
 def versions():
@@ -26,9 +27,9 @@ def versions():
   return ', '.join(f'{name} {importlib.metadata.version(name)}' for name in names)
 
 
-def make_config(batch_size, changes):
-  """configs/cifar10.py with another batch and with changes, {'model.ch': 64}."""
-  config = cifar10.get_config()
+def make_config(batch_size, changes, name='cifar10'):
+  """configs/NAME.py with another batch and with changes, {'model.ch': 64}."""
+  config = importlib.import_module(f'configs.{name}').get_config()
   config.update_from_flattened_dict(
     {'train.global_batch_size': batch_size, 'sample.batch_size': batch_size, **changes}
   )
@@ -50,13 +51,16 @@ def random_source(config, num_images=NUM_IMAGES):
 class TrainStep:
   """Training as ddpm_jax/train.py does it, input pipeline included."""
 
-  def __init__(self, batch_size, changes=None):
-    config = make_config(batch_size, changes or {})
+  def __init__(self, batch_size, changes=None, name='cifar10'):
+    config = make_config(batch_size, changes or {}, name)
     self.config = config
     self._steps = build.train_steps(config)
     self._key = parallel.replicate(build.key(config.seed, 'train'))
-    batches = build.batches(config, random_source(config, 5_000))
-    self._dispatches = dispatches(config, batches, 0, gather=False)
+    self._batch_size = batch_size
+    num_images = max(DATA_BYTES // math.prod(build.image_shape(config)), 2 * batch_size)
+    batches = build.batches(config, random_source(config, num_images))
+    self._data = build.device_data(config, batches)
+    self._dispatches = dispatches(config, batches, 0, gather=self._data is not None)
 
     def init():
       return init_train_state(build.init_params(config), build.optimizer(config))
@@ -67,7 +71,7 @@ class TrainStep:
     """Parameters, FLOPs of a step, and versions."""
     return {
       'parameters': count(self.state.params),
-      'flops': matmul_flops(self.traced(plain=True).jaxpr),
+      'flops': matmul_flops(self.traced(plain=True).jaxpr) / build.steps_per_dispatch(self.config),
       'versions': versions(),
     }
 
@@ -78,16 +82,17 @@ class TrainStep:
       with mock.patch.object(parallel, 'on_cpu', return_value=False):
         train_steps = build.train_steps(self.config)
     _, block = next(self._dispatches)
-    return jax.jit(train_steps).trace(self.state, block, None, self._key)
+    return jax.jit(train_steps).trace(self.state, block, self._data, self._key)
 
   def turn(self, num_steps):
-    """Seconds of so many steps."""
-    start = time.perf_counter()
-    for _ in range(num_steps):
+    """Seconds of so many steps, or of more in proportion, where a dispatch has more."""
+    start, taken = time.perf_counter(), 0
+    while taken < num_steps:
       _, block = next(self._dispatches)
-      self.state, self.metrics = self._steps(self.state, block, None, self._key)
+      self.state, self.metrics = self._steps(self.state, block, self._data, self._key)
+      taken += len(block)
     jax.block_until_ready((self.state, self.metrics))
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) * num_steps / taken
 
 
 def matmul_flops(jaxpr):
@@ -172,13 +177,13 @@ class SampleStep:
 
 
 class Matmul:
-  """A large product of float32 matrices, the peak that everything else is held against."""
+  """A large product of matrices, the peak that everything else is held against."""
 
-  def __init__(self, library, size):
+  def __init__(self, library, size, dtype='float32'):
     self._size = size
     a, b = np.random.default_rng(0).normal(size=(2, size, size)).astype(np.float32)
     if library == 'jax':
-      a, b = jax.numpy.asarray(a), jax.numpy.asarray(b)
+      a, b = jax.numpy.asarray(a, dtype), jax.numpy.asarray(b, dtype)
       product = jax.jit(jax.numpy.matmul)
       self._product = lambda: jax.block_until_ready(product(a, b))
     else:

@@ -6,8 +6,9 @@
   ddp            the Unet of denoising-diffusion-pytorch at the same widths: another network, with
                  one block a level less on the way up and linear attention at three of four levels
 
-All in float32 on all cores. A step is loss, backward, clipping, Adam (fused) and EMA; noise,
-timesteps, flips and the batch's pictures are drawn as in ours.
+All in float32 on all cores; on a GPU also in bfloat16, by autocast. A step is loss, backward,
+clipping, Adam (fused) and EMA; noise, timesteps, flips and the batch's pictures are drawn as in
+ours.
 """
 
 import importlib.util
@@ -15,6 +16,7 @@ import os
 import sys
 import time
 import types
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
+from turns import OTHER_NETWORKS
 
 DROPOUT = 0.1
 NUM_TIMESTEPS = 1000
@@ -29,22 +32,40 @@ BETAS = (1e-4, 0.02)
 LEARNING_RATE = 2e-4
 WARMUP_STEPS = 5000
 EMA_DECAY = 0.9999
+DATA_BYTES = 15_000_000  # of pictures to train on, as ours
+
+
+class Network(NamedTuple):
+  """What tells one published network from another."""
+
+  image_size: int
+  widths: tuple[int, ...]
+  attention: int  # the level that has it
+  dropout: float  # of its training
+
+
+NETWORKS = {
+  'cifar10': Network(32, (128, 256, 256, 256), 1, DROPOUT),
+  'celebahq256': Network(256, (128, 128, 256, 256, 512, 512), 4, 0.0),
+}
 
 
 class Diffusers(nn.Module):
-  """UNet2DModel as google/ddpm-cifar10-32 was published, but for the dropout of its training."""
+  """UNet2DModel as google/ddpm-cifar10-32 and -celebahq-256 were published."""
 
-  def __init__(self):
+  def __init__(self, config):
     super().__init__()
     from diffusers import UNet2DModel
 
-    down, up = ['DownBlock2D'] * 4, ['UpBlock2D'] * 4
-    down[1], up[2] = 'AttnDownBlock2D', 'AttnUpBlock2D'
+    network = NETWORKS[config]
+    levels = len(network.widths)
+    down, up = ['DownBlock2D'] * levels, ['UpBlock2D'] * levels
+    down[network.attention], up[-1 - network.attention] = 'AttnDownBlock2D', 'AttnUpBlock2D'
     self.unet = UNet2DModel(
-      sample_size=32,
+      sample_size=network.image_size,
       in_channels=3,
       out_channels=3,
-      block_out_channels=(128, 256, 256, 256),
+      block_out_channels=network.widths,
       layers_per_block=2,
       down_block_types=tuple(down),
       up_block_types=tuple(up),
@@ -55,11 +76,11 @@ class Diffusers(nn.Module):
       act_fn='silu',
       flip_sin_to_cos=False,
       freq_shift=1,
-      dropout=DROPOUT,
+      dropout=network.dropout,
     )
 
   def forward(self, x, t):
-    """x [B, 3, 32, 32], t int [B] -> as x."""
+    """x [B, 3, H, W], t int [B] -> as x."""
     return self.unet(x, t, return_dict=False)[0]
 
 
@@ -76,11 +97,11 @@ def make_ddp():
   )
 
 
-def make_network(name):
+def make_network(name, config='cifar10'):
   """The network of a peer, which is not compiled yet."""
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.manual_seed(0)
-  network = make_ddp() if name == 'ddp' else Diffusers()
+  network = make_ddp() if name == 'ddp' else Diffusers(config)
   if name in ('channels_last', 'compile'):
     network = network.to(memory_format=torch.channels_last)
   return network
@@ -112,10 +133,14 @@ def versions():
 class TrainStep:
   """Training in PyTorch."""
 
-  def __init__(self, name, batch_size):
+  def __init__(self, name, batch_size, config='cifar10', device='cpu', dtype='float32'):
+    if name in OTHER_NETWORKS and config != 'cifar10':
+      raise ValueError(f'no network like that of {config}')
+    torch.set_default_device(device)
     self._memory_format = memory_format(name)
     self._batch_size = batch_size
-    self._network = make_network(name).train()
+    self._network = make_network(name, config).to(device).train()
+    self._autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
     self._run = torch.compile(self._network) if name == 'compile' else self._network
     self._optimizer = torch.optim.Adam(self._network.parameters(), LEARNING_RATE, fused=True)
     self._warmup = torch.optim.lr_scheduler.LambdaLR(
@@ -127,7 +152,9 @@ class TrainStep:
       torch.tensor(table, dtype=torch.float32)[:, None, None, None]
       for table in (np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod))
     ]
-    self._images = torch.randint(0, 256, (5_000, 3, 32, 32), dtype=torch.uint8)
+    size = NETWORKS[config].image_size
+    num_images = max(DATA_BYTES // (3 * size**2), batch_size)
+    self._images = torch.randint(0, 256, (num_images, 3, size, size), dtype=torch.uint8)
 
   def _step(self, run):
     images = self._images[torch.randint(len(self._images), (self._batch_size,))]
@@ -138,14 +165,15 @@ class TrainStep:
     t = torch.randint(NUM_TIMESTEPS, (self._batch_size,))
     x_t = self._scales[0][t] * x_start + self._scales[1][t] * noise
     x_t = x_t.contiguous(memory_format=self._memory_format)
-    loss = functional.mse_loss(run(x_t, t), noise)
+    with self._autocast:
+      loss = functional.mse_loss(run(x_t, t).float(), noise)
     self._optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
     self._optimizer.step()
     self._warmup.step()
     self._ema.update_parameters(self._network)
-    return loss.item()
+    return loss
 
   def facts(self):
     """Parameters, FLOPs of a step, and versions."""
@@ -159,7 +187,8 @@ class TrainStep:
     """Seconds of so many steps."""
     start = time.perf_counter()
     for _ in range(num_steps):
-      self._step(self._run)
+      loss = self._step(self._run)
+    loss.item()  # waits for all of it
     return time.perf_counter() - start
 
 

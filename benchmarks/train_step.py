@@ -1,10 +1,12 @@
 """Time, memory and compilation of a training step of configs/cifar10.py, against PyTorch.
 
   python benchmarks/train_step.py [--batch=16] [--rounds=7] [--peers=eager,channels_last]
+    [--platform=cuda --dtype=bfloat16 --config=celebahq256 --steps=100]
 
 Each framework has a process of its own and they take turns, so that one computes at a time and a
 change of the machine's speed meets all. --ours-only leaves the peers out and needs no torch;
---before=PATH adds another checkout of this repository.
+--before=PATH adds another checkout of this repository. The peak is that of
+jax's product of two large matrices.
 """
 
 import argparse
@@ -17,8 +19,10 @@ from turns import (
   NUM_CORES,
   OTHER_NETWORKS,
   PEERS,
+  ROOT,
   Worker,
   WorkerError,
+  add_device_options,
   add_peer_options,
   check_same_network,
   chosen_peers,
@@ -29,6 +33,8 @@ from turns import (
   take_turns,
 )
 
+MATMUL_SIZE = 4096
+
 
 def parse_args():
   """The command line."""
@@ -36,6 +42,7 @@ def parse_args():
   parser.add_argument('--batch', type=int, default=16, help='images a step')
   parser.add_argument('--rounds', type=int, default=7, help='turns of each')
   parser.add_argument('--steps', type=int, default=1, help='steps a turn')
+  add_device_options(parser)
   add_peer_options(parser)
   parser.add_argument('--before', type=pathlib.Path, help='another checkout, to compare with')
   args = parser.parse_args()
@@ -46,11 +53,20 @@ def parse_args():
 def start(name, args, cache):
   """(worker, seconds of its first step)."""
   if name in PEERS:
-    worker = Worker('peers:TrainStep', name, args.batch, cache=cache)
-  elif name == 'before':
-    worker = Worker('ours:TrainStep', args.batch, cache=cache, root=args.before.resolve())
+    what = args.config, args.platform, args.dtype
+    worker = Worker('peers:TrainStep', name, args.batch, *what, cache=cache)
   else:
-    worker = Worker('ours:TrainStep', args.batch, cache=cache)
+    root = args.before.resolve() if name == 'before' else ROOT
+    changes = {'model.dtype': args.dtype}
+    worker = Worker(
+      'ours:TrainStep',
+      args.batch,
+      changes,
+      args.config,
+      cache=cache,
+      root=root,
+      platform=args.platform,
+    )
   try:
     return worker, worker.call('turn', 1)
   except WorkerError:
@@ -75,15 +91,21 @@ def main():
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     names = ['ours', *(['before'] if args.before else []), *args.peers]
     started = start_each(names, lambda name: start_cold_and_warm(name, args, folder), stack)
-    print(f'batch {args.batch}, float32, {NUM_CORES} threads, {args.rounds} rounds of ', end='')
+    print(f'{args.config}, batch {args.batch}, {args.dtype}, {args.platform}, ', end='')
+    print(f'{NUM_CORES} threads, {args.rounds} rounds of ', end='')
     print(f'{args.steps} step(s) each', flush=True)
 
+    matmul = Worker('ours:Matmul', 'jax', MATMUL_SIZE, args.dtype, platform=args.platform)
+    stack.callback(matmul.close)
     turns = {
       name: lambda worker=worker: worker.call('turn', args.steps)
       for name, (worker, *_) in started.items()
     }
+    turns['peak'] = lambda: matmul.call('turn')
     take_turns(turns, 1)
     seconds = take_turns(turns, args.rounds)
+    peak = statistics.median(seconds.pop('peak'))
+    print(f'peak {peak / 1e9:.0f} GFLOP/s')
     peaks = {name: worker.call('peak_mib') for name, (worker, *_) in started.items()}
     # Counting FLOPs takes memory, so it comes last.
     facts = {name: worker.call('facts') for name, (worker, *_) in started.items()}
@@ -100,11 +122,14 @@ def main():
         f'{secs:.3f} ({spread})',
         f'{args.batch / secs:.2f}',
         f'{facts[name]["flops"] / secs / 1e9:.0f}',
+        f'{facts[name]["flops"] / secs / peak:.2f}',
         '-' if name in OTHER_NETWORKS else f'{ratio(values, seconds["ours"]):.3f}',
         f'{peaks[name]:.0f} ({cold_peak:.0f})',
       ]
     )
-  print_table(['', 's/step (least-most)', 'images/s', 'GFLOP/s', 'ours over it', 'peak MiB'], rows)
+  print_table(
+    ['', 's/step (least-most)', 'images/s', 'GFLOP/s', 'of peak', 'ours over it', 'peak MiB'], rows
+  )
   print_table(
     ['', 'parameters', 'GFLOP/image', 'cold: start + first step, s', 'warm: the same, s'],
     [

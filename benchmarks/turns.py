@@ -18,12 +18,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 NUM_CORES = len(os.sched_getaffinity(0))
 PEERS = ('eager', 'channels_last', 'compile', 'ddp')  # see peers.py
 OTHER_NETWORKS = ('ddp',)
+CONFIGS = ('cifar10', 'celebahq256')  # the networks that peers.py has as well
 
 
 class Worker:
   """An object in a process of its own; its methods are called from here, one at a time."""
 
-  def __init__(self, where, *args, root=ROOT, cache=None, cores=NUM_CORES, **kwargs):
+  def __init__(
+    self, where, *args, root=ROOT, cache=None, cores=NUM_CORES, platform='cpu', **kwargs
+  ):
     """Starts the process.
 
     Args:
@@ -31,12 +34,14 @@ class Worker:
       root: the checkout whose ddpm_jax and configs it imports.
       cache: folder of compiled programs, kept between processes; None for none.
       cores: how many it may use.
+      platform: of JAX, 'cpu' or 'cuda'.
     """
     context = multiprocessing.get_context('spawn')
     self._pipe, theirs = context.Pipe()
     start = time.perf_counter()
     self._process = context.Process(
-      target=_serve, args=(theirs, where, str(root), cache and str(cache), cores, args, kwargs)
+      target=_serve,
+      args=(theirs, where, str(root), cache and str(cache), cores, platform, args, kwargs),
     )
     self._process.start()
     theirs.close()
@@ -93,9 +98,10 @@ def start_each(names, start, stack):
   return started
 
 
-def _serve(pipe, where, root, cache, cores, args, kwargs):
+def _serve(pipe, where, root, cache, cores, platform, args, kwargs):
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  os.environ['JAX_PLATFORMS'] = platform
+  os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # frameworks share the card
   if cache:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['TORCHINDUCTOR_CACHE_DIR'] = cache
   sys.path.insert(0, root)
@@ -161,6 +167,13 @@ def print_table(header, rows):
   for row in rows:
     print_row(row)
   print(flush=True)
+
+
+def add_device_options(parser):
+  """--config, --platform and --dtype."""
+  parser.add_argument('--config', default='cifar10', choices=CONFIGS, help='the network')
+  parser.add_argument('--platform', default='cpu', choices=('cpu', 'cuda'), help='where it runs')
+  parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
 
 
 def add_peer_options(parser):
