@@ -100,7 +100,7 @@ class Checkpointer:
 
   def all_steps(self):
     """Returns the finished steps on disk, ascending; damaged ones among them until a restore."""
-    return json.loads(parallel.from_primary(json.dumps(self._steps_on_disk())))
+    return json.loads(parallel.from_primary(json.dumps(steps_on_disk(self._directory))))
 
   def save(self, step, state):
     """Begins to save and returns while the files are written; the arrays may be donated at once.
@@ -240,15 +240,6 @@ class Checkpointer:
     _fsync(self._directory)
     self._delete_old_steps()
 
-  def _steps_on_disk(self):
-    if not self._directory.is_dir():
-      return []
-    return sorted(
-      int(p.name)
-      for p in self._directory.iterdir()
-      if re.fullmatch('[0-9]+', p.name) and p.is_dir()
-    )
-
   def _is_there(self, step):
     """Whether the first process sees the step."""
     return bool(parallel.from_primary('yes' if self._folder(step).is_dir() else ''))
@@ -259,7 +250,7 @@ class Checkpointer:
     return parallel.from_primary(found or '') or None
 
   def _delete_old_steps(self):
-    steps = self._steps_on_disk()
+    steps = steps_on_disk(self._directory)
     kept = set(steps[-self._keep_last :])
     if self._keep_every_steps is not None:
       kept |= {step for step in steps if step % self._keep_every_steps == 0}
@@ -367,6 +358,15 @@ def _disk_error(error):
       return OSError(words[0])
     error = error.__cause__ or error.__context__
   return None
+
+
+def steps_on_disk(directory):
+  """The finished steps in a directory, ascending; none where it is not there."""
+  if not directory.is_dir():
+    return []
+  return sorted(
+    int(p.name) for p in directory.iterdir() if re.fullmatch('[0-9]+', p.name) and p.is_dir()
+  )
 
 
 def keep_steps(directory, reason, steps):

@@ -12,7 +12,7 @@ from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.data import batch_of_step
 from ddpm_jax.evaluate import training_evaluator
 from ddpm_jax.files import write_text
-from ddpm_jax.import_model import read_state
+from ddpm_jax.import_model import check_finished, read_state
 from ddpm_jax.logs import NotFiniteError
 from ddpm_jax.sample import Sampler, write_samples
 from ddpm_jax.train_state import init_train_state
@@ -45,6 +45,7 @@ def train(config, workdir):
     if parallel.is_primary():
       stack.enter_context(locked(path, 'train'))
       store_config(path, config)
+      check_finished(path)
     source = build.source(config)
     checkpointer = stack.enter_context(
       Checkpointer(

@@ -1,6 +1,7 @@
 """The folder of a run: made, locked against a second process, and tied to one config.
 
 config.json      the config of the run
+import.json      where its first checkpoint came from, if from another program
 metrics.jsonl    one object a logged step
 tensorboard/     the same for TensorBoard, and sample grids
 checkpoints/     the states of the run
