@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ LOST = 75  # EX_TEMPFAIL: the same command goes on
 INTERRUPTED = 130
 
 
-def join(coordinator_address=None, num_processes=None, process_id=None):
+def join(coordinator_address=None, num_processes=None, process_id=None, *, saves_at_sigterm=False):
   """Joins the processes of this run, if there are several: at the very start of the program.
 
   TPU pods, SLURM's srun and Open MPI say by themselves who takes part; elsewhere the arguments do,
@@ -36,6 +37,7 @@ def join(coordinator_address=None, num_processes=None, process_id=None):
     coordinator_address: 'HOST:PORT' of process 0, where it listens.
     num_processes: number of processes.
     process_id: which of them this is, from 0.
+    saves_at_sigterm: whether the program asks parallel.stop_agreed; if not, SIGTERM ends it.
 
   Raises:
     ValueError: arguments that do not fit together, or a port that is in use.
@@ -60,6 +62,8 @@ def join(coordinator_address=None, num_processes=None, process_id=None):
   import jax
 
   _filter_errors()
+  # The service takes SIGTERM for itself, and only notes it until it is asked.
+  jax.config.update('jax_enable_preemption_service', saves_at_sigterm)
   jax.distributed.initialize(
     coordinator_address,
     num_processes,
@@ -69,6 +73,8 @@ def join(coordinator_address=None, num_processes=None, process_id=None):
     initialization_timeout=JOIN_SECS,
   )
   parallel.connect()
+  if parallel.process_count() == 1:  # none to agree with: nobody will ask
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _in_cluster():

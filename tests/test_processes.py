@@ -1,8 +1,15 @@
 """How processes find each other and end; with real ones in test_many_processes.py."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from ddpm_jax import last_words, processes
+from tests.test_main import ROOT
+from tests.test_many_processes import free_port
 
 TRACE = '*** Check failure stack trace: ***\n    @     0x7f64cf840634  absl::SendToLog()\n'
 ENDS = 'F1124 15:44:19.47 25212 client.h:80] Terminating process because the JAX distributed '
@@ -76,6 +83,34 @@ def test_clusters_are_seen_in_the_environment(monkeypatch, environ, several):
   monkeypatch.setattr('jax.distributed.initialize', lambda *args, **kwargs: joined.append(args))
   processes.join()
   assert joined == [(None, None, None)] * several
+
+
+@pytest.mark.parametrize('saves', [False, True])
+def test_sigterm_ends_a_process_that_never_asks_for_it(saves):
+  script = (
+    'import os, signal\n'
+    'from ddpm_jax import processes\n'
+    f'processes.join("localhost:{free_port()}", 1, 0, saves_at_sigterm={saves})\n'
+    'signal.raise_signal(signal.SIGTERM)\n'
+    'os._exit(9)\n'
+  )
+  command, env = [sys.executable, '-c', script], os.environ | {'PYTHONPATH': str(ROOT)}
+  process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+  assert (process.returncode, process.stderr) == (-signal.SIGTERM, '')
+
+
+def test_sigterm_is_left_to_jax_where_several_processes_ask_it(monkeypatch):
+  asked, handlers = [], []
+  monkeypatch.setattr(processes, '_filter_errors', lambda: None)
+  monkeypatch.setattr('jax.distributed.initialize', lambda *args, **kwargs: None)
+  monkeypatch.setattr('jax.config.update', lambda *args: asked.append(args))
+  monkeypatch.setattr(processes.parallel, 'connect', lambda: None)
+  monkeypatch.setattr(processes.parallel, 'process_count', lambda: 2)
+  monkeypatch.setattr(processes.signal, 'signal', lambda *args: handlers.append(args))
+  for saves in (True, False):
+    processes.join('host:1', 2, 1, saves_at_sigterm=saves)
+  service = 'jax_enable_preemption_service'
+  assert (asked, handlers) == ([(service, True), (service, False)], [])
 
 
 @pytest.mark.parametrize(
