@@ -206,16 +206,14 @@ class RunLog:
 
 
 def _drop_after(path, step):
-  """Drops the lines of later steps, and one that was cut off when the run was killed."""
+  """Drops the lines of later steps, and what is none, such as one that a kill cut off."""
   if not path.exists():
     return
   kept = []
-  for line in path.read_text().splitlines():
-    try:
+  for line in path.read_text(errors='replace').splitlines():
+    with contextlib.suppress(ValueError, TypeError, KeyError):
       if json.loads(line)['step'] <= step:
         kept.append(line + '\n')
-    except json.JSONDecodeError:
-      continue
   write_text(path, ''.join(kept))
 
 

@@ -11,7 +11,7 @@ from ddpm_jax import build, logs, parallel
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.data import batch_of_step
 from ddpm_jax.evaluate import training_evaluator
-from ddpm_jax.files import write_text
+from ddpm_jax.files import read_json, write_text
 from ddpm_jax.import_model import check_finished, read_state
 from ddpm_jax.logs import NotFiniteError
 from ddpm_jax.sample import Sampler, write_samples
@@ -104,7 +104,8 @@ def run_to_the_end(config, path, source, checkpointer, state, signals):
 def read_skipped(path):
   """The batches that this run leaves out, since their steps were not finite: a list of numbers."""
   file = path / SKIPPED
-  return json.loads(parallel.from_primary(file.read_text() if file.exists() else '[]'))
+  found = read_json(file) if parallel.is_primary() and file.exists() else []
+  return json.loads(parallel.from_primary(json.dumps(found)))
 
 
 def note_not_finite(path, error, batch, examples):

@@ -16,7 +16,7 @@ import pathlib
 import uuid
 
 from ddpm_jax import parallel
-from ddpm_jax.files import write_text
+from ddpm_jax.files import read_json, write_text
 
 # What decides the course of a run. Everything else (how long, how often to log, where the data lie)
 # may change when it goes on.
@@ -173,7 +173,7 @@ def store_config(path, config):
   file = path / 'config.json'
   current = config_dict(config)
   if file.exists():
-    stored = json.loads(file.read_text())
+    stored = read_json(file)
     differing = differing_fields(stored, current, FIXED_FIELDS, stored_name='workdir')
     if differing:
       raise ValueError(

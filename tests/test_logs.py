@@ -55,7 +55,7 @@ def test_resumed_log_drops_later_steps_and_a_cut_off_line(tmp_path):
     log.write(step)
   log.close()
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
-    file.write('{"step": 6, "lo')
+    file.write('7\n{}\n{"step": 6, "lo')
   log = make_log(tmp_path, start_step=3)
   log.add(4, metrics(40.0))
   log.write(4)

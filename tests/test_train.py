@@ -242,6 +242,12 @@ def test_a_batch_that_is_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys
   assert (noted['step'], noted['batch'], noted['examples']) == (4, 3, expected.tolist())
 
 
+def test_damaged_list_of_skipped_batches_is_named(tmp_path):
+  (tmp_path / 'skipped_batches.json').write_text('[3')
+  with pytest.raises(ValueError, match=r'skipped_batches\.json is damaged'):
+    train_module.read_skipped(tmp_path)
+
+
 def test_a_signal_in_a_step_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
   config = tiny_config(**{'train.on_nonfinite': 'skip'})
   train_steps, counts = build.train_steps, []

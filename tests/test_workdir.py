@@ -49,6 +49,12 @@ def test_config_that_decides_the_course_must_stay(tmp_path):
   assert json.loads((tmp_path / 'config.json').read_text())['model']['ch'] == 32
 
 
+def test_damaged_config_is_named(tmp_path):
+  (tmp_path / 'config.json').touch()
+  with pytest.raises(ValueError, match=r'config\.json is damaged'):
+    store_config(tmp_path, tiny_config())
+
+
 def test_length_and_logging_may_change(tmp_path):
   store_config(tmp_path, tiny_config())
   store_config(tmp_path, tiny_config(**{'train.num_steps': 99, 'train.log_every_steps': 7}))
