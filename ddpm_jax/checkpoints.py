@@ -11,9 +11,9 @@ On disk, below the checkpoint directory:
 
   KEEP.*        names of steps, one a line, that are not to be deleted (see keep_steps)
 
-A step gets its bare name by one rename, after its manifest is on disk. So a folder named N was
-finished once, and whatever no longer matches its manifest is damage. Orbax alone restores flipped
-bits silently, never falls back to an older step, and casts a wrong dtype.
+A step gets its bare name by one rename, after its files and then its manifest are on disk. So a
+folder named N was finished once, and whatever no longer matches its manifest is damage. Orbax alone
+restores flipped bits silently, never falls back to an older step, and casts a wrong dtype.
 
 The directory must be on a POSIX file system (rename is the commit), not a bucket's address.
 """
@@ -21,7 +21,6 @@ The directory must be on a POSIX file system (rename is the commit), not a bucke
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
@@ -31,7 +30,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ddpm_jax import parallel
-from ddpm_jax.files import WriteError, write_text
+from ddpm_jax.files import WriteError, sync, sync_below, write_text
 from ddpm_jax.workdir import differing_fields
 
 MANIFEST = 'MANIFEST.json'
@@ -237,7 +236,7 @@ class Checkpointer:
       return
     write_manifest(writing)
     writing.rename(folder)
-    _fsync(self._directory)
+    sync(self._directory)
     self._delete_old_steps()
 
   def _is_there(self, step):
@@ -381,7 +380,11 @@ def keep_steps(directory, reason, steps):
 
 
 def write_manifest(folder):
-  """Writes size and sha256 of every file below folder to folder/MANIFEST.json, and syncs it."""
+  """Writes size and sha256 of every file below folder to folder/MANIFEST.json.
+
+  All of them are on disk before it is, and it is at the end; Orbax syncs the arrays only.
+  """
+  sync_below(folder)
   path = folder / MANIFEST
   path.write_bytes(
     _encode_manifest(
@@ -391,8 +394,8 @@ def write_manifest(folder):
       }
     )
   )
-  _fsync(path)
-  _fsync(folder)
+  sync(path)
+  sync(folder)
 
 
 def find_fault(folder):
@@ -447,14 +450,6 @@ def _files(folder):
 def _sha256(path):
   with path.open('rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def _fsync(path):
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def _items(state):

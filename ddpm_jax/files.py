@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import pathlib
 
 
 class WriteError(ValueError):
@@ -51,6 +52,14 @@ def sync(path):
       raise
   finally:
     os.close(descriptor)
+
+
+def sync_below(folder):
+  """As sync, for a folder and all that is in it, at any depth."""
+  for parent, _, names in os.walk(folder, topdown=False):
+    for name in names:
+      sync(pathlib.Path(parent, name))
+    sync(parent)
 
 
 def read_json(file):

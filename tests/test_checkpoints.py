@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import checkpoints
+from ddpm_jax import checkpoints, files
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.files import WriteError
 from ddpm_jax.train_state import TrainState, make_optimizer
@@ -162,6 +162,24 @@ def test_old_step_stays_until_the_new_one_has_its_manifest(tmp_path, monkeypatch
     go_on.set()
     checkpointer.wait()
     assert checkpointer.all_steps() == [2]
+
+
+def test_all_is_on_disk_before_the_manifest_and_that_before_the_name(tmp_path, monkeypatch):
+  synced = []
+
+  def fsync(descriptor):
+    path = pathlib.Path(os.readlink(f'/proc/self/fd/{descriptor}')).relative_to(tmp_path)
+    synced.append((path.as_posix(), (tmp_path / '3').exists()))
+
+  with Checkpointer(tmp_path, CONFIG) as checkpointer, monkeypatch.context() as patch:
+    patch.setattr(files.os, 'fsync', fsync)
+    checkpointer.save(3, make_state(3))
+    checkpointer.wait()
+  folder = tmp_path / '3'
+  below = {f'3.writing/{path.relative_to(folder)}' for path in folder.rglob('*')} | {'3.writing'}
+  manifest = '3.writing/MANIFEST.json'
+  assert synced[-3:] == [(manifest, False), ('3.writing', False), ('.', True)]
+  assert {path for path, _ in synced[:-3]} == below - {manifest}
 
 
 def test_another_model_is_refused_by_name(saved):
