@@ -30,7 +30,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ddpm_jax import parallel
-from ddpm_jax.files import WriteError, sync, sync_below, write_text
+from ddpm_jax.files import DiskError, WriteError, sync, sync_below, write_text
 from ddpm_jax.workdir import differing_fields
 
 MANIFEST = 'MANIFEST.json'
@@ -399,7 +399,11 @@ def write_manifest(folder):
 
 
 def find_fault(folder):
-  """Returns what is wrong with a step's folder, in a few words; None if each byte is as saved."""
+  """Returns what is wrong with a step's folder, in a few words; None if each byte is as saved.
+
+  Raises:
+    DiskError: it cannot be read, which says nothing on what it has.
+  """
   try:
     manifest = _read_manifest(folder)['files']
     files = _files(folder)
@@ -413,8 +417,12 @@ def find_fault(folder):
         return f'{name} has {size} bytes, not {expected}'
       if _sha256(files[name]) != manifest[name]['sha256']:
         return f'{name} has another sha256 than in {MANIFEST}'
-  except (ValueError, OSError) as error:  # OSError: a bad disk, or a step deleted meanwhile
+  except ValueError as error:
     return str(error)
+  except OSError as error:
+    if folder.is_dir() and not isinstance(error, FileNotFoundError):
+      raise DiskError(error.filename or folder, error) from error
+    return str(error)  # deleted meanwhile
   return None
 
 

@@ -8,14 +8,22 @@ import os
 import pathlib
 
 
-class WriteError(ValueError):
-  """A file could not be written, as on a full disk; what was there before is still there."""
+class DiskError(ValueError):
+  """The system refuses a file."""
+
+  refused_to_be = 'used'
 
   def __init__(self, file, error):
     super().__init__(
-      f'{file} cannot be written ({error.strerror or error}); mend that, and the same command '
-      'goes on'
+      f'{file} cannot be {self.refused_to_be} ({error.strerror or error}); mend that, and the same '
+      'command goes on'
     )
+
+
+class WriteError(DiskError):
+  """A file could not be written, as on a full disk; what was there before is still there."""
+
+  refused_to_be = 'written'
 
 
 @contextlib.contextmanager

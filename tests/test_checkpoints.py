@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact, refused where they do not fit, never read where a byte has changed."""
 
+import errno
 import logging
 import os
 import pathlib
@@ -17,7 +18,7 @@ import pytest
 
 from ddpm_jax import checkpoints, files
 from ddpm_jax.checkpoints import Checkpointer
-from ddpm_jax.files import WriteError
+from ddpm_jax.files import DiskError, WriteError
 from ddpm_jax.train_state import TrainState, make_optimizer
 
 CONFIG = {
@@ -294,6 +295,19 @@ def test_damaged_step_gives_way_to_the_one_before(copied, warnings, damage, word
   assert_same_bits(restore(copied), make_state(21))
   assert len(warnings()) == 1
   assert sorted(p.name for p in copied.iterdir()) == ['10', '20', '20.damaged']
+
+
+@pytest.mark.parametrize('number', [errno.ESTALE, errno.EMFILE, errno.EIO])
+def test_a_step_that_cannot_be_read_just_now_is_not_set_aside(copied, monkeypatch, number):
+  def fail(path):
+    raise OSError(number, os.strerror(number), str(path))
+
+  with monkeypatch.context() as patch, Checkpointer(copied, CONFIG) as checkpointer:
+    patch.setattr(checkpoints, '_sha256', fail)
+    with pytest.raises(DiskError, match=rf'/20/.* cannot be used \({os.strerror(number)}\); mend'):
+      checkpointer.restore_latest(make_state(0))
+  with Checkpointer(copied, CONFIG) as checkpointer:
+    assert checkpointer.restore_latest(make_state(0)).step == 20
 
 
 def test_damaged_again(copied):
