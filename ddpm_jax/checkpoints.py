@@ -30,7 +30,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ddpm_jax import parallel
-from ddpm_jax.files import DiskError, WriteError, sync, sync_below, write_text
+from ddpm_jax.files import DiskError, WriteError, disk_error, sync, sync_below, write_text
 from ddpm_jax.workdir import differing_fields
 
 MANIFEST = 'MANIFEST.json'
@@ -211,9 +211,9 @@ class Checkpointer:
     self._pending = None
     if error is not None:
       self._last_step = None  # so that saving the step again is tried, not skipped
-      disk_error = _disk_error(error)
-      if disk_error is not None:
-        raise WriteError(f'checkpoint {step} in {self._directory}', disk_error) from error
+      cause = _disk_error_behind(error)
+      if cause is not None:
+        raise WriteError(f'checkpoint {step} in {self._directory}', cause) from error
       raise RuntimeError(
         f'saving checkpoint {step} in {self._directory} failed: {error!r}'
       ) from error
@@ -348,13 +348,10 @@ class Checkpointer:
     )
 
 
-def _disk_error(error):
-  """The OSError behind an exception, if there is one; Orbax's writer puts it into words only."""
+def _disk_error_behind(error):
   while error is not None:
-    if isinstance(error, OSError):
-      return error
-    if words := re.search('No space left on device|Disk quota exceeded|File too large', str(error)):
-      return OSError(words[0])
+    if (cause := disk_error(error)) is not None:
+      return cause
     error = error.__cause__ or error.__context__
   return None
 

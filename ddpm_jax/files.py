@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import pathlib
+import re
+import shutil
 
 
 class DiskError(ValueError):
@@ -33,21 +35,37 @@ def written_whole(file):
   That holds for a loss of power too: content and name are on disk when this ends.
 
   Args:
-    file: pathlib.Path.
+    file: pathlib.Path, of a file or of a folder that is not there.
 
   Raises:
     WriteError: it cannot.
   """
   partial = file.with_name(f'.{file.name}.partial')
+  _remove(partial)
   try:
     yield partial
-    sync(partial)
+    (sync_below if partial.is_dir() else sync)(partial)
     partial.replace(file)
     sync(file.parent)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise WriteError(file, error) from error
+  except Exception as error:
+    _remove(partial)
+    cause = disk_error(error)
+    if cause is None or isinstance(error, DiskError):
+      raise
+    raise WriteError(file, cause) from error
+
+
+def _remove(partial):
+  with contextlib.suppress(OSError):
+    (shutil.rmtree if partial.is_dir() else os.remove)(partial)
+
+
+def disk_error(error):
+  """The OSError that an exception is; or puts into words only, as Rust and C++ do; or None."""
+  if isinstance(error, OSError):
+    return error
+  words = re.search('No space left on device|Disk quota exceeded|File too large', str(error))
+  return OSError(words[0]) if words else None
 
 
 def sync(path):

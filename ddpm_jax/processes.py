@@ -1,5 +1,6 @@
 """The processes of one run: how they find each other, and how they end when one is lost."""
 
+import errno
 import os
 import pathlib
 import re
@@ -11,7 +12,7 @@ import time
 import traceback
 
 from ddpm_jax import last_words, parallel
-from ddpm_jax.files import WriteError
+from ddpm_jax.files import DiskError
 
 HEARTBEAT_SECS = 20  # a process that is silent for so long is lost
 JOIN_SECS = 300  # for the slowest to start
@@ -22,9 +23,21 @@ _LOST_WORDS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'DEADLINE_EXCEEDED')  #
 # whose fellows are lost.
 UNUSABLE = 1  # something given, or a defect
 NOT_FINITE = 3
-NOT_WRITTEN = 74  # EX_IOERR: with more room, the same command goes on
+REFUSED = 74  # EX_IOERR: a file, by the system; with that mended, the same command goes on
 LOST = 75  # EX_TEMPFAIL: the same command goes on
 INTERRUPTED = 130
+
+_OF_THE_SYSTEM = {
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ENOTDIR,
+  errno.EIO,
+  errno.ESTALE,
+}  # any other OSError that nothing expects is a defect
 
 
 def join(coordinator_address=None, num_processes=None, process_id=None, *, saves_at_sigterm=False):
@@ -147,6 +160,12 @@ def explain(error):
   if isinstance(error, KeyboardInterrupt):
     print('interrupted; the same command goes on where it stopped', file=sys.stderr)
     return INTERRUPTED
+  if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+    print(f'error: {DiskError(error.filename or "a file", error)}', file=sys.stderr)
+    return REFUSED
+  if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+    print(f'error: {error.filename}: {error.strerror}; give a shorter one', file=sys.stderr)
+    return UNUSABLE
   raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
   ours = raised_in.is_relative_to(pathlib.Path(__file__).parent)
   if not ours and _of_a_lost_process(error):
@@ -156,8 +175,8 @@ def explain(error):
     traceback.print_exception(error)  # not our answer to the user, but a defect
     return UNUSABLE
   print(f'error: {error}', file=sys.stderr)
-  if isinstance(error, WriteError):
-    return NOT_WRITTEN
+  if isinstance(error, DiskError):
+    return REFUSED
   return NOT_FINITE if isinstance(error, FloatingPointError) else UNUSABLE
 
 
@@ -173,7 +192,7 @@ def leave(code):
   import jax
 
   several = jax.distributed.is_initialized()
-  if not several and code != NOT_WRITTEN:  # writers would try once more, and say so at length
+  if not several and code != REFUSED:  # writers would try once more, and say so at length
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()

@@ -16,7 +16,7 @@ import pathlib
 import uuid
 
 from ddpm_jax import parallel
-from ddpm_jax.files import read_json, write_text
+from ddpm_jax.files import WriteError, read_json, write_text
 
 # What decides the course of a run. Everything else (how long, how often to log, where the data lie)
 # may change when it goes on.
@@ -122,9 +122,11 @@ def locked(path, mode):
         f'--workdir={path} is in use by another --mode={mode} (process {file.read().strip()}); '
         'wait for it, stop it, or give another workdir'
       ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    try:
+      file.truncate(0)
+      os.write(file.fileno(), str(os.getpid()).encode())
+    except OSError as error:
+      raise WriteError(file.name, error) from error
     yield
 
 

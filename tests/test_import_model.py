@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from ddpm_jax import build, checkpoints
 from ddpm_jax.convert import diffusers, pytorch_diffusion
@@ -19,6 +20,8 @@ from ddpm_jax.train import train
 from tests.tf_writer import write_bundle
 from tests.tiny import tiny_config
 from tests.torch_writer import write_torch_zip
+
+FULL = 'Error while serializing: I/O error: No space left on device (os error 28)'
 
 
 @pytest.fixture(scope='module')
@@ -161,7 +164,7 @@ def test_an_import_that_was_stopped_is_done_again_and_never_trained(
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['0']
 
 
-def test_what_cannot_be_exported_leaves_nothing_behind(models, tmp_path):
+def test_what_cannot_be_exported_leaves_nothing_behind(models, tmp_path, monkeypatch):
   config = import_config(models['diffusers'])
   with pytest.raises(ValueError, match=r'needs --config\.export\.path=FOLDER'):
     export_model(config, tmp_path)
@@ -176,7 +179,19 @@ def test_what_cannot_be_exported_leaves_nothing_behind(models, tmp_path):
   config.export.step = 5
   with pytest.raises(ValueError, match='no checkpoint 5'):
     export_model(config, tmp_path / 'run')
-  assert not (tmp_path / 'out').exists()
+  config.export.step = None
+  others = tmp_path / 'out.partial'
+  others.mkdir()
+  for error in (OSError(errno.ENOSPC, 'No space left on device'), SafetensorError(FULL)):
+
+    def fail(path, tensors, error=error):
+      raise error
+
+    with monkeypatch.context() as patch:
+      patch.setattr(diffusers, 'write_safetensors', fail)
+      with pytest.raises(WriteError, match=r'out cannot be written \(No space left on device\)'):
+        export_model(config, tmp_path / 'run')
+  assert sorted(path.name for path in tmp_path.glob('*out*')) == [others.name]
   config.export.path = str(tmp_path)
   with pytest.raises(ValueError, match='is there already; give a new folder'):
     export_model(config, tmp_path / 'run')

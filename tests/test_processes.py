@@ -1,5 +1,6 @@
 """How processes find each other and end; with real ones in test_many_processes.py."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -157,6 +158,23 @@ def test_flags_that_do_not_fit_are_refused(args, message):
 )
 def test_each_end_has_its_code_and_words(error, code, line, capsys):
   assert processes.explain(raised(error)) == code
+  assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize(
+  ('number', 'name', 'code', 'line'),
+  [
+    ('ENOSPC', None, 74, 'error: a file cannot be used (No space left on device); mend that, and'),
+    ('EACCES', '/a/b', 74, 'error: /a/b cannot be used (Permission denied); mend that, and the'),
+    ('EROFS', '/a/b', 74, 'error: /a/b cannot be used (Read-only file system); mend that'),
+    ('ENAMETOOLONG', '/a/b', 1, 'error: /a/b: File name too long; give a shorter one'),
+    ('ENOENT', '/a/b', 1, 'Traceback (most recent call last)'),
+    ('ECONNRESET', None, 1, 'Traceback (most recent call last)'),
+  ],
+)
+def test_what_the_system_refuses_is_no_defect(number, name, code, line, capsys):
+  number = getattr(errno, number)
+  assert processes.explain(raised(OSError(number, os.strerror(number), name))) == code
   assert capsys.readouterr().err.startswith(line)
 
 

@@ -1,9 +1,12 @@
 """The folder of a run: one process a mode, one config."""
 
+import errno
 import json
+import os
 
 import pytest
 
+from ddpm_jax.files import WriteError
 from ddpm_jax.workdir import (
   deciding_fields,
   differing_fields,
@@ -37,6 +40,18 @@ def test_second_process_of_a_mode_is_refused_and_told_of_the_first(tmp_path):
     ):
       pass
   with locked(tmp_path, 'train'):
+    pass
+
+
+def test_lock_on_a_full_disk_names_its_file(tmp_path, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'write', fail)
+  with (
+    pytest.raises(WriteError, match=r'\.train\.lock cannot be written \(No space left'),
+    locked(tmp_path, 'train'),
+  ):
     pass
 
 
