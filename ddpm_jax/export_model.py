@@ -21,7 +21,7 @@ def export_model(config, workdir):
     ValueError: no checkpoint, a folder in use, or a model that diffusers has not.
     WriteError: the folder cannot be written.
   """
-  build.check(config)
+  build.begin(config)
   if not config.export.path:
     raise ValueError('--mode=export needs --config.export.path=FOLDER, the folder to write')
   folder = pathlib.Path(config.export.path).expanduser()

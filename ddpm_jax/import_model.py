@@ -29,7 +29,7 @@ def import_model(config, workdir):
   Raises:
     ValueError: a file that cannot be read, another model, or a workdir that cannot be used.
   """
-  build.check(config)
+  build.begin(config)
   source = config.import_.path
   if not source:
     raise ValueError(f'--mode=import needs --config.import.path=PATH: {FORMS}')

@@ -164,6 +164,17 @@ def test_an_import_that_was_stopped_is_done_again_and_never_trained(
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['0']
 
 
+@pytest.mark.parametrize('mode', [import_model, export_model])
+def test_processes_compare_what_they_are_told(mode, tmp_path, monkeypatch):
+  def differ(what, facts):
+    raise ValueError(f'processes differ in their {what} ({facts["import_.path"]})')
+
+  monkeypatch.setattr(build.parallel, 'process_count', lambda: 2)
+  monkeypatch.setattr(build.parallel, 'check_same', differ)
+  with pytest.raises(ValueError, match=r'processes differ in their config \(/here\)'):
+    mode(import_config('/here'), tmp_path)
+
+
 def test_what_cannot_be_exported_leaves_nothing_behind(models, tmp_path, monkeypatch):
   config = import_config(models['diffusers'])
   with pytest.raises(ValueError, match=r'needs --config\.export\.path=FOLDER'):
