@@ -16,9 +16,17 @@ TRACE = '*** Check failure stack trace: ***\n    @     0x7f64cf840634  absl::Sen
 ENDS = 'F1124 15:44:19.47 25212 client.h:80] Terminating process because the JAX distributed '
 ENDS += 'service detected fatal errors. This most likely indicates that another task died'
 WARNS = (
-  'E1124 15:44:19.47 25201 coordination_service.cc:1549] [115] Use error polling\n1\nThe tasks\n'
+  'E1124 15:44:19.47 25201 coordination_service.cc:1549] [115] Use error polling to propagate\n'
+  '1\n'
+  'The tasks have crashed. Check the task logs for an earlier error\n'
 )
-TORN = 'W1124 16:10:02.06 31656 preemption_sync_manager.cc:147] Failed to retrieve\nAdditional\n'
+TORN = (
+  'W1124 16:10:02.06 31656 preemption_sync_manager.cc:147] Failed to retrieve\n'
+  'Additional GRPC error information from remote target coordination_service while calling\n'
+  ':UNKNOWN:Error received from peer  {grpc_status:14, grpc_message:"Socket closed"}.\n'
+  'E1124 16:10:02.07 31656 preemption_sync_manager.cc:159] Failed to cancel preemption barrier\n'
+  'E1124 16:10:02.07 31656 coordination_service_agent.cc:289] Polled an error\n'
+)
 
 
 def raised(error):
@@ -57,7 +65,42 @@ def test_other_lines_pass_unchanged():
   noise = '[Gloo] Rank 1 is connected to 3 peer ranks.\n'
   noise += 'W1124 16:10:26.56 31902 preemption_notifier.cc:90] SIGTERM caught\n'
   assert translated(noise + text) == text
-  assert translated(WARNS + text) == WARNS + text  # it did not end the process: it is all said
+  # They did not end the process: it is all said, ours at once.
+  assert translated(WARNS + text) == text + WARNS
+
+
+def test_the_real_cause_is_said_before_the_last_words():
+  text = 'Traceback (most recent call last):\n  File "a.py"\nKeyError: 1\n'
+  assert translated(f'{WARNS}{text}{TORN}{ENDS}\n{TRACE}') == f'{text}{last_words.LOST}\n'
+
+
+def test_a_foreboding_is_held_for_a_short_time_only():
+  now = 0.0
+  *begin, end = WARNS.splitlines(keepends=True)
+
+  def lines():
+    nonlocal now
+    yield from begin
+    now += last_words.HOLD_SECS / 2
+    yield from (end, 'ours\n', None)
+    now += last_words.HOLD_SECS / 2
+    yield None
+    yield 'late\n'
+
+  said = list(last_words.translate(lines(), clock=lambda: now))
+  assert said == ['ours\n', *begin, end, 'late\n']
+
+
+def test_lines_are_read_as_they_come():
+  command = [sys.executable, '-I', last_words.__file__]
+  pipe = subprocess.PIPE
+  with subprocess.Popen(command, stdin=pipe, stderr=pipe, bufsize=0) as process:
+    process.stdin.write(f'{WARNS}ours \xff\n'.encode('latin1'))
+    assert process.stderr.readline() == 'ours \ufffd\n'.encode()
+    assert process.stderr.readline().decode() == WARNS.splitlines(keepends=True)[0]
+    process.stdin.write(b'cut')
+    process.stdin.close()
+    assert process.stderr.read().decode() == ''.join(WARNS.splitlines(keepends=True)[1:]) + 'cut'
 
 
 @pytest.mark.parametrize(
