@@ -31,7 +31,12 @@ def main(_):
   try:
     loop = LOOPS[given.mode]
     run = getattr(importlib.import_module(f'ddpm_jax.{loop}'), loop)
-    processes.join(given.coordinator_address, given.num_processes, given.process_id)
+    processes.join(
+      given.coordinator_address,
+      given.num_processes,
+      given.process_id,
+      saves_at_sigterm=given.mode == 'train',
+    )
     run(given.config, given.workdir)
     parallel.barrier('done')
   except (Exception, KeyboardInterrupt) as error:

@@ -11,9 +11,9 @@ On disk, below the checkpoint directory:
 
   KEEP.*        names of steps, one a line, that are not to be deleted (see keep_steps)
 
-A step gets its bare name by one rename, after its manifest is on disk. So a folder named N was
-finished once, and whatever no longer matches its manifest is damage. Orbax alone restores flipped
-bits silently, never falls back to an older step, and casts a wrong dtype.
+A step gets its bare name by one rename, after its files and then its manifest are on disk. So a
+folder named N was finished once, and whatever no longer matches its manifest is damage. Orbax alone
+restores flipped bits silently, never falls back to an older step, and casts a wrong dtype.
 
 The directory must be on a POSIX file system (rename is the commit), not a bucket's address.
 """
@@ -21,7 +21,6 @@ The directory must be on a POSIX file system (rename is the commit), not a bucke
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
@@ -31,7 +30,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ddpm_jax import parallel
-from ddpm_jax.files import WriteError, write_text
+from ddpm_jax.files import DiskError, WriteError, disk_error, sync, sync_below, write_text
 from ddpm_jax.workdir import FREE_FIELDS, differing_fields
 
 MANIFEST = 'MANIFEST.json'
@@ -102,7 +101,7 @@ class Checkpointer:
 
   def all_steps(self):
     """Returns the finished steps on disk, ascending; damaged ones among them until a restore."""
-    return json.loads(parallel.from_primary(json.dumps(self._steps_on_disk())))
+    return json.loads(parallel.from_primary(json.dumps(steps_on_disk(self._directory))))
 
   def save(self, step, state):
     """Begins to save and returns while the files are written; the arrays may be donated at once.
@@ -214,9 +213,9 @@ class Checkpointer:
     self._pending = None
     if error is not None:
       self._last_step = None  # so that saving the step again is tried, not skipped
-      disk_error = _disk_error(error)
-      if disk_error is not None:
-        raise WriteError(f'checkpoint {step} in {self._directory}', disk_error) from error
+      cause = _disk_error_behind(error)
+      if cause is not None:
+        raise WriteError(f'checkpoint {step} in {self._directory}', cause) from error
       raise RuntimeError(
         f'saving checkpoint {step} in {self._directory} failed: {error!r}'
       ) from error
@@ -239,17 +238,8 @@ class Checkpointer:
       return
     write_manifest(writing)
     writing.rename(folder)
-    _fsync(self._directory)
+    sync(self._directory)
     self._delete_old_steps()
-
-  def _steps_on_disk(self):
-    if not self._directory.is_dir():
-      return []
-    return sorted(
-      int(p.name)
-      for p in self._directory.iterdir()
-      if re.fullmatch('[0-9]+', p.name) and p.is_dir()
-    )
 
   def _is_there(self, step):
     """Whether the first process sees the step."""
@@ -261,7 +251,7 @@ class Checkpointer:
     return parallel.from_primary(found or '') or None
 
   def _delete_old_steps(self):
-    steps = self._steps_on_disk()
+    steps = steps_on_disk(self._directory)
     kept = set(steps[-self._keep_last :])
     if self._keep_every_steps is not None:
       kept |= {step for step in steps if step % self._keep_every_steps == 0}
@@ -364,15 +354,21 @@ class Checkpointer:
     )
 
 
-def _disk_error(error):
-  """The OSError behind an exception, if there is one; Orbax's writer puts it into words only."""
+def _disk_error_behind(error):
   while error is not None:
-    if isinstance(error, OSError):
-      return error
-    if words := re.search('No space left on device|Disk quota exceeded|File too large', str(error)):
-      return OSError(words[0])
+    if (cause := disk_error(error)) is not None:
+      return cause
     error = error.__cause__ or error.__context__
   return None
+
+
+def steps_on_disk(directory):
+  """The finished steps in a directory, ascending; none where it is not there."""
+  if not directory.is_dir():
+    return []
+  return sorted(
+    int(p.name) for p in directory.iterdir() if re.fullmatch('[0-9]+', p.name) and p.is_dir()
+  )
 
 
 def keep_steps(directory, reason, steps):
@@ -387,7 +383,11 @@ def keep_steps(directory, reason, steps):
 
 
 def write_manifest(folder):
-  """Writes size and sha256 of every file below folder to folder/MANIFEST.json, and syncs it."""
+  """Writes size and sha256 of every file below folder to folder/MANIFEST.json.
+
+  All of them are on disk before it is, and it is at the end; Orbax syncs the arrays only.
+  """
+  sync_below(folder)
   path = folder / MANIFEST
   path.write_bytes(
     _encode_manifest(
@@ -397,12 +397,16 @@ def write_manifest(folder):
       }
     )
   )
-  _fsync(path)
-  _fsync(folder)
+  sync(path)
+  sync(folder)
 
 
 def find_fault(folder):
-  """Returns what is wrong with a step's folder, in a few words; None if each byte is as saved."""
+  """Returns what is wrong with a step's folder, in a few words; None if each byte is as saved.
+
+  Raises:
+    DiskError: it cannot be read, which says nothing on what it has.
+  """
   try:
     manifest = _read_manifest(folder)['files']
     files = _files(folder)
@@ -416,8 +420,12 @@ def find_fault(folder):
         return f'{name} has {size} bytes, not {expected}'
       if _sha256(files[name]) != manifest[name]['sha256']:
         return f'{name} has another sha256 than in {MANIFEST}'
-  except (ValueError, OSError) as error:  # OSError: a bad disk, or a step deleted meanwhile
+  except ValueError as error:
     return str(error)
+  except OSError as error:
+    if folder.is_dir() and not isinstance(error, FileNotFoundError):
+      raise DiskError(error.filename or folder, error) from error
+    return str(error)  # deleted meanwhile
   return None
 
 
@@ -453,14 +461,6 @@ def _files(folder):
 def _sha256(path):
   with path.open('rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def _fsync(path):
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def _items(state):

@@ -2,10 +2,10 @@
 
 import contextlib
 import pathlib
-import shutil
 
 from ddpm_jax import build, parallel
 from ddpm_jax.convert.diffusers import write_pipeline
+from ddpm_jax.files import written_whole
 from ddpm_jax.sample import restore_ema
 from ddpm_jax.workdir import find_workdir, locked
 
@@ -19,8 +19,9 @@ def export_model(config, workdir):
 
   Raises:
     ValueError: no checkpoint, a folder in use, or a model that diffusers has not.
+    WriteError: the folder cannot be written.
   """
-  build.check(config)
+  build.begin(config)
   if not config.export.path:
     raise ValueError('--mode=export needs --config.export.path=FOLDER, the folder to write')
   folder = pathlib.Path(config.export.path).expanduser()
@@ -32,8 +33,6 @@ def export_model(config, workdir):
     return
   with contextlib.ExitStack() as stack:
     stack.enter_context(locked(path, 'export'))
-    partial = folder.with_name(f'{folder.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = stack.enter_context(written_whole(folder))
     write_pipeline(partial, config, ema_params)
-    partial.rename(folder)
   print(f'done: step {step} as a pipeline of diffusers; {folder}')

@@ -5,16 +5,27 @@ import errno
 import fcntl
 import json
 import os
+import pathlib
+import re
+import shutil
 
 
-class WriteError(ValueError):
-  """A file could not be written, as on a full disk; what was there before is still there."""
+class DiskError(ValueError):
+  """The system refuses a file."""
+
+  refused_to_be = 'used'
 
   def __init__(self, file, error):
     super().__init__(
-      f'{file} cannot be written ({error.strerror or error}); mend that, and the same command '
-      'goes on'
+      f'{file} cannot be {self.refused_to_be} ({error.strerror or error}); mend that, and the same '
+      'command goes on'
     )
+
+
+class WriteError(DiskError):
+  """A file could not be written, as on a full disk; what was there before is still there."""
+
+  refused_to_be = 'written'
 
 
 @contextlib.contextmanager
@@ -24,21 +35,37 @@ def written_whole(file):
   That holds for a loss of power too: content and name are on disk when this ends.
 
   Args:
-    file: pathlib.Path.
+    file: pathlib.Path, of a file or of a folder that is not there.
 
   Raises:
     WriteError: it cannot.
   """
   partial = file.with_name(f'.{file.name}.partial')
+  _remove(partial)
   try:
     yield partial
-    sync(partial)
+    (sync_below if partial.is_dir() else sync)(partial)
     partial.replace(file)
     sync(file.parent)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise WriteError(file, error) from error
+  except Exception as error:
+    _remove(partial)
+    cause = disk_error(error)
+    if cause is None or isinstance(error, DiskError):
+      raise
+    raise WriteError(file, cause) from error
+
+
+def _remove(partial):
+  with contextlib.suppress(OSError):
+    (shutil.rmtree if partial.is_dir() else os.remove)(partial)
+
+
+def disk_error(error):
+  """The OSError that an exception is; or puts into words only, as Rust and C++ do; or None."""
+  if isinstance(error, OSError):
+    return error
+  words = re.search('No space left on device|Disk quota exceeded|File too large', str(error))
+  return OSError(words[0]) if words else None
 
 
 def sync(path):
@@ -51,6 +78,14 @@ def sync(path):
       raise
   finally:
     os.close(descriptor)
+
+
+def sync_below(folder):
+  """As sync, for a folder and all that is in it, at any depth."""
+  for parent, _, names in os.walk(folder, topdown=False):
+    for name in names:
+      sync(pathlib.Path(parent, name))
+    sync(parent)
 
 
 def read_json(file):

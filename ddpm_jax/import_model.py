@@ -1,34 +1,40 @@
 """Models of other programs as runs of ours, and as the start of training."""
 
 import contextlib
+import json
 import pathlib
 
 import jax
 
 from ddpm_jax import build, parallel
-from ddpm_jax.checkpoints import Checkpointer
+from ddpm_jax.checkpoints import Checkpointer, steps_on_disk
 from ddpm_jax.convert.foreign import FORMS, read_foreign
+from ddpm_jax.files import write_text
 from ddpm_jax.train_state import init_train_state
 from ddpm_jax.workdir import config_dict, locked, open_workdir, store_config
+
+IMPORT = 'import.json'  # written first: a run that has it begins with the import's checkpoint
 
 
 def import_model(config, workdir):
   """--mode=import: makes a workdir of config.import.path, to sample, measure and train from.
 
-  Its checkpoint has the file's step, weights and moving average, and a fresh optimizer.
+  Its checkpoint has the file's step, weights and moving average, and a fresh optimizer. What was
+  stopped before that is on disk is done by the same command.
 
   Args:
     config: ConfigDict.
-    workdir: folder of the run, without checkpoints.
+    workdir: folder of the run, which has not begun.
 
   Raises:
     ValueError: a file that cannot be read, another model, or a workdir that cannot be used.
   """
-  build.check(config)
+  build.begin(config)
   source = config.import_.path
   if not source:
     raise ValueError(f'--mode=import needs --config.import.path=PATH: {FORMS}')
-  if (pathlib.Path(workdir).expanduser() / 'checkpoints').exists():
+  path = pathlib.Path(workdir).expanduser()
+  if steps_on_disk(path / 'checkpoints') or (path / 'metrics.jsonl').exists():
     raise ValueError(f'--workdir={workdir} holds a run already; give another workdir')
   state, step = read_state(config, source)
   path = open_workdir(workdir)
@@ -36,6 +42,7 @@ def import_model(config, workdir):
     if parallel.is_primary():
       stack.enter_context(locked(path, 'train'))
       store_config(path, config)
+      write_text(path / IMPORT, json.dumps({'path': source, 'step': step}) + '\n')
     checkpointer = stack.enter_context(
       Checkpointer(path / 'checkpoints', config_dict(config), is_primary=parallel.is_primary())
     )
@@ -45,6 +52,15 @@ def import_model(config, workdir):
   if parallel.is_primary():
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f'done: {source}, {num_params:,} parameters of step {step}; {path / "checkpoints"}')
+
+
+def check_finished(path):
+  """Raises a ValueError if WORKDIR was to begin with an import that was not finished."""
+  if (path / IMPORT).exists() and not steps_on_disk(path / 'checkpoints'):
+    raise ValueError(
+      f'--workdir={path} has no checkpoint, since its --mode=import was not finished; give the '
+      'command of that import again, or another workdir'
+    )
 
 
 def read_state(config, source):

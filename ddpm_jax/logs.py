@@ -168,6 +168,7 @@ class RunLog:
     """
     if self._file is None:
       return
+    self._check_tensorboard()
     for figure in figures:
       self._tensorboard.add_scalar(f'eval/{figure["name"]}', figure['value'], step)
     print(
@@ -178,15 +179,18 @@ class RunLog:
     """Shows a PNG file in TensorBoard."""
     from PIL import Image
 
+    self._check_tensorboard()
     self._tensorboard.add_image('samples', np.asarray(Image.open(png)), step, dataformats='HWC')
 
   def _check_tensorboard(self):
     """Raises what ended TensorBoard's writer: without it, events would pile up, and then block."""
-    if self._thread_errors:
-      raise WriteError(self._tensorboard.logdir, self._thread_errors[0])
+    for error in self._thread_errors:
+      if isinstance(error, OSError):
+        raise WriteError(self._tensorboard.logdir, error)
+      raise error
 
   def _note_thread_error(self, hook):
-    if isinstance(hook.exc_value, OSError):
+    if type(hook.thread).__module__.startswith('tensorboardX.'):
       self._thread_errors.append(hook.exc_value)
     else:
       threading.__excepthook__(hook)
@@ -206,16 +210,14 @@ class RunLog:
 
 
 def _drop_after(path, step):
-  """Drops the lines of later steps, and one that was cut off when the run was killed."""
+  """Drops the lines of later steps, and what is none, such as one that a kill cut off."""
   if not path.exists():
     return
   kept = []
-  for line in path.read_text().splitlines():
-    try:
+  for line in path.read_text(errors='replace').splitlines():
+    with contextlib.suppress(ValueError, TypeError, KeyError):
       if json.loads(line)['step'] <= step:
         kept.append(line + '\n')
-    except json.JSONDecodeError:
-      continue
   write_text(path, ''.join(kept))
 
 

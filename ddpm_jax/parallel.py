@@ -140,16 +140,16 @@ def check_same(what, facts):
       )
 
 
-def stop_agreed(dispatch, received):
-  """Whether all processes stop after this dispatch, since a signal came to one of them.
+def stop_agreed(count, received):
+  """Whether all processes stop now, since a signal came to one of them.
 
   Args:
-    dispatch: 0, 1, ...: the same on every process.
+    count: 0, 1, ...: how often this was asked before; the same on every process.
     received: whether a signal came to this one; of several, JAX listens for SIGTERM itself.
   """
   if jax.process_count() == 1:
     return received
-  return multihost_utils.reached_preemption_sync_point(dispatch)
+  return multihost_utils.reached_preemption_sync_point(count)
 
 
 def replicate(tree):

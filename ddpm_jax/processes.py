@@ -1,8 +1,10 @@
 """The processes of one run: how they find each other, and how they end when one is lost."""
 
+import errno
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import time
 import traceback
 
 from ddpm_jax import last_words, parallel
-from ddpm_jax.files import WriteError
+from ddpm_jax.files import DiskError
 
 HEARTBEAT_SECS = 20  # a process that is silent for so long is lost
 JOIN_SECS = 300  # for the slowest to start
@@ -21,12 +23,24 @@ _LOST_WORDS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'DEADLINE_EXCEEDED')  #
 # whose fellows are lost.
 UNUSABLE = 1  # something given, or a defect
 NOT_FINITE = 3
-NOT_WRITTEN = 74  # EX_IOERR: with more room, the same command goes on
+REFUSED = 74  # EX_IOERR: a file, by the system; with that mended, the same command goes on
 LOST = 75  # EX_TEMPFAIL: the same command goes on
 INTERRUPTED = 130
 
+_OF_THE_SYSTEM = {
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ENOTDIR,
+  errno.EIO,
+  errno.ESTALE,
+}  # any other OSError that nothing expects is a defect
 
-def join(coordinator_address=None, num_processes=None, process_id=None):
+
+def join(coordinator_address=None, num_processes=None, process_id=None, *, saves_at_sigterm=False):
   """Joins the processes of this run, if there are several: at the very start of the program.
 
   TPU pods, SLURM's srun and Open MPI say by themselves who takes part; elsewhere the arguments do,
@@ -36,6 +50,7 @@ def join(coordinator_address=None, num_processes=None, process_id=None):
     coordinator_address: 'HOST:PORT' of process 0, where it listens.
     num_processes: number of processes.
     process_id: which of them this is, from 0.
+    saves_at_sigterm: whether the program asks parallel.stop_agreed; if not, SIGTERM ends it.
 
   Raises:
     ValueError: arguments that do not fit together, or a port that is in use.
@@ -60,6 +75,8 @@ def join(coordinator_address=None, num_processes=None, process_id=None):
   import jax
 
   _filter_errors()
+  # The service takes SIGTERM for itself, and only notes it until it is asked.
+  jax.config.update('jax_enable_preemption_service', saves_at_sigterm)
   jax.distributed.initialize(
     coordinator_address,
     num_processes,
@@ -69,6 +86,8 @@ def join(coordinator_address=None, num_processes=None, process_id=None):
     initialization_timeout=JOIN_SECS,
   )
   parallel.connect()
+  if parallel.process_count() == 1:  # none to agree with: nobody will ask
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _in_cluster():
@@ -141,6 +160,12 @@ def explain(error):
   if isinstance(error, KeyboardInterrupt):
     print('interrupted; the same command goes on where it stopped', file=sys.stderr)
     return INTERRUPTED
+  if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+    print(f'error: {DiskError(error.filename or "a file", error)}', file=sys.stderr)
+    return REFUSED
+  if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+    print(f'error: {error.filename}: {error.strerror}; give a shorter one', file=sys.stderr)
+    return UNUSABLE
   raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
   ours = raised_in.is_relative_to(pathlib.Path(__file__).parent)
   if not ours and _of_a_lost_process(error):
@@ -150,8 +175,8 @@ def explain(error):
     traceback.print_exception(error)  # not our answer to the user, but a defect
     return UNUSABLE
   print(f'error: {error}', file=sys.stderr)
-  if isinstance(error, WriteError):
-    return NOT_WRITTEN
+  if isinstance(error, DiskError):
+    return REFUSED
   return NOT_FINITE if isinstance(error, FloatingPointError) else UNUSABLE
 
 
@@ -167,7 +192,7 @@ def leave(code):
   import jax
 
   several = jax.distributed.is_initialized()
-  if not several and code != NOT_WRITTEN:  # writers would try once more, and say so at length
+  if not several and code != REFUSED:  # writers would try once more, and say so at length
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()

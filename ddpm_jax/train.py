@@ -11,8 +11,8 @@ from ddpm_jax import build, logs, parallel
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.data import batch_of_step
 from ddpm_jax.evaluate import training_evaluator
-from ddpm_jax.files import write_text
-from ddpm_jax.import_model import read_state
+from ddpm_jax.files import read_json, write_text
+from ddpm_jax.import_model import check_finished, read_state
 from ddpm_jax.logs import NotFiniteError
 from ddpm_jax.sample import Sampler, write_samples
 from ddpm_jax.train_state import init_train_state
@@ -45,6 +45,7 @@ def train(config, workdir):
     if parallel.is_primary():
       stack.enter_context(locked(path, 'train'))
       store_config(path, config)
+      check_finished(path)
     source = build.source(config)
     checkpointer = stack.enter_context(
       Checkpointer(
@@ -65,11 +66,12 @@ def train(config, workdir):
       if parallel.is_primary():
         print(f'nothing to do: step {step} of train.num_steps={num_steps}')
       return
-    while not run_to_the_end(config, path, source, checkpointer, state):
+    signals = stack.enter_context(Signals())  # one for all attempts: none may forget a signal
+    while not run_to_the_end(config, path, source, checkpointer, state, signals):
       state = restore_or_init(config, checkpointer)
 
 
-def run_to_the_end(config, path, source, checkpointer, state):
+def run_to_the_end(config, path, source, checkpointer, state, signals):
   """Trains as run_steps does.
 
   Returns:
@@ -79,7 +81,7 @@ def run_to_the_end(config, path, source, checkpointer, state):
   skipped = read_skipped(path)
   with contextlib.closing(build.batches(config, source, skipped)) as batches:
     try:
-      run_steps(config, path, batches, checkpointer, state)
+      run_steps(config, path, batches, checkpointer, state, signals)
       return True
     except NotFiniteError as error:
       batch = batch_of_step(error.step - 1, skipped)
@@ -102,7 +104,8 @@ def run_to_the_end(config, path, source, checkpointer, state):
 def read_skipped(path):
   """The batches that this run leaves out, since their steps were not finite: a list of numbers."""
   file = path / SKIPPED
-  return json.loads(parallel.from_primary(file.read_text() if file.exists() else '[]'))
+  found = read_json(file) if parallel.is_primary() and file.exists() else []
+  return json.loads(parallel.from_primary(json.dumps(found)))
 
 
 def note_not_finite(path, error, batch, examples):
@@ -159,6 +162,7 @@ class Signals:
   def __enter__(self):
     self.received = []
     self._leaving = False
+    self._asked, self._stops = 0, False
     handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._note)
     handlers[signal.SIGALRM] = self._leave
     if parallel.process_count() > 1:
@@ -169,6 +173,13 @@ class Signals:
   def __exit__(self, *exc_info):
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+
+  def stop_agreed(self):
+    """Whether the run stops now, and does not go on; all processes ask, equally often."""
+    # JAX says it once only, at one count.
+    self._stops |= parallel.stop_agreed(self._asked, bool(self.received))
+    self._asked += 1
+    return self._stops
 
   def leave_at(self, work):
     """Calls work(), which a signal may leave at any point."""
@@ -198,7 +209,7 @@ class Signals:
     raise Interrupted
 
 
-def run_steps(config, path, batches, checkpointer, state):
+def run_steps(config, path, batches, checkpointer, state, signals):
   """Trains from state.step to config.train.num_steps, logging, saving and measuring on the way."""
   every = config.train
   start_step = int(state.step)
@@ -212,7 +223,6 @@ def run_steps(config, path, batches, checkpointer, state):
     return every_steps and step and (step % every_steps == 0 or step == every.num_steps)
 
   with contextlib.ExitStack() as stack:
-    signals = stack.enter_context(Signals())
     log = logs.RunLog(
       path if parallel.is_primary() else None,
       start_step=start_step,
@@ -232,10 +242,10 @@ def run_steps(config, path, batches, checkpointer, state):
 
     signals.leave_at(lambda: look(start_step))  # the run before may have been stopped there
     # A signal during that stops the run here: after another step, nobody would make up for it.
-    step, stops = start_step, bool(signals.received)
+    step, stops = start_step, signals.stop_agreed()
     gather = data is not None
     blocks = [] if stops else dispatches(config, batches, start_step, gather=gather)
-    for dispatch, (step, block) in enumerate(blocks):
+    for step, block in blocks:
       state, metrics = steps_fn(state, block, data, key)
       log.add(step, metrics)
       if is_due(step, every.log_every_steps):
@@ -243,7 +253,7 @@ def run_steps(config, path, batches, checkpointer, state):
       if is_due(step, every.checkpoint_every_steps) or is_due(step, every.eval_every_steps):
         save(checkpointer, log, step, state)
       signals.leave_at(lambda: look(step))  # noqa: B023
-      stops = parallel.stop_agreed(dispatch, bool(signals.received))
+      stops = signals.stop_agreed()
       if stops:
         break
     if stops:

@@ -1,6 +1,7 @@
 """The folder of a run: made, locked against a second process, and tied to one config.
 
 config.json      the config of the run
+import.json      where its first checkpoint came from, if from another program
 metrics.jsonl    one object a logged step
 tensorboard/     the same for TensorBoard, and sample grids
 checkpoints/     the states of the run
@@ -15,7 +16,7 @@ import pathlib
 import uuid
 
 from ddpm_jax import parallel
-from ddpm_jax.files import write_text
+from ddpm_jax.files import WriteError, read_json, write_text
 
 # What decides the course of a run. Everything else (how long, how often to log, where the data lie)
 # may change when it goes on.
@@ -121,9 +122,11 @@ def locked(path, mode):
         f'--workdir={path} is in use by another --mode={mode} (process {file.read().strip()}); '
         'wait for it, stop it, or give another workdir'
       ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    try:
+      file.truncate(0)
+      os.write(file.fileno(), str(os.getpid()).encode())
+    except OSError as error:
+      raise WriteError(file.name, error) from error
     yield
 
 
@@ -173,7 +176,7 @@ def store_config(path, config):
   file = path / 'config.json'
   current = config_dict(config)
   if file.exists():
-    stored = json.loads(file.read_text())
+    stored = read_json(file)
     differing = differing_fields(stored, current, FIXED_FIELDS, stored_name='workdir')
     if differing:
       raise ValueError(

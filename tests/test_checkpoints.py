@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact, refused where they do not fit, never read where a byte has changed."""
 
+import errno
 import logging
 import os
 import pathlib
@@ -15,9 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import checkpoints
+from ddpm_jax import checkpoints, files
 from ddpm_jax.checkpoints import Checkpointer
-from ddpm_jax.files import WriteError
+from ddpm_jax.files import DiskError, WriteError
 from ddpm_jax.train_state import TrainState, make_optimizer
 
 CONFIG = {
@@ -164,6 +165,24 @@ def test_old_step_stays_until_the_new_one_has_its_manifest(tmp_path, monkeypatch
     assert checkpointer.all_steps() == [2]
 
 
+def test_all_is_on_disk_before_the_manifest_and_that_before_the_name(tmp_path, monkeypatch):
+  synced = []
+
+  def fsync(descriptor):
+    path = pathlib.Path(os.readlink(f'/proc/self/fd/{descriptor}')).relative_to(tmp_path)
+    synced.append((path.as_posix(), (tmp_path / '3').exists()))
+
+  with Checkpointer(tmp_path, CONFIG) as checkpointer, monkeypatch.context() as patch:
+    patch.setattr(files.os, 'fsync', fsync)
+    checkpointer.save(3, make_state(3))
+    checkpointer.wait()
+  folder = tmp_path / '3'
+  below = {f'3.writing/{path.relative_to(folder)}' for path in folder.rglob('*')} | {'3.writing'}
+  manifest = '3.writing/MANIFEST.json'
+  assert synced[-3:] == [(manifest, False), ('3.writing', False), ('.', True)]
+  assert {path for path, _ in synced[:-3]} == below - {manifest}
+
+
 def test_another_model_is_refused_by_name(saved):
   other = {
     **CONFIG,
@@ -281,6 +300,19 @@ def test_damaged_step_gives_way_to_the_one_before(copied, warnings, damage, word
   assert_same_bits(restore(copied), make_state(21))
   assert len(warnings()) == 1
   assert sorted(p.name for p in copied.iterdir()) == ['10', '20', '20.damaged']
+
+
+@pytest.mark.parametrize('number', [errno.ESTALE, errno.EMFILE, errno.EIO])
+def test_a_step_that_cannot_be_read_just_now_is_not_set_aside(copied, monkeypatch, number):
+  def fail(path):
+    raise OSError(number, os.strerror(number), str(path))
+
+  with monkeypatch.context() as patch, Checkpointer(copied, CONFIG) as checkpointer:
+    patch.setattr(checkpoints, '_sha256', fail)
+    with pytest.raises(DiskError, match=rf'/20/.* cannot be used \({os.strerror(number)}\); mend'):
+      checkpointer.restore_latest(make_state(0))
+  with Checkpointer(copied, CONFIG) as checkpointer:
+    assert checkpointer.restore_latest(make_state(0)).step == 20
 
 
 def test_damaged_again(copied):

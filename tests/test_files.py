@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import threading
 
 import pytest
@@ -29,6 +30,33 @@ def test_full_disk_leaves_the_earlier_file_and_says_so(tmp_path):
     write_half()
   assert [path.name for path in tmp_path.iterdir()] == ['a.txt']
   assert file.read_text() == 'earlier'
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+  folder = tmp_path / 'a'
+
+  def write(*names, error=None):
+    with files.written_whole(folder) as partial:
+      (partial / 'b').mkdir(parents=True)
+      for name in names:
+        (partial / 'b' / name).touch()
+      if error is not None:
+        raise error
+
+  for error, raised in (
+    (OSError(errno.EROFS, 'Read-only file system'), 'a cannot be written (Read-only file system)'),
+    (RuntimeError('I/O error: No space left on device (os error 28)'), 'written (No space left on'),
+    (KeyError('a defect'), 'a defect'),
+  ):
+    with pytest.raises(Exception, match=re.escape(raised)) as info:
+      write('one', error=error)
+    assert isinstance(info.value, files.WriteError) != isinstance(error, KeyError)
+    assert list(tmp_path.iterdir()) == []
+  with pytest.raises(KeyboardInterrupt):  # what it leaves is no part of the next
+    write('one', error=KeyboardInterrupt())
+  write('two')
+  assert [path.name for path in folder.rglob('*')] == ['b', 'two']
+  assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path):

@@ -1,22 +1,27 @@
 """Other programs' models become runs, and runs become other programs' models."""
 
+import errno
 import json
 
 import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
-from ddpm_jax import build
+from ddpm_jax import build, checkpoints
 from ddpm_jax.convert import diffusers, pytorch_diffusion
 from ddpm_jax.convert.tensors import tensors_from_params
 from ddpm_jax.convert.tf_ddpm import tf_name
 from ddpm_jax.export_model import export_model
+from ddpm_jax.files import WriteError
 from ddpm_jax.import_model import import_model, read_state
 from ddpm_jax.sample import restore_ema, sample
 from ddpm_jax.train import train
 from tests.tf_writer import write_bundle
 from tests.tiny import tiny_config
 from tests.torch_writer import write_torch_zip
+
+FULL = 'Error while serializing: I/O error: No space left on device (os error 28)'
 
 
 @pytest.fixture(scope='module')
@@ -137,11 +142,44 @@ def test_what_cannot_be_imported_leaves_nothing_behind(models, tmp_path):
 def test_runs_are_not_imported_over(models, tmp_path):
   config = import_config(models['diffusers'])
   import_model(config, tmp_path / 'run')
-  with pytest.raises(ValueError, match='holds a run already; give another workdir'):
-    import_model(config, tmp_path / 'run')
+  (tmp_path / 'begun').mkdir()
+  (tmp_path / 'begun' / 'metrics.jsonl').touch()
+  for workdir in (tmp_path / 'run', tmp_path / 'begun'):
+    with pytest.raises(ValueError, match='holds a run already; give another workdir'):
+      import_model(config, workdir)
 
 
-def test_what_cannot_be_exported_leaves_nothing_behind(models, tmp_path):
+def test_an_import_that_was_stopped_is_done_again_and_never_trained(
+  models, trees, tmp_path, monkeypatch
+):
+  config = import_config(models['diffusers'])
+
+  def fail(folder):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, 'write_manifest', fail)
+    with pytest.raises(WriteError, match=r'checkpoint 0 in .* the same command goes on'):
+      import_model(config, tmp_path)
+  with pytest.raises(ValueError, match='has no checkpoint, since its --mode=import was not fin'):
+    train(config, tmp_path)
+  import_model(config, tmp_path)
+  same_trees(restore_ema(config, tmp_path)[1], trees[1])
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['0']
+
+
+@pytest.mark.parametrize('mode', [import_model, export_model])
+def test_processes_compare_what_they_are_told(mode, tmp_path, monkeypatch):
+  def differ(what, facts):
+    raise ValueError(f'processes differ in their {what} ({facts["import_.path"]})')
+
+  monkeypatch.setattr(build.parallel, 'process_count', lambda: 2)
+  monkeypatch.setattr(build.parallel, 'check_same', differ)
+  with pytest.raises(ValueError, match=r'processes differ in their config \(/here\)'):
+    mode(import_config('/here'), tmp_path)
+
+
+def test_what_cannot_be_exported_leaves_nothing_behind(models, tmp_path, monkeypatch):
   config = import_config(models['diffusers'])
   with pytest.raises(ValueError, match=r'needs --config\.export\.path=FOLDER'):
     export_model(config, tmp_path)
@@ -156,7 +194,19 @@ def test_what_cannot_be_exported_leaves_nothing_behind(models, tmp_path):
   config.export.step = 5
   with pytest.raises(ValueError, match='no checkpoint 5'):
     export_model(config, tmp_path / 'run')
-  assert not (tmp_path / 'out').exists()
+  config.export.step = None
+  others = tmp_path / 'out.partial'
+  others.mkdir()
+  for error in (OSError(errno.ENOSPC, 'No space left on device'), SafetensorError(FULL)):
+
+    def fail(path, tensors, error=error):
+      raise error
+
+    with monkeypatch.context() as patch:
+      patch.setattr(diffusers, 'write_safetensors', fail)
+      with pytest.raises(WriteError, match=r'out cannot be written \(No space left on device\)'):
+        export_model(config, tmp_path / 'run')
+  assert sorted(path.name for path in tmp_path.glob('*out*')) == [others.name]
   config.export.path = str(tmp_path)
   with pytest.raises(ValueError, match='is there already; give a new folder'):
     export_model(config, tmp_path / 'run')

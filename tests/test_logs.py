@@ -55,7 +55,7 @@ def test_resumed_log_drops_later_steps_and_a_cut_off_line(tmp_path):
     log.write(step)
   log.close()
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
-    file.write('{"step": 6, "lo')
+    file.write('7\n{}\n{"step": 6, "lo')
   log = make_log(tmp_path, start_step=3)
   log.add(4, metrics(40.0))
   log.write(4)
@@ -114,11 +114,22 @@ def test_full_disk_is_said_in_one_line(tmp_path):
     log.write(1)
 
 
-def test_end_of_the_background_writer_ends_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ('error', 'raised', 'words'),
+  [
+    (
+      OSError(errno.ENOSPC, 'No space left on device'),
+      WriteError,
+      r'tensorboard cannot be written \(No space left',
+    ),
+    (RuntimeError('a defect'), RuntimeError, 'a defect'),
+  ],
+)
+def test_end_of_the_background_writer_ends_the_run(tmp_path, monkeypatch, error, raised, words):
   from tensorboardX.record_writer import RecordWriter
 
   def fail(*args):
-    raise OSError(errno.ENOSPC, 'No space left on device')
+    raise error
 
   log = make_log(tmp_path)
   monkeypatch.setattr(RecordWriter, 'write', fail)
@@ -129,12 +140,25 @@ def test_end_of_the_background_writer_ends_the_run(tmp_path, monkeypatch):
       log.write(step)
       time.sleep(0.01)
 
-  with pytest.raises(WriteError, match=r'tensorboard cannot be written \(No space left'):
+  with pytest.raises(raised, match=words):
     write_on()
   monkeypatch.undo()
-  with pytest.raises(WriteError, match='tensorboard cannot be written'):
+  with pytest.raises(raised, match=words):
+    log.figures(1, [{'name': 'fid', 'value': 1.0}])
+  with pytest.raises(raised, match=words):
     log.close()
   assert threading.excepthook is threading.__excepthook__
+
+
+def test_another_threads_error_is_not_tensorboards(tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(threading, '__excepthook__', lambda hook: seen.append(hook.exc_value))
+  log = make_log(tmp_path)
+  thread = threading.Thread(target=(tmp_path / 'gone').unlink)
+  thread.start()
+  thread.join()
+  log.close()
+  assert [type(error) for error in seen] == [FileNotFoundError]
 
 
 def test_duration():

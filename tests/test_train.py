@@ -242,6 +242,37 @@ def test_a_batch_that_is_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys
   assert (noted['step'], noted['batch'], noted['examples']) == (4, 3, expected.tolist())
 
 
+def test_damaged_list_of_skipped_batches_is_named(tmp_path):
+  (tmp_path / 'skipped_batches.json').write_text('[3')
+  with pytest.raises(ValueError, match=r'skipped_batches\.json is damaged'):
+    train_module.read_skipped(tmp_path)
+
+
+def test_a_signal_in_a_step_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
+  config = tiny_config(**{'train.on_nonfinite': 'skip'})
+  train_steps, counts = build.train_steps, []
+
+  def signalled(images):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return True
+
+  with monkeypatch.context() as patch:
+    patch.setattr(build, 'train_steps', poisoned(train_steps, signalled))
+    agreed = parallel.stop_agreed
+    patch.setattr(parallel, 'stop_agreed', lambda *args: counts.append(args) or agreed(*args))
+    train(config, tmp_path)
+  assert 'stopped by SIGTERM at step 0: saved' in capsys.readouterr().out
+  assert json.loads((tmp_path / 'skipped_batches.json').read_text()) == [0]
+  assert final_state(tmp_path, config)['.step'] == 0
+  assert counts == [(0, False), (1, True)]
+
+
+def test_several_processes_stop_though_jax_says_it_once(monkeypatch):
+  monkeypatch.setattr(parallel, 'stop_agreed', lambda count, _: count == 2)
+  with train_module.Signals() as signals:
+    assert [signals.stop_agreed() for _ in range(5)] == [False, False, True, True, True]
+
+
 def test_a_run_with_another_fault_is_not_skipped_for_ever(tmp_path, monkeypatch):
   config = tiny_config(**{'train.on_nonfinite': 'skip'})
   monkeypatch.setattr(train_module, 'MAX_SKIPPED_BATCHES', 2)

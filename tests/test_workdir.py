@@ -1,9 +1,12 @@
 """The folder of a run: one process a mode, one config."""
 
+import errno
 import json
+import os
 
 import pytest
 
+from ddpm_jax.files import WriteError
 from ddpm_jax.workdir import (
   deciding_fields,
   differing_fields,
@@ -40,6 +43,18 @@ def test_second_process_of_a_mode_is_refused_and_told_of_the_first(tmp_path):
     pass
 
 
+def test_lock_on_a_full_disk_names_its_file(tmp_path, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'write', fail)
+  with (
+    pytest.raises(WriteError, match=r'\.train\.lock cannot be written \(No space left'),
+    locked(tmp_path, 'train'),
+  ):
+    pass
+
+
 def test_config_that_decides_the_course_must_stay(tmp_path):
   store_config(tmp_path, tiny_config())
   with pytest.raises(
@@ -47,6 +62,12 @@ def test_config_that_decides_the_course_must_stay(tmp_path):
   ):
     store_config(tmp_path, tiny_config(**{'model.ch': 64, 'seed': 7}))
   assert json.loads((tmp_path / 'config.json').read_text())['model']['ch'] == 32
+
+
+def test_damaged_config_is_named(tmp_path):
+  (tmp_path / 'config.json').touch()
+  with pytest.raises(ValueError, match=r'config\.json is damaged'):
+    store_config(tmp_path, tiny_config())
 
 
 def test_length_and_logging_may_change(tmp_path):
