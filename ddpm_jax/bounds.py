@@ -1,7 +1,6 @@
 """Bits/dim of a split of the data, as the evaluation has it: all terms for each image, on disk."""
 
 import csv
-import time
 
 import numpy as np
 
@@ -22,8 +21,13 @@ class Bound:
     self._key = parallel.replicate(build.key(config.eval.seed, 'bpd'))
     self._data_sha256 = fingerprint(self._source)
 
+  def folder(self, folder):
+    """Where an evaluation's folder has it: the bound, or an estimate from K terms."""
+    terms = self._config.eval.bpd_terms
+    return folder / (f'bpd_{self._split}_{terms}_terms' if terms else f'bpd_{self._split}')
+
   def collect(self, folder, params, params_sha256):
-    """Computes what is missing of bpd_SPLIT/bpd.npz; returns its arrays, one row an image."""
+    """Computes what is missing of bpd.npz in self.folder(folder); returns its arrays, by images."""
     config = self._config
 
     def compute(ids):
@@ -32,7 +36,7 @@ class Bound:
       return parallel.gather_from_devices(bound)
 
     file = shards.collect(
-      folder / f'bpd_{self._split}',
+      self.folder(folder),
       'bpd',
       {
         'parameters_sha256': params_sha256,
@@ -51,10 +55,8 @@ class Bound:
     return {name: array[: self._count] for name, array in npz.open_npz(file).items()}
 
   def measure(self, folder, params, params_sha256):
-    """Returns the figure, and writes bpd_SPLIT.csv."""
-    start = time.perf_counter()
+    """Returns the figure; writes bpd_SPLIT.csv, of the bound but not of an estimate."""
     arrays = self.collect(folder, params, params_sha256)
-    secs = time.perf_counter() - start
     config = self._config
     total, error = mean_and_error(arrays['total_bpd'])
     figure = {
@@ -81,7 +83,8 @@ class Bound:
       }
       if parallel.is_primary():
         write_terms(folder / f'bpd_{self._split}.csv', arrays)
-    figure |= {'clip_denoised': True, 'seed': config.eval.seed, 'secs': round(secs, 1)}
+    figure |= {'clip_denoised': True, 'seed': config.eval.seed}
+    figure['secs'] = shards.seconds(self.folder(folder))
     return figure
 
 

@@ -4,9 +4,11 @@ WORKDIR/eval/step_XXXXXXXX/
   report.json report.md     every figure, with how it was measured
   bpd_SPLIT/bpd.npz         the bound, an image a row: total_bpd, prior_bpd, vb and mse at each t
   bpd_SPLIT.csv             its mean at each t
+  bpd_SPLIT_K_terms/bpd.npz the estimate from K terms (config.eval.bpd_terms)
   features/features.npz     of the samples in WORKDIR/samples/step_XXXXXXXX
-WORKDIR/eval/best.json      the best step so far, whose checkpoint is kept
-WORKDIR/eval/samples_NAME/  the same for images of another program (config.eval.samples)
+WORKDIR/eval/training_XXXXXXXX/     the same, as measured during training
+WORKDIR/eval/samples_NAME_SHA256/   the same for images of another program (config.eval.samples)
+WORKDIR/eval/best.json      the best step so far of each way to measure; their checkpoints are kept
 
 Each part is made in shards and a function of the config, the checkpoint and the data: an
 interrupted evaluation goes on, and ends in the same report.
@@ -15,6 +17,7 @@ interrupted evaluation goes on, and ends in the same report.
 import contextlib
 import hashlib
 import json
+import math
 import pathlib
 import platform
 import time
@@ -22,10 +25,10 @@ import time
 import jax
 import numpy as np
 
-from ddpm_jax import build, npz, parallel
+from ddpm_jax import build, npz, parallel, shards
 from ddpm_jax.bounds import Bound
 from ddpm_jax.checkpoints import Checkpointer, keep_steps
-from ddpm_jax.files import write_text
+from ddpm_jax.files import held, read_json, write_text
 from ddpm_jax.metrics.images import open_images
 from ddpm_jax.report import write_report
 from ddpm_jax.sample import Sampler, fingerprint, restore_ema, write_samples
@@ -125,16 +128,24 @@ def watch(config, path):
 
 
 def score_images(config, path):
-  """Measures given images instead of our own. Returns the folder of the report."""
+  """Measures given images, all of them, instead of our own. Returns the folder of the report."""
+  if set(build.names(config.eval.metrics)) == {'bpd'}:
+    raise ValueError(
+      'eval.metrics=bpd is of a model, and eval.samples are images alone: name some of fid, is, '
+      'kid, pr'
+    )
   images = open_images(config.eval.samples, 'eval.samples')
   if images.image_shape != build.image_shape(config):
     raise ValueError(
       f'eval.samples={config.eval.samples} has images of {images.image_shape}; data.image_size and '
       f'data.channels say {build.image_shape(config)}'
     )
-  folder = path / 'eval' / f'samples_{pathlib.Path(config.eval.samples).stem}'
-  folder.mkdir(parents=True, exist_ok=True)
   request = {'images': str(config.eval.samples), 'images_sha256': images.fingerprint()}
+  name = pathlib.Path(config.eval.samples).stem
+  folder = path / 'eval' / f'samples_{name}_{request["images_sha256"][:8]}'
+  folder.mkdir(parents=True, exist_ok=True)
+  if parallel.is_primary():
+    print(f'measures all {len(images)} images of {config.eval.samples}', flush=True)
   scorer = Scorer(config)
   figures, notes = scorer.score(
     folder, images, len(images), request=request, facts={'rounding': 'uint8'}
@@ -218,7 +229,6 @@ class Evaluator:
   def _score(self, path, step, folder, ema_params, ema_sha256):
     config = self.config
     count = config.eval.num_samples
-    start = time.perf_counter()
     drawn = write_samples(
       self._sampler, ema_params, path, step, count, rounding=config.eval.rounding, tell=True
     )
@@ -226,7 +236,7 @@ class Evaluator:
       'sampler': build.sampler_words(config),
       'sample_seed': config.sample.seed,
       'rounding': config.eval.rounding,
-      'sampling_secs': round(time.perf_counter() - start, 1),
+      'sampling_secs': shards.seconds(drawn),
     }
     images = ArrayImages(npz.open_npz(drawn / 'samples.npz')['samples'])
     request = {
@@ -240,24 +250,36 @@ class Evaluator:
 def note_best(path, step, figures, request):
   """Keeps the checkpoint of the best step so far: by the Frechet distance, otherwise by bits/dim.
 
-  Only evaluations of one request compare: another one begins anew.
+  Only evaluations of one request compare: best.json has the best step of each, by the request's
+  key. A value that is not finite is never the best.
 
   Args:
     path: WORKDIR.
     step: that was measured.
     figures: of the report.
     request: dict of JSON values on how it was measured.
+
+  Raises:
+    ValueError: best.json is damaged, or cannot be written.
   """
-  file = path / 'eval' / 'best.json'
   candidates = [f for metric in ('bpd', 'fid') for f in figures if f['metric'] == metric]
-  if not candidates:
+  if not candidates or not math.isfinite(candidates[-1]['value']):
     return
-  figure = candidates[-1]
-  best = json.loads(file.read_text()) if file.exists() else {}
-  comparable = best.get('request') == request and best['figure'] == figure['name']
-  if comparable and best['step'] != step and best['value'] <= figure['value']:
-    return
-  best = {'step': step, 'figure': figure['name'], 'value': figure['value'], 'request': request}
-  write_text(file, json.dumps(best, indent=2) + '\n')
-  keep_steps(path / 'checkpoints', 'best', [step])
-  print(f'best so far: step {step}, {figure["name"]} {figure["value"]:.4f}', flush=True)
+  name, value = candidates[-1]['name'], candidates[-1]['value']
+  new = {'step': step, 'figure': name, 'value': value, 'request': request}
+
+  def key(best):
+    return shards.request_key({name: best[name] for name in ('figure', 'request')})
+
+  file = path / 'eval' / 'best.json'
+  with held(file.with_name('.best.lock'), waiting_for=f'another evaluation that writes {file}'):
+    records = read_json(file) if file.exists() else {}
+    if 'request' in records:  # a single one, of an earlier version of this program
+      records = {key(records): records}
+    best = records.get(key(new))
+    if best and best['step'] != step and best['value'] <= value:
+      return
+    records[key(new)] = new
+    write_text(file, json.dumps(records, indent=2) + '\n')
+    keep_steps(path / 'checkpoints', 'best', sorted({best['step'] for best in records.values()}))
+  print(f'best so far: step {step}, {name} {value:.4f}', flush=True)

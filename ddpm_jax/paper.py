@@ -27,8 +27,8 @@ TABLE_1 = (
   ('DDPM (L_simple)', '9.46 +- 0.11', '3.17', '<= 3.75 (3.72)'),
 )
 
-# Table 2, the ablation: (mean_type, loss_type, var_type) as our configs name them, IS, FID; None
-# where training was unstable.
+# Table 2, the ablation: (mean_type, loss_type, var_type) as our configs name them, IS, FID;
+# 'unstable' is the paper's word for training that was.
 TABLE_2_COLUMNS = ('Prediction', 'Loss', 'Variance', 'IS', 'FID')
 TABLE_2 = (
   ('xprev', 'kl', 'learned', '7.28 +- 0.10', '23.69'),

@@ -5,7 +5,8 @@ WORKDIR/reproduce/step_XXXXXXXX/
   table2          Table 2: this model among the ablations              csv, png
   bound           the bound, term by term                              csv, png
   compression     Table 4 and Figure 5: rate and distortion            csv, png
-  progressive     Figures 6 and 10: x_0 predictions, their metrics     csv, npz, png
+  progressive     Figures 6 and 10: x_0 predictions, their metrics     csv, png;
+                  the predictions in progressive/progressive.npz
   shared          Figure 7: samples that share x_t                     npz, png
   interpolation   Figures 8 and 9: between real images                 npz, png
   neighbours      nearest training images by pixels and by features    csv, png
@@ -16,7 +17,7 @@ What takes long is done in shards: an interrupted command goes on.
 import contextlib
 import csv
 import dataclasses
-import json
+import functools
 import pathlib
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 from ddpm_jax import build, npz, paper, parallel, plots, shards
 from ddpm_jax.bounds import Bound
 from ddpm_jax.checkpoints import keep_steps
-from ddpm_jax.evaluate import Evaluator, evaluate_step, restore_step
+from ddpm_jax.evaluate import Evaluator, restore_step
 from ddpm_jax.files import written_whole
 from ddpm_jax.grids import make_grid, save_png, to_uint8
 from ddpm_jax.metrics.features import collect_features
@@ -50,6 +51,16 @@ class Run:
   step: int
   ema_params: Any  # replicated
   ema_sha256: str
+  checkpoint_sha256: str
+
+  @functools.cached_property
+  def evaluation(self):
+    """The figures of this step's evaluation, by metric (bits/dim by split)."""
+    folder = self.path / 'eval' / f'step_{self.step:08d}'
+    figures = Evaluator(self.config).measure(
+      folder, self.path, self.step, self.ema_params, checkpoint_sha256=self.checkpoint_sha256
+    )
+    return {figure.get('bpd_split', figure['metric']): figure for figure in figures}
 
   def request(self, **choices):
     """What samples of this model depend on, for shards."""
@@ -71,10 +82,10 @@ def reproduce(config, workdir):
   with contextlib.ExitStack() as stack:
     if parallel.is_primary():
       stack.enter_context(locked(path, 'eval'))
-    step, ema_params, _ = restore_step(config, path, config.eval.step)
+    step, ema_params, checksum = restore_step(config, path, config.eval.step)
     folder = path / 'reproduce' / f'step_{step:08d}'
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(config, path, folder, step, ema_params, fingerprint(ema_params))
+    run = Run(config, path, folder, step, ema_params, fingerprint(ema_params), checksum)
     for name in build.names(config.reproduce.what):
       if parallel.is_primary():
         print(f'{name} of step {step}', flush=True)
@@ -99,13 +110,6 @@ def _write_table(run, name, columns, rows, *, marked):
   plots.plot_table(run.folder / f'{name}.png', columns, rows, marked=marked)
 
 
-def _evaluation(run):
-  """The figures of this step's evaluation, by metric (bits/dim by bpd and split)."""
-  folder = evaluate_step(Evaluator(run.config), run.path, run.step)
-  figures = json.loads((folder / 'report.json').read_text())['figures']
-  return {figure.get('bpd_split', figure['metric']): figure for figure in figures}
-
-
 def _printed(figure):
   """A figure as a cell, with what it really is where that is not the column's name."""
   if figure is None:
@@ -115,7 +119,7 @@ def _printed(figure):
 
 def table1(run):
   """Table 1: the paper's list, with this model at its end."""
-  figures = _evaluation(run)
+  figures = run.evaluation
   bounds = [figures[key] for key in ('test', 'train') if key in figures]
   ours = (
     f'this model, step {run.step}',
@@ -130,7 +134,7 @@ def table1(run):
 
 def table2(run):
   """Table 2: the paper's ablations, with this model beside the row of its own kind."""
-  figures = _evaluation(run)
+  figures = run.evaluation
   kind = tuple(run.config.diffusion[name] for name in ('mean_type', 'loss_type', 'var_type'))
   ours = (_printed(figures.get('is')), _printed(figures.get('fid')))
   rows = [(*row, *(ours if row[:3] == kind else ('', ''))) for row in paper.TABLE_2]
@@ -281,37 +285,42 @@ def _measure_progress(run, predictions, every, request):
     plots.plot_curves(run.folder / 'progressive_metrics.png', panels)
 
 
-def _in_batches(step, sizes, batch, extras):
-  """Runs a step on host arrays [n, ...] in batches of one size; float32 [n, H, W, C]."""
-  count = len(batch['ids'])
-  results = []
-  for first in range(0, count, sizes.host):
-    rows = np.minimum(np.arange(first, first + sizes.host), count - 1)
-    part = {name: array[rows] for name, array in batch.items()}
-    results.append(parallel.gather_from_devices(step(parallel.split_over_devices(part), extras)))
-  return np.concatenate(results)[:count]
+def _write_npz(file, **arrays):
+  """Writes arrays, whole or not at all."""
+  with written_whole(file) as partial, open(partial, 'wb') as stream:
+    np.savez(stream, **arrays)
 
 
 def shared(run):
   """Figure 7: samples that share the chain from x_T down to x_t, at several t."""
   config = run.config
   total, chains = config.diffusion.num_timesteps, config.reproduce.num_images
-  branches = NUM_COLUMNS
-  timesteps = [round(fraction * total) - 1 for fraction in SHARED_FRACTIONS]
-  ids, times, branch = np.meshgrid(np.arange(chains), timesteps, np.arange(branches), indexing='ij')
-  batch = {
-    'ids': ids.ravel().astype(np.int32),
-    'branches': branch.ravel().astype(np.int32),
-    'timesteps': np.maximum(times, 0).ravel().astype(np.int32),
-  }
+  timesteps = [max(0, round(fraction * total) - 1) for fraction in SHARED_FRACTIONS]
+  shape = chains, len(timesteps), NUM_COLUMNS
   step = build.branch_step(config)
-  sizes = parallel.fitting_batch_sizes(config.sample.batch_size, len(batch['ids']))
   key = parallel.replicate(build.key(config.sample.seed, 'sample'))
-  images = to_uint8(_in_batches(lambda b, k: step(run.ema_params, b, k), sizes, batch, key))
+
+  def compute(ids):
+    chain, time, branch = (x.astype(np.int32) for x in np.unravel_index(ids, shape))
+    batch = {'ids': chain, 'branches': branch, 'timesteps': np.int32(timesteps)[time]}
+    x_0 = step(run.ema_params, parallel.split_over_devices(batch), key)
+    return {'samples': to_uint8(parallel.gather_from_devices(x_0))}
+
+  count = int(np.prod(shape))
+  file = shards.collect(
+    run.folder / 'shared',
+    'samples',
+    run.request(timesteps=timesteps, branches=NUM_COLUMNS),
+    count,
+    compute,
+    sizes=parallel.fitting_batch_sizes(config.sample.batch_size, count),
+    what='samples',
+  )
+  images = npz.open_npz(file)['samples'][:count]
   if parallel.is_primary():
-    shaped = images.reshape(chains, len(timesteps), branches, *images.shape[1:])
-    np.savez(run.folder / 'shared.npz', samples=shaped, timesteps=timesteps)
-    save_png(run.folder / 'shared.png', make_grid(images, columns=branches))
+    shaped = images.reshape(*shape, *images.shape[1:])
+    _write_npz(run.folder / 'shared.npz', samples=shaped, timesteps=timesteps)
+    save_png(run.folder / 'shared.png', make_grid(images, columns=NUM_COLUMNS))
 
 
 def interpolation(run):
@@ -322,31 +331,52 @@ def interpolation(run):
   config = run.config
   source = build.source(config, config.reproduce.split)
   total, pairs = config.diffusion.num_timesteps, config.reproduce.num_images
+  if 2 * pairs > len(source):
+    raise ValueError(
+      f'reproduce.num_images={pairs}: interpolation takes two images for each, and the split '
+      f'{source.split} has {len(source)}; give at most {len(source) // 2}'
+    )
   half = total // 2
   depths = sorted({round(fraction * total) for fraction in DEPTH_FRACTIONS} | {half})
   chosen = np.random.default_rng(config.sample.seed).choice(len(source), 2 * pairs, replace=False)
   images = source.read(chosen).reshape(2, pairs, *source.image_shape)
   step = build.interpolate_step(config)
   key = parallel.replicate(build.key(config.sample.seed, 'interpolate'))
+  request = run.request(images=chosen.tolist(), weights=list(WEIGHTS), **source_request(source))
 
-  def interpolate(rows, num_steps):
-    count, width = len(rows), len(WEIGHTS)
-    batch = {
-      'images': images[0, rows].repeat(width, axis=0),
-      'other_images': images[1, rows].repeat(width, axis=0),
-      'weights': np.tile(np.float32(WEIGHTS), count),
-      'ids': np.repeat(rows, width).astype(np.int32),
-    }
-    sizes = parallel.fitting_batch_sizes(config.sample.batch_size, count * width)
+  def interpolate(num_pairs, num_steps):
+    """uint8 [num_pairs, 2 + weights, H, W, C]."""
+    shape = num_pairs, len(WEIGHTS)
     extras = key, parallel.replicate(np.int32(num_steps))
-    mixed = _in_batches(lambda b, e: step(run.ema_params, b, e), sizes, batch, extras)
-    mixed = to_uint8(mixed).reshape(count, width, *source.image_shape)
-    return np.concatenate([images[0, rows, None], mixed, images[1, rows, None]], axis=1)
 
-  at_half = interpolate(np.arange(pairs), half)
-  at_depths = np.concatenate([interpolate(np.arange(1), depth) for depth in depths])
+    def compute(ids):
+      pair, weight = np.unravel_index(ids, shape)
+      batch = {
+        'images': images[0, pair],
+        'other_images': images[1, pair],
+        'weights': np.float32(WEIGHTS)[weight],
+        'ids': pair.astype(np.int32),
+      }
+      x_0 = step(run.ema_params, parallel.split_over_devices(batch), extras)
+      return {'samples': to_uint8(parallel.gather_from_devices(x_0))}
+
+    count = int(np.prod(shape))
+    file = shards.collect(
+      run.folder / 'interpolation' / f'steps_{num_steps:04d}',
+      'samples',
+      {**request, 'num_steps': num_steps},
+      count,
+      compute,
+      sizes=parallel.fitting_batch_sizes(config.sample.batch_size, count),
+      what=f'interpolations at {num_steps} steps',
+    )
+    mixed = npz.open_npz(file)['samples'][:count].reshape(*shape, *source.image_shape)
+    return np.concatenate([images[0, :num_pairs, None], mixed, images[1, :num_pairs, None]], axis=1)
+
+  at_half = interpolate(pairs, half)
+  at_depths = np.concatenate([interpolate(1, depth) for depth in depths])
   if parallel.is_primary():
-    np.savez(
+    _write_npz(
       run.folder / 'interpolation.npz',
       figure_8=at_half,
       figure_9=at_depths,

@@ -3,7 +3,6 @@
 Image i depends on the parameters and on (sample.seed, i) alone.
 """
 
-import contextlib
 import hashlib
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from ddpm_jax import build, npz, parallel, shards
 from ddpm_jax.checkpoints import Checkpointer
 from ddpm_jax.grids import make_grid, save_png, to_uint8
-from ddpm_jax.workdir import config_dict, deciding_fields, find_workdir, locked, open_workdir
+from ddpm_jax.workdir import config_dict, deciding_fields, find_workdir, open_workdir
 
 MAX_GRID_IMAGES = 100
 
@@ -25,20 +24,17 @@ def sample(config, workdir):
     workdir: folder of the run.
 
   Raises:
-    ValueError: no checkpoint, one of another model, or a workdir in use.
+    ValueError: no checkpoint, or one of another model.
   """
   build.begin(config)
   path = open_workdir(find_workdir(workdir))
-  with contextlib.ExitStack() as stack:
-    if parallel.is_primary():
-      stack.enter_context(locked(path, 'sample'))
-    step, ema_params, _ = restore_ema(config, path)
-    if parallel.is_primary():
-      print(f'{config.sample.num_samples} samples of step {step}, seed {config.sample.seed}')
-    sampler = Sampler(config, config.sample.num_samples)
-    folder = write_samples(sampler, ema_params, path, step, config.sample.num_samples, tell=True)
-    if parallel.is_primary():
-      print(f'done: {folder / "samples.npz"} and {folder / "grid.png"}')
+  step, ema_params, _ = restore_ema(config, path)
+  if parallel.is_primary():
+    print(f'{config.sample.num_samples} samples of step {step}, seed {config.sample.seed}')
+  sampler = Sampler(config, config.sample.num_samples)
+  folder = write_samples(sampler, ema_params, path, step, config.sample.num_samples, tell=True)
+  if parallel.is_primary():
+    print(f'done: {folder / "samples.npz"} and {folder / "grid.png"}')
 
 
 def restore_ema(config, path, step=None):
@@ -74,7 +70,8 @@ def write_samples(sampler, ema_params, path, step, num_samples, *, rounding='uin
   """Draws what is missing of samples 0, ..., num_samples - 1, and writes samples.npz and grid.png.
 
   Samples that are there already, of the same parameters, seed, model and sampler, are kept and
-  completed; samples of another kind are moved to step_XXXXXXXX.earlier1, ...
+  completed; samples of another kind are moved to step_XXXXXXXX.earlier1, ... What another process
+  is drawing of this step is waited for.
 
   Args:
     sampler: Sampler.
@@ -94,9 +91,13 @@ def write_samples(sampler, ema_params, path, step, num_samples, *, rounding='uin
     x_0 = sampler.draw(ema_params, ids)
     return {'samples': to_uint8(x_0) if rounding == 'uint8' else x_0}
 
+  def draw_grid(file):
+    images = npz.open_npz(file)['samples'][:MAX_GRID_IMAGES]
+    save_png(folder / 'grid.png', make_grid(images if rounding == 'uint8' else to_uint8(images)))
+
   parent = 'samples' if rounding == 'uint8' else 'samples_float'
   folder = path / parent / f'step_{step:08d}'
-  file = shards.collect(
+  shards.collect(
     folder,
     'samples',
     {**sampler.request, 'ema_sha256': fingerprint(ema_params)},
@@ -104,10 +105,8 @@ def write_samples(sampler, ema_params, path, step, num_samples, *, rounding='uin
     compute,
     sizes=sampler.sizes,
     what='samples' if tell else None,
+    finish=draw_grid,
   )
-  if parallel.is_primary():
-    images = npz.open_npz(file)['samples'][:MAX_GRID_IMAGES]
-    save_png(folder / 'grid.png', make_grid(images if rounding == 'uint8' else to_uint8(images)))
   return folder
 
 

@@ -4,26 +4,34 @@ A job makes N rows, row i being a function of i and of a request (what was asked
 choices). Its folder holds
 
   request.json     the request
-  shards/*.npz     rows made so far, each file with a run of ids and named by the first
-  NAME.npz         all rows, in place of the shards, once they are complete
+  NAME.npz         rows 0, ..., n - 1, once they are complete
+  shards/*.npz     rows made since, each file with a run of ids and named by the first
+  seconds.txt      the seconds that each batch took, one a line
 
 Rows of the same request are kept and completed, and more than are asked for are left as they are;
 those of another request are moved to FOLDER.earlier1, ...
 Each batch is a fixed run of ids, whatever was there before: the results of an interrupted job are
-those of an undisturbed one, bit for bit.
+those of an undisturbed one, bit for bit. NAME.npz is there from its first to its last day: a longer
+one takes its place at once, and only then do the shards go that it was made of.
+One run at a time works in a folder (.FOLDER.lock beside it); another one waits.
 """
 
+import contextlib
 import hashlib
 import json
+import time
 import zipfile
 
 import numpy as np
 
 from ddpm_jax import logs, parallel
-from ddpm_jax.files import write_text, written_whole
+from ddpm_jax.files import WriteError, held, read_json, write_text, written_whole
+from ddpm_jax.npz import open_npz
+
+BLOCK = 64  # rows copied at a time
 
 
-def collect(folder, name, request, num_rows, compute, *, sizes, what=None):
+def collect(folder, name, request, num_rows, compute, *, sizes, what=None, finish=None):
   """Makes what is missing of rows 0, ..., num_rows - 1.
 
   Args:
@@ -35,6 +43,7 @@ def collect(folder, name, request, num_rows, compute, *, sizes, what=None):
       Ids beyond N - 1 are N - 1 again, to fill the last batch.
     sizes: parallel.BatchSizes.
     what: word for the progress; None for silence.
+    finish: path of NAME.npz -> None: called by the first process before another run may go on.
 
   Returns:
     path of the finished NAME.npz, with `ids` and each array of compute: N rows, or more if they
@@ -44,16 +53,26 @@ def collect(folder, name, request, num_rows, compute, *, sizes, what=None):
     ValueError: a file cannot be written.
   """
   finished = folder / f'{name}.npz'
-  shards = folder / 'shards'
-  if parallel.is_primary():
-    _prepare(folder, finished, request, num_rows)
-  parallel.barrier(f'{folder} prepared')
-  if not shards.exists():
-    return finished
+  with contextlib.ExitStack() as stack:
+    if parallel.is_primary():
+      lock = folder.with_name(f'.{folder.name}.lock')
+      stack.enter_context(held(lock, waiting_for=f'another process that works in {folder}'))
+      _prepare(folder, finished, request)
+    parallel.barrier(f'{folder} prepared')
+    if len(load_ids(finished)) < num_rows:
+      _complete(folder, finished, num_rows, compute, sizes, what)
+    if finish and parallel.is_primary():
+      finish(finished)
+  return finished
 
-  done = np.concatenate([load_ids(shard) for shard in _files(shards)] or [np.zeros(0, np.int64)])
-  num_rows = max([num_rows, *(done + 1)])
+
+def _complete(folder, finished, num_rows, compute, sizes, what):
+  """Makes what neither the finished file nor the shards have, and one file of all."""
+  shards = folder / 'shards'
+  done = np.concatenate([load_ids(file) for file in [finished, *_files(shards)]])
+  num_rows = max(num_rows, int(done.max(initial=-1)) + 1)
   missing = np.isin(np.arange(num_rows), done, invert=True)
+  shards.mkdir(exist_ok=True)
   parallel.barrier(f'{folder} missing rows known')
   tell = what is not None and parallel.is_primary()
   progress = logs.Progress(what, num_rows, done=len(done)) if tell else None
@@ -61,11 +80,14 @@ def collect(folder, name, request, num_rows, compute, *, sizes, what=None):
     count = np.count_nonzero(missing[first : first + sizes.global_])
     if not count:
       continue
+    start = time.perf_counter()
     ids = np.arange(first, first + sizes.global_)[parallel.host_share(sizes)]
     arrays = compute(np.minimum(ids, num_rows - 1))
     for run in _runs([i for i in ids if i < num_rows and missing[i]]):
       wanted = run - ids[0]
       save(shards / f'{run[0]:08d}.npz', run, {key: x[wanted] for key, x in arrays.items()})
+    if parallel.is_primary():
+      _note_seconds(folder, time.perf_counter() - start)
     if tell:
       progress.add(count)
   if tell:
@@ -74,7 +96,21 @@ def collect(folder, name, request, num_rows, compute, *, sizes, what=None):
   if parallel.is_primary():
     _merge(shards, finished)
   parallel.barrier(f'{folder} merged')
-  return finished
+
+
+def seconds(folder):
+  """The seconds that the rows of a job took, over all runs; None where they were not noted."""
+  file = folder / 'seconds.txt'
+  return round(sum(map(float, file.read_text().split())), 1) if file.exists() else None
+
+
+def _note_seconds(folder, secs):
+  file = folder / 'seconds.txt'
+  try:
+    with open(file, 'a') as stream:
+      stream.write(f'{secs:.3f}\n')
+  except OSError as error:
+    raise WriteError(file, error) from error
 
 
 def request_key(request):
@@ -93,12 +129,8 @@ def _runs(ids):
 
 
 def load_ids(file):
-  """The ids of a shard, or of a finished file; empty if it cannot be read."""
-  try:
-    with np.load(file) as arrays:
-      return arrays['ids']
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    return np.zeros(0, np.int64)
+  """The ids of a shard, or of a finished file; none if it is not there."""
+  return np.array(open_npz(file)['ids'] if file.exists() else [], np.int64)
 
 
 def save(file, ids, arrays):
@@ -107,25 +139,39 @@ def save(file, ids, arrays):
     np.savez(stream, ids=ids, **arrays)
 
 
-def _prepare(folder, finished, request, num_rows):
-  """Leaves folder/shards with what can be used, or no such folder if nothing is left to do."""
+def _prepare(folder, finished, request):
+  """Leaves what can be used: a finished file, and in folder/shards rows that it has not."""
   shards = folder / 'shards'
-  request_file = folder / 'request.json'
-  if folder.exists():
-    same = request_file.exists() and json.loads(request_file.read_text()) == request
-    there = len(load_ids(finished)) if finished.exists() else 0
-    if same and not shards.exists() and there >= num_rows:
-      return
-    if not same:
+  if not _is_of(folder / 'request.json', request):
+    if finished.exists() or shards.exists():
       _move_aside(folder)
-  shards.mkdir(parents=True, exist_ok=True)
-  write_text(request_file, json.dumps(request, indent=2) + '\n')
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / 'request.json', json.dumps(request, indent=2) + '\n')
+  done = np.zeros(0, np.int64)
   if finished.exists():
-    finished.rename(shards / f'{0:08d}.npz')  # of the same form as a shard
-  for shard in shards.iterdir():
-    if shard.suffix != '.npz' or not _is_intact(shard):
+    done = _intact_ids(finished)
+    if not np.array_equal(done, np.arange(max(1, len(done)))):
+      done = np.zeros(0, np.int64)
+      damaged = finished.replace(finished.with_name(f'{finished.stem}.damaged.npz'))
+      print(f'{finished} is damaged: now {damaged.name}, and its rows are made anew')
+  for shard in sorted(shards.iterdir()) if shards.exists() else ():
+    ids = _intact_ids(shard) if shard.suffix == '.npz' else done[:0]
+    if not len(ids):
       print(f'{shard} is incomplete: its rows are made anew')
+    if not len(ids) or np.isin(ids, done).any():  # or it was merged already
       shard.unlink()
+    else:
+      done = np.concatenate([done, ids])
+  if shards.exists() and not _files(shards):
+    shards.rmdir()
+
+
+def _is_of(request_file, request):
+  """Whether a job's folder has rows of this request; a damaged file says that it has not."""
+  try:
+    return request_file.exists() and read_json(request_file) == request
+  except ValueError:
+    return False
 
 
 def _move_aside(folder):
@@ -136,38 +182,41 @@ def _move_aside(folder):
   print(f'{folder} held results of another request: now {target}')
 
 
-def _is_intact(shard):
-  """Whether every array can be read (the checksums of zip are verified on the way)."""
+def _intact_ids(file):
+  """The ids, if every array is there and has its checksum; none otherwise."""
   try:
-    with np.load(shard) as arrays:
-      ids = arrays['ids']
-      return all(len(arrays[name]) == len(ids) for name in arrays.files)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    return False
+    arrays = open_npz(file, verify=True)
+  except ValueError:
+    return np.zeros(0, np.int64)
+  ids = np.array(arrays.get('ids', []), np.int64)
+  return ids if all(array.shape[:1] == ids.shape for array in arrays.values()) else ids[:0]
 
 
 def _merge(shards, finished):
-  """Makes NAME.npz of the shards, one of them in memory at a time."""
-  files = _files(shards)
-  with np.load(files[0]) as arrays:
-    names = arrays.files
+  """Makes NAME.npz of itself and the shards, some rows in memory at a time."""
+  files = [file for file in (finished, *_files(shards)) if file.exists()]
+  ids = np.concatenate([load_ids(file) for file in files])
+  if not np.array_equal(ids, np.arange(len(ids))):
+    raise ValueError(f'{shards} lacks rows that were made: run the same command again')
+  names = list(open_npz(files[0]))
   with written_whole(finished) as partial, zipfile.ZipFile(partial, 'w') as archive:
     for name in names:
       member = zipfile.ZipInfo(f'{name}.npy')  # dated 1980: the same rows are the same bytes
       with archive.open(member, 'w', force_zip64=True) as stream:
-        _write_concatenated(stream, files, name)
-  for file in files:
-    file.unlink()
+        _write_concatenated(stream, files, name, len(ids))
+  for shard in _files(shards):
+    shard.unlink()
   shards.rmdir()
 
 
-def _write_concatenated(stream, files, name):
-  """Writes one array of all shards in the .npy format."""
-  num_rows = sum(len(load_ids(file)) for file in files)
+def _write_concatenated(stream, files, name, num_rows):
+  """Writes one array of all files in the .npy format."""
   for file in files:
-    with np.load(file) as arrays:
-      rows = np.ascontiguousarray(arrays[name])
+    rows = open_npz(file)[name]
     if file == files[0]:
       header = np.lib.format.header_data_from_array_1_0(rows)
-      np.lib.format.write_array_header_1_0(stream, header | {'shape': (num_rows, *rows.shape[1:])})
-    stream.write(rows.tobytes())
+      shape = num_rows, *rows.shape[1:]
+      header |= {'shape': shape, 'fortran_order': False}
+      np.lib.format.write_array_header_1_0(stream, header)
+    for first in range(0, len(rows), BLOCK):
+      stream.write(rows[first : first + BLOCK].tobytes())

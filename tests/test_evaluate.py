@@ -1,6 +1,7 @@
 """The evaluation: its figures, what it says of them, and that it goes on."""
 
 import json
+import math
 
 import numpy as np
 import PIL.Image
@@ -52,7 +53,13 @@ def run(cache):
 
 
 def report(workdir, folder=STEP):
-  return json.loads((workdir / folder / 'report.json').read_text())
+  (file,) = workdir.glob(f'{folder}/report.json')
+  return json.loads(file.read_text())
+
+
+def best_of(workdir):
+  (best,) = json.loads((workdir / 'eval/best.json').read_text()).values()
+  return best
 
 
 def without_times(report):
@@ -158,11 +165,13 @@ def test_bound_does_not_depend_on_the_batch_size(workdir, run, tmp_path):
 def test_estimate_of_the_bound_is_told_from_the_bound(workdir, run):
   run(workdir, metrics=('bpd',), bpd_splits=('test',))
   (whole,) = report(workdir)['figures']
+  assert whole['secs'] == shards.seconds(workdir / STEP / 'bpd_test')
   run(workdir, metrics=('bpd',), bpd_splits=('test',), bpd_terms=4, bpd_examples=300)
   (estimate,) = report(workdir)['figures']
   assert (whole['terms'], estimate['terms']) == ('all, one draw each', '4 of 10, stratified')
   assert abs(whole['value'] - estimate['value']) < 0.5
-  assert (workdir / STEP / 'bpd_test.earlier1').is_dir()
+  for name in ('bpd_test', 'bpd_test_4_terms'):  # none in the way of the other
+    assert (workdir / STEP / name / 'bpd.npz').exists()
 
 
 def test_another_step_can_be_chosen_and_one_that_is_not_there_is_said(workdir, run):
@@ -186,7 +195,7 @@ def test_real_images_given_as_samples_are_near_the_reference(tmp_path, run):
   images, _ = load_digits('test')
   np.savez(tmp_path / 'real.npz', arr_0=images)
   run(tmp_path, samples=str(tmp_path / 'real.npz'))
-  figures = {f['metric']: f for f in report(tmp_path, 'eval/samples_real')['figures']}
+  figures = {f['metric']: f for f in report(tmp_path, 'eval/samples_real_????????')['figures']}
   assert 'bpd' not in figures
   assert figures['fid']['value'] < 3 * figures['fid']['sanity']
   assert figures['precision']['value'] > 0.8
@@ -197,7 +206,7 @@ def test_the_reference_against_itself_has_distance_zero(tmp_path, run):
   images, _ = load_digits('train')
   np.savez(tmp_path / 'same.npz', samples=images)
   run(tmp_path, samples=str(tmp_path / 'same.npz'), metrics=('fid', 'pr'))
-  fid, precision, recall = report(tmp_path, 'eval/samples_same')['figures']
+  fid, precision, recall = report(tmp_path, 'eval/samples_same_????????')['figures']
   assert fid['value'] == pytest.approx(0, abs=1e-6)
   assert (precision['value'], recall['value']) == (1, 1)
 
@@ -209,13 +218,14 @@ def test_reference_may_be_statistics_or_images(tmp_path, run):
   for i, image in enumerate(images[:50]):
     PIL.Image.fromarray(image[..., 0]).save(folder / f'{i:03d}.png')
   run(tmp_path, samples=str(folder), reference=str(folder), metrics=('fid',))
-  figure = report(tmp_path, 'eval/samples_pictures')['figures'][0]
+  figure = report(tmp_path, 'eval/samples_pictures_????????')['figures'][0]
   assert figure['value'] == pytest.approx(0, abs=1e-6)
-  features = np.load(tmp_path / 'eval/samples_pictures/features/features.npz')['features']
+  (file,) = tmp_path.glob('eval/samples_pictures_*/features/features.npz')
+  features = np.load(file)['features']
   statistics = statistics_of(features)
   np.savez(tmp_path / 'stats.npz', mu=statistics.mean, sigma=statistics.covariance)
   run(tmp_path, samples=str(folder), reference=str(tmp_path / 'stats.npz'), metrics=('fid',))
-  again = report(tmp_path, 'eval/samples_pictures')
+  again = report(tmp_path, 'eval/samples_pictures_????????')
   assert again['figures'][0]['value'] == pytest.approx(0, abs=1e-6)
   assert 'sanity' not in again['figures'][0]
   with pytest.raises(ValueError, match='no images as kid and pr need: leave them out'):
@@ -223,6 +233,12 @@ def test_reference_may_be_statistics_or_images(tmp_path, run):
   np.savez(tmp_path / 'stats.npz', mu=np.zeros(3), sigma=np.eye(3))
   with pytest.raises(ValueError, match='statistics of 3 features; digits classifier has 64'):
     run(tmp_path, samples=str(folder), reference=str(tmp_path / 'stats.npz'), metrics=('fid',))
+
+
+def test_bits_per_dim_of_images_alone_are_refused(tmp_path, run):
+  np.savez(tmp_path / 'x.npz', samples=np.zeros((5, 8, 8, 1), np.uint8))
+  with pytest.raises(ValueError, match=r'eval.metrics=bpd is of a model'):
+    run(tmp_path, samples=str(tmp_path / 'x.npz'), metrics=('bpd',))
 
 
 @pytest.mark.parametrize('field', ['samples', 'reference'])
@@ -237,7 +253,7 @@ def test_images_of_another_size_are_refused(field, tmp_path, run):
 def test_best_step_is_noted_and_its_checkpoint_kept(workdir, run, capsys):
   run(workdir, step=2, metrics=('bpd',))
   run(workdir, step=4, metrics=('bpd',))
-  best = json.loads((workdir / 'eval/best.json').read_text())
+  best = best_of(workdir)
   values = {
     step: report(workdir, f'eval/step_{step:08d}')['figures'][-1]['value'] for step in (2, 4)
   }
@@ -245,6 +261,34 @@ def test_best_step_is_noted_and_its_checkpoint_kept(workdir, run, capsys):
   assert (workdir / 'checkpoints/KEEP.best').read_text() == f'{best["step"]}\n'
   assert (workdir / 'checkpoints/KEEP.evaluating').read_text() == ''
   assert 'best so far: step 2' in capsys.readouterr().out
+
+
+def test_each_request_has_a_best_step_of_its_own(tmp_path, capsys):
+  (tmp_path / 'checkpoints').mkdir()
+
+  def note(step, value, request):
+    figures = [{'metric': 'fid', 'name': 'FID', 'value': value}]
+    evaluate.note_best(tmp_path, step, figures, {'num_samples': request})
+
+  for step, value in ((1, math.nan), (2, 5.0), (3, 7.0), (4, math.nan), (5, math.inf)):
+    note(step, value, 1000)
+  note(3, 4.0, 50_000)
+  note(4, 4.5, 50_000)
+  records = json.loads(
+    (tmp_path / 'eval/best.json').read_text(),
+    parse_constant=lambda word: pytest.fail(f'{word} is no JSON'),
+  )
+  found = {best['request']['num_samples']: best['step'] for best in records.values()}
+  assert found == {1000: 2, 50_000: 3}
+  assert (tmp_path / 'checkpoints/KEEP.best').read_text() == '2\n3\n'
+  assert capsys.readouterr().out.count('best so far') == 2
+  (old,) = [best for best in records.values() if best['step'] == 2]
+  (tmp_path / 'eval/best.json').write_text(json.dumps(old))  # as it was without keys
+  note(7, 9.0, 50_000)
+  assert (tmp_path / 'checkpoints/KEEP.best').read_text() == '2\n7\n'
+  (tmp_path / 'eval/best.json').write_text('{')
+  with pytest.raises(ValueError, match=r'best.json is damaged'):
+    note(6, 1.0, 1000)
 
 
 def test_watch_measures_each_checkpoint_and_passes_over_deleted_ones(workdir, run, monkeypatch):
@@ -273,7 +317,7 @@ def test_training_evaluates_on_the_way_and_keeps_the_best(tmp_path, cache, capsy
   }
   train(tiny_config(**fields), tmp_path)
   assert capsys.readouterr().out.count('bits/dim (test) ') == 3
-  best = json.loads((tmp_path / 'eval/best.json').read_text())
+  best = best_of(tmp_path)
   assert best['figure'] == 'Frechet distance (digits classifier), 8 images'
   values = {
     step: report(tmp_path, f'eval/training_{step:08d}')['figures'][-1]['value']

@@ -1,12 +1,13 @@
 """The paper's tables and figures: every one is written, and holds what it should."""
 
 import csv
+import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from ddpm_jax import build, paper, reproduce
+from ddpm_jax import build, paper, reproduce, shards
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.train import train
 from tests.tiny import tiny_config
@@ -38,15 +39,22 @@ def is_picture(file):
   return PIL.Image.open(file).size[0] > 32
 
 
-def test_tables_show_this_model_beside_the_papers(run):
-  folder = run('table1')
+def test_tables_show_this_model_beside_the_papers(run, monkeypatch):
+  measure, calls = reproduce.Evaluator.measure, []
+
+  def counted(*args, **kwargs):
+    calls.append(args)
+    return measure(*args, **kwargs)
+
+  monkeypatch.setattr(reproduce.Evaluator, 'measure', counted)
+  folder = run('table1', **{'reproduce.what': ('table1', 'table2')})
+  assert len(calls) == 1
   rows = read_csv(folder / 'table1.csv')
   assert len(rows) == len(paper.TABLE_1) + 1
   assert rows[-2]['FID'] == '3.17'
   assert rows[-1]['Model'] == 'this model, step 2'
   assert '[Frechet distance (digits classifier), 12 images]' in rows[-1]['FID']
   assert '[bits/dim (test), 10 images]' in rows[-1]['NLL test (train)']
-  folder = run('table2')
   rows = read_csv(folder / 'table2.csv')
   (ours,) = [row for row in rows if row['FID, this model']]
   assert (ours['Prediction'], ours['Loss'], ours['FID']) == ('eps', 'mse', '3.17')
@@ -135,6 +143,36 @@ def test_interpolation_has_real_images_at_its_ends(run):
   mean = (figure_9[0, 0].astype(float) + figure_9[0, -1]) / 2
   assert np.abs(figure_9[0, 6] - mean).max() <= 0.5
   assert is_picture(folder / 'interpolation_figure8.png')
+
+
+def test_interpolation_goes_on_where_it_stopped(run, monkeypatch):
+  folder = run('interpolation')
+  file = folder / 'interpolation.npz'
+  whole = file.read_bytes()
+  file.unlink()
+  shutil.rmtree(folder / 'interpolation')
+  save, ids = shards.save, []
+
+  def save_two(*args):
+    if len(ids) == 2:
+      raise KeyboardInterrupt
+    ids.append(save(*args))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(shards, 'save', save_two)
+    with pytest.raises(KeyboardInterrupt):
+      run('interpolation')
+  assert not file.exists()
+  monkeypatch.setattr(shards, 'save', lambda *args: ids.append(save(*args)))
+  run('interpolation')
+  jobs = list((folder / 'interpolation').rglob('samples.npz'))
+  assert len(ids) == sum(-(-len(shards.load_ids(job)) // 8) for job in jobs)
+  assert file.read_bytes() == whole
+
+
+def test_more_pairs_than_the_split_has_are_refused(run):
+  with pytest.raises(ValueError, match=r'reproduce.num_images=151: .* 300; give at most 150$'):
+    run('interpolation', **{'reproduce.num_images': 151})
 
 
 def test_neighbours_are_the_nearest_training_images(run):

@@ -61,7 +61,7 @@ def test_writes_samples_ids_and_a_grid(workdir):
   assert len({image.tobytes() for image in arrays['samples']}) == 6
   assert PIL.Image.open(workdir / FOLDER / 'grid.png').mode == 'RGB'
   names = sorted(path.name for path in (workdir / FOLDER).iterdir())
-  assert names == ['grid.png', 'request.json', 'samples.npz']
+  assert names == ['grid.png', 'request.json', 'samples.npz', 'seconds.txt']
 
 
 def test_image_does_not_depend_on_batch_size_or_number(workdir, trained):

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import threading
 import zipfile
 
 import jax
@@ -51,7 +53,8 @@ def test_makes_all_rows_in_fixed_batches(tmp_path):
   job = Job()
   assert_complete(collect(tmp_path / 'job', 10, job), 10)
   assert job.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
-  assert sorted(path.name for path in (tmp_path / 'job').iterdir()) == ['request.json', 'rows.npz']
+  names = sorted(path.name for path in (tmp_path / 'job').iterdir())
+  assert names == ['request.json', 'rows.npz', 'seconds.txt']
 
 
 def test_complete_rows_are_not_made_again_nor_cut(tmp_path):
@@ -131,6 +134,7 @@ def test_each_process_writes_its_share_and_the_first_what_fills_the_last_batch(
     monkeypatch.setattr(jax, 'process_index', lambda: process)  # noqa: B023
     monkeypatch.setattr(parallel, 'barrier', lambda name: None)
     monkeypatch.setattr(shards, '_merge', lambda *args: None)
+    monkeypatch.setattr(shards, '_files', lambda shards: [])  # all of them look at the same time
     job = Job()
     shards.collect(tmp_path, 'rows', REQUEST, 9, job, sizes=BatchSizes(8, 2, 1))
     first = 2 * process
@@ -138,8 +142,6 @@ def test_each_process_writes_its_share_and_the_first_what_fills_the_last_batch(
     written = {file.name for file in (tmp_path / 'shards').iterdir()}
     expected = [f'{i:08d}.npz' for i in (0, 8, 2, 4, 6)]
     assert written == set(expected[: process + 2])
-    monkeypatch.setattr(shards, '_prepare', lambda *args: None)
-    monkeypatch.setattr(shards, 'load_ids', lambda file: np.zeros(0, np.int64))
   monkeypatch.undo()
   assert_complete(collect(tmp_path, 9), 9)
 
@@ -166,3 +168,125 @@ def test_progress_is_told_to_the_end(tmp_path, capsys):
   sizes = BatchSizes(4, 4, 1)
   shards.collect(tmp_path, 'rows', REQUEST, 10, Job(), sizes=sizes, what='rows')
   assert 'rows 10/10  ' in capsys.readouterr().out
+
+
+class DiesAt:
+  """Ends the work before the n-th change of the file system; n may be None."""
+
+  CHANGES = ('mkdir', 'rename', 'replace', 'unlink', 'rmdir', 'fsync')
+
+  def __init__(self, patch, n=None):
+    self.count, self._n = 0, n
+    for name in self.CHANGES:
+      change = (lambda *args: None) if name == 'fsync' else getattr(os, name)
+      patch.setattr(os, name, lambda *args, change=change, **kwargs: self(change, *args, **kwargs))
+
+  def __call__(self, change, *args, **kwargs):
+    if self.count == self._n:
+      raise KeyboardInterrupt
+    self.count += 1
+    return change(*args, **kwargs)
+
+
+def test_a_job_that_dies_at_any_change_of_a_file_ends_the_same(tmp_path, monkeypatch):
+  def work(folder):
+    return [collect(folder, n) and (folder / 'rows.npz').read_bytes() for n in (6, 12, 16)]
+
+  with monkeypatch.context() as patch:
+    counter = DiesAt(patch)
+    whole = work(tmp_path / 'whole')
+  assert counter.count > 40
+  for n in range(counter.count):
+    folder = tmp_path / f'{n}'
+    with monkeypatch.context() as patch:
+      DiesAt(patch, n)
+      with pytest.raises(KeyboardInterrupt):
+        work(folder)
+    if (folder / 'rows.npz').exists():  # then it is one of the whole ones
+      assert (folder / 'rows.npz').read_bytes() in whole
+    with monkeypatch.context() as patch:
+      DiesAt(patch)
+      assert work(folder)[-1] == whole[-1], n
+    names = sorted(path.name for path in folder.iterdir() if path.suffix != '.partial')
+    assert names == ['request.json', 'rows.npz', 'seconds.txt']
+    assert not list(tmp_path.glob('*.earlier*'))
+
+
+def test_rows_that_are_there_twice_are_made_anew(tmp_path, capsys):
+  collect(tmp_path, 12)
+  ids = np.array([*range(12), *range(4, 12)])
+  np.savez(tmp_path / 'rows.npz', ids=ids, **rows(ids))
+  assert_complete(collect(tmp_path, 16), 16)
+  assert 'rows.npz is damaged: now rows.damaged.npz' in capsys.readouterr().out
+
+
+def test_shards_of_a_larger_job_wait_for_it(tmp_path):
+  collect(tmp_path, 4)
+  with pytest.raises(KeyboardInterrupt):
+    collect(tmp_path, 20, Job(2))
+  assert_complete(collect(tmp_path, 4, Job(0)), 4)
+  job = Job()
+  assert_complete(collect(tmp_path, 20, job), 20)
+  assert job.batches[0] == [12, 13, 14, 15]
+
+
+@pytest.mark.parametrize('name', ['shards/00000004.npz', 'rows.npz'])
+def test_a_flipped_bit_anywhere_ends_in_the_same_rows(tmp_path, name):
+  collect(tmp_path, 4)
+  with pytest.raises(KeyboardInterrupt):
+    collect(tmp_path, 12, Job(1))
+  file = tmp_path / name
+  content = file.read_bytes()
+  for place in np.random.default_rng(0).integers(0, len(content), 25):
+    damaged = bytearray(content)
+    damaged[place] ^= 16
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(damaged)
+    assert_complete(collect(tmp_path, 8), 8)
+
+
+def test_damaged_request_is_another_one(tmp_path):
+  collect(tmp_path / 'job', 4)
+  (tmp_path / 'job' / 'request.json').write_text('{"seed"')
+  assert_complete(collect(tmp_path / 'job', 4), 4)
+  assert (tmp_path / 'job.earlier1' / 'rows.npz').exists()
+
+
+def test_two_runs_in_one_folder_take_turns(tmp_path, capsys):
+  waits, results = threading.Event(), {}
+  jobs = {8: Job(), 12: Job()}
+
+  def first(ids):
+    second.start()
+    assert not waits.wait(0.2)
+    return jobs[8](ids)
+
+  def run(num_rows, compute):
+    sizes = BatchSizes(8, 8, 1)
+    with np.load(shards.collect(tmp_path, 'rows', REQUEST, num_rows, compute, sizes=sizes)) as file:
+      results[num_rows] = dict(file)
+
+  def other(ids):
+    waits.set()
+    return jobs[12](ids)
+
+  second = threading.Thread(target=run, args=(12, other))
+  run(8, first)
+  second.join()
+  assert jobs[8].batches == [list(range(8))]
+  assert jobs[12].batches == [[8, 9, 10, 11, 11, 11, 11, 11]]
+  assert_complete(results[8], 8)
+  assert_complete(results[12], 12)
+  assert f'waits for another process that works in {tmp_path}' in capsys.readouterr().out
+
+
+def test_seconds_are_those_of_all_runs(tmp_path, monkeypatch):
+  assert shards.seconds(tmp_path) is None
+  clock = iter(range(100))
+  monkeypatch.setattr(shards.time, 'perf_counter', lambda: next(clock))
+  with pytest.raises(KeyboardInterrupt):
+    collect(tmp_path, 12, Job(2))
+  assert shards.seconds(tmp_path) == 2
+  collect(tmp_path, 12)
+  collect(tmp_path, 12)
+  assert shards.seconds(tmp_path) == 3
