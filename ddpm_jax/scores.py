@@ -1,6 +1,7 @@
 """Metrics of images against real ones, by a network's features, as the evaluation has them."""
 
 import contextlib
+import tempfile
 import time
 
 import numpy as np
@@ -98,7 +99,7 @@ class Scorer:
     """Features of real images, computed once and kept in the cache."""
     name = request.get('data', 'file').replace(':', '_').replace('/', '_')
     key = request_key({**request, 'network': self.network.about()})
-    folder = build.cache_dir(config) / 'reference' / f'{name}_{key}'
+    folder = open_cache(config) / f'{name}_{key}'
     with contextlib.ExitStack() as stack:
       if parallel.is_primary():
         waiting_for = f'another evaluation that fills {folder}'
@@ -228,6 +229,31 @@ class Scorer:
       'precision': {'value': precision, 'sanity': sanity[0], **facts},
       'recall': {'value': recall, 'sanity': sanity[1], **facts},
     }
+
+
+def open_cache(config):
+  """The folder of real images' features, which all processes share.
+
+  Raises:
+    ValueError: it cannot be written, or one of them has another.
+  """
+  field = f'eval.cache_dir={build.cache_dir(config)}'
+  folder = build.cache_dir(config) / 'reference'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise ValueError(
+      f'{field} cannot be written ({error.strerror}); give a folder that can'
+    ) from error
+  blind = parallel.not_shared_with(folder)
+  if blind is not None:
+    raise ValueError(
+      f'{field} of process {blind} is not the folder of process 0: give one on a file system that '
+      'all processes share, such as --config.eval.cache_dir=WORKDIR/cache'
+    )
+  return folder
 
 
 class LazyRows:

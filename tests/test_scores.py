@@ -1,0 +1,74 @@
+"""The scorer: its cache, its reference, and what it refuses before anything is drawn."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import pytest
+
+from ddpm_jax import parallel, scores
+from tests.tiny import tiny_config
+
+
+@pytest.fixture
+def as_processes(monkeypatch):
+  """Returns (work, arguments) -> results, one thread a process, which may meet."""
+  own, texts = threading.local(), {}
+
+  def meet(name=None):
+    own.barrier.wait(10)
+
+  def texts_of_all(text):
+    meet()
+    texts[own.index] = text
+    meet()
+    gathered = [texts[i] for i in sorted(texts)]
+    meet()
+    return gathered
+
+  def run(work, arguments):
+    barrier = threading.Barrier(len(arguments))
+
+    def one(index):
+      own.index, own.barrier = index, barrier
+      try:
+        return work(arguments[index])
+      except ValueError as error:
+        return str(error)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(len(arguments)) as pool:
+      patch.setattr(jax, 'process_count', lambda: len(arguments))
+      patch.setattr(parallel, 'is_primary', lambda: own.index == 0)
+      patch.setattr(parallel, 'barrier', meet)
+      patch.setattr(parallel, 'texts_of_all', texts_of_all)
+      return list(pool.map(one, range(len(arguments))))
+
+  return run
+
+
+def open_cache(folder):
+  return scores.open_cache(tiny_config(**{'eval.cache_dir': str(folder)}))
+
+
+def test_a_cache_that_processes_share_is_used(tmp_path, as_processes):
+  (tmp_path / 'mount').symlink_to(tmp_path / 'a')  # the same, by another path
+  folders = [tmp_path / 'a', tmp_path / 'mount', tmp_path / 'a']
+  (tmp_path / 'a').mkdir()
+  assert as_processes(open_cache, folders) == [folder / 'reference' for folder in folders]
+  assert not list((tmp_path / 'a/reference').iterdir())
+  assert open_cache(tmp_path / 'b') == tmp_path / 'b/reference'  # one process shares it with none
+
+
+def test_caches_of_each_machine_are_refused_on_every_process(tmp_path, as_processes):
+  folders = [tmp_path / 'a', tmp_path / 'a', tmp_path / 'b']
+  for message, folder in zip(as_processes(open_cache, folders), folders, strict=True):
+    assert message == (
+      f'eval.cache_dir={folder} of process 2 is not the folder of process 0: give one on a file '
+      'system that all processes share, such as --config.eval.cache_dir=WORKDIR/cache'
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_answered_by_one_line(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(ValueError, match=r'cache_dir=.*/file/x cannot be written \(Not a directory'):
+    open_cache(tmp_path / 'file/x')
