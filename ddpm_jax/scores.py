@@ -15,7 +15,7 @@ from ddpm_jax.metrics.jpeg import LIMIT, blockiness
 from ddpm_jax.metrics.kid import kid
 from ddpm_jax.metrics.precision_recall import precision_recall
 from ddpm_jax.metrics.reference import file_sha256, open_reference
-from ddpm_jax.report import metric_name
+from ddpm_jax.report import FULL_COUNT, metric_name
 from ddpm_jax.shards import request_key
 
 BLOCK = 1024  # features in memory at a time
@@ -39,6 +39,7 @@ class Scorer:
     self.network = build.feature_network(config)
     self._real = None
     self._notes = []
+    self._departures = []  # of the reference, from what published numbers are measured against
     if not config.eval.reference:
       self._open_data(config)
       return
@@ -52,6 +53,10 @@ class Scorer:
     source = build.source(config, config.eval.reference_split)
     count = min(len(source), config.eval.reference_examples or len(source))
     self.reference = {**source_request(source), 'count': count, 'of': len(source)}
+    if source.split != 'train':
+      self._departures.append(f'against {source.split}')
+    if count < len(source):
+      self._departures.append(f'{count:,} real images')
     self._use_images(config, source, count, source_request(source))
 
   def _open_images(self, config, images):
@@ -63,6 +68,8 @@ class Scorer:
     request = {'file': images.name, 'file_sha256': images.fingerprint()}
     count = min(len(images), config.eval.reference_examples or len(images))
     self.reference = {**request, 'count': count, 'of': len(images)}
+    if count < max(len(images), FULL_COUNT):
+      self._departures.append(f'{count:,} real images')
     self._use_images(config, images, count, request)
 
   def _open_statistics(self, config, statistics):
@@ -168,11 +175,16 @@ class Scorer:
       measured = measures[metric](features)
       secs = round(time.perf_counter() - start, 1)
       for key, figure in measured.items():
-        name = metric_name(key, self.network.about(), count)
+        name = metric_name(key, self.network.about(), count, self.departures(key, facts))
         figures.append(
           {'metric': key, 'name': name, 'count': count, **figure, **facts, 'secs': secs}
         )
     return figures, notes
+
+  def departures(self, metric, facts):
+    """What a figure's name has to say, see metric_name; a score does without real images."""
+    unrounded = ['unrounded'] if facts.get('rounding') == 'float' else []
+    return unrounded if metric == 'is' else self._departures + unrounded
 
   def _measure_fid(self, generated):
     statistics = statistics_of(generated['features'])

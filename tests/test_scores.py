@@ -4,9 +4,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ddpm_jax import parallel, scores
+from ddpm_jax import build, parallel, scores
+from ddpm_jax.data.digits import load_digits
+from ddpm_jax.metrics.features import FeatureNetwork
 from tests.tiny import tiny_config
 
 
@@ -72,3 +76,57 @@ def test_a_cache_that_cannot_be_written_is_answered_by_one_line(tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(ValueError, match=r'cache_dir=.*/file/x cannot be written \(Not a directory'):
     open_cache(tmp_path / 'file/x')
+
+
+@pytest.fixture
+def scorer(tmp_path, monkeypatch):
+  """Returns fields of eval -> Scorer, by the first pixels, under the name of published weights."""
+
+  def step(params, images):
+    rows = jnp.asarray(images, jnp.float32).reshape(*images.shape[:2], -1)
+    return {'features': rows[..., 18:22], 'logits': rows[..., 26:30] / 255}
+
+  network = FeatureNetwork('pixels', True, '', '', None, step)
+  monkeypatch.setattr(build, 'feature_network', lambda config: network)
+
+  def scorer(**fields):
+    fields = {'cache_dir': str(tmp_path / 'cache'), 'batch_size': 512, 'metrics': ('fid',)} | fields
+    return scores.Scorer(tiny_config(**{f'eval.{name}': x for name, x in fields.items()}))
+
+  scorer.folder = tmp_path
+  return scorer
+
+
+def score(scorer, folder, images, **facts):
+  figures, notes = scorer.score(
+    folder, scores.ArrayImages(images), len(images), request={}, facts=facts
+  )
+  return {figure['metric']: figure for figure in figures}, notes
+
+
+@pytest.mark.parametrize(
+  ('fields', 'departures'),
+  [
+    ({}, ''),
+    ({'reference_examples': 1497}, ''),
+    ({'reference_examples': 500}, ' (500 real images)'),
+    ({'reference_split': 'test'}, ' (against test)'),
+    ({'reference_split': 'test', 'reference_examples': 9}, ' (against test, 9 real images)'),
+    ({'reference': 'real.npz'}, ' (300 real images)'),
+    ({'reference': 'stats.npz'}, ''),
+  ],
+)
+def test_names_tell_of_references_other_than_published_ones(fields, departures, scorer):
+  images, _ = load_digits('test')
+  np.savez(scorer.folder / 'real.npz', arr_0=images)
+  np.savez(scorer.folder / 'stats.npz', mu=np.zeros(4), sigma=np.eye(4))
+  if 'reference' in fields:
+    fields = {'reference': str(scorer.folder / fields['reference'])}
+  opened = scorer(metrics=('fid', 'is'), **fields)
+  figures, _ = score(opened, scorer.folder / 'rounded', images[:12], rounding='uint8')
+  assert figures['fid']['name'] == f'FID-12{departures}'
+  assert figures['is']['name'] == 'Inception score of 12 images'
+  figures, _ = score(opened, scorer.folder / 'exact', images[:12], rounding='float')
+  unrounded = f'{departures[:-1]}, unrounded)' if departures else ' (unrounded)'
+  assert figures['fid']['name'] == f'FID-12{unrounded}'
+  assert figures['is']['name'] == 'Inception score of 12 images (unrounded)'
