@@ -68,7 +68,7 @@ def find_inception_weights(path=None, *, cache_dir, sha256=INCEPTION_SHA256):
     path = pathlib.Path(cache_dir) / INCEPTION_URL.rpartition('/')[2]
     if not path.is_file():
       _download(path, sha256)
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise ValueError(f'--config.eval.inception_weights={path}: no such file')
   _verify(path, sha256)

@@ -67,6 +67,13 @@ def test_given_file_is_used(small_file, tmp_path, offline):
   assert not (tmp_path / 'none').exists()
 
 
+def test_given_file_may_be_below_home(small_file, tmp_path, offline, monkeypatch):
+  monkeypatch.setenv('HOME', str(small_file.parent))
+  path = f'~/{small_file.name}'
+  found = weights.find_inception_weights(path, cache_dir=tmp_path, sha256=sha256_of(small_file))
+  assert found == small_file
+
+
 def test_given_file_with_another_hash(small_file, tmp_path):
   found, expected = sha256_of(small_file), weights.INCEPTION_SHA256
   with pytest.raises(ValueError, match='sha256') as error:
