@@ -130,3 +130,50 @@ def test_names_tell_of_references_other_than_published_ones(fields, departures, 
   unrounded = f'{departures[:-1]}, unrounded)' if departures else ' (unrounded)'
   assert figures['fid']['name'] == f'FID-12{unrounded}'
   assert figures['is']['name'] == 'Inception score of 12 images (unrounded)'
+
+
+def test_statistics_of_another_network_are_refused_before_anything_is_measured(scorer):
+  np.savez(scorer.folder / 'stats.npz', mu=np.zeros(3), sigma=np.eye(3))
+  for metric in ('fid', 'is'):
+    with pytest.raises(ValueError, match=r'statistics of 3 features; pixels has 4$'):
+      scorer(reference=str(scorer.folder / 'stats.npz'), metrics=(metric,))
+
+
+def test_home_is_understood(scorer, monkeypatch):
+  monkeypatch.setenv('HOME', str(scorer.folder))
+  np.savez(scorer.folder / 'stats.npz', mu=np.zeros(4), sigma=np.eye(4))
+  opened = scorer(reference='~/stats.npz')
+  assert opened.reference['file'] == str(scorer.folder / 'stats.npz')
+
+
+def test_too_few_images_are_refused_before_their_features_are_computed(scorer):
+  opened = scorer(metrics=('fid', 'kid'))
+  with pytest.raises(ValueError, match=r'^the set to measure has 3 images; kid \(eval'):
+    score(opened, scorer.folder / 'few', load_digits('test')[0][:3])
+  assert not (scorer.folder / 'few').exists()
+  for metric, count in (('is', 1), ('fid', 3), ('kid', 7), ('pr', 7)):
+    message = rf'^the reference has {count} images; {metric} .* needs {count + 1} at least$'
+    with pytest.raises(ValueError, match=message):
+      scorer(metrics=(metric,), reference_examples=count)
+    opened = scorer(metrics=(metric,), reference_examples=count + 1)
+    score(opened, scorer.folder / metric, load_digits('test')[0][: build.METRICS[metric]])
+
+
+def test_some_of_the_real_images_are_of_its_whole_length(scorer):
+  images, _ = load_digits('train')
+  few = scorer(reference_examples=100)
+  assert few.reference['chosen'] == '100 of 1497, evenly spaced'
+  rows = np.arange(100) * 1497 // 100
+  expected = images[rows].reshape(100, -1)[:, 18:22]
+  np.testing.assert_array_equal(few._real['features'], expected)
+  assert len(np.unique(scores.evenly_spaced(1496, 1497))) == 1496
+  # Features of others, in the cache before or after, are not taken for them.
+  assert len(scorer()._real['features']) == 1497
+  np.testing.assert_array_equal(scorer(reference_examples=100)._real['features'], expected)
+
+
+def test_a_score_of_few_real_images_is_not_split(scorer):
+  opened = scorer(metrics=('is',), reference_examples=9)
+  figures, _ = score(opened, scorer.folder, np.resize(load_digits('train')[0], (5000, 8, 8, 1)))
+  assert figures['is']['splits'] == 10
+  assert figures['is']['value_of_real_images'] >= 1
