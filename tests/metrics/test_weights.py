@@ -3,6 +3,8 @@ import hashlib
 import http.server
 import pathlib
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -103,9 +105,28 @@ def test_downloads_once(small_file, tmp_path, server, monkeypatch):
   found = weights.find_inception_weights(cache_dir=cache, sha256=sha256)
   assert found == cache / NAME
   assert found.read_bytes() == small_file.read_bytes()
-  assert [path.name for path in cache.iterdir()] == [NAME]
+  assert {path.name for path in cache.iterdir()} == {NAME, f'{NAME}.lock'}
   (server / NAME).unlink()
   assert weights.find_inception_weights(cache_dir=cache, sha256=sha256) == found
+
+
+def test_processes_that_want_it_at_once_download_it_once(tmp_path, small_file, monkeypatch):
+  calls = []
+
+  def fetch(url, partial):
+    calls.append(url)
+    partial.write_bytes(small_file.read_bytes()[:7])
+    time.sleep(0.1)
+    partial.write_bytes(small_file.read_bytes())
+
+  monkeypatch.setattr(weights, 'fetch', fetch)
+  find = functools.partial(
+    weights.find_inception_weights, cache_dir=tmp_path / 'cache', sha256=sha256_of(small_file)
+  )
+  with ThreadPoolExecutor(3) as pool:  # each opens the lock file anew, as processes do
+    found = [future.result() for future in [pool.submit(find) for _ in range(3)]]
+  assert found == [tmp_path / 'cache' / NAME] * 3
+  assert len(calls) == 1
 
 
 def test_damaged_download_is_not_used(small_file, tmp_path, server):
