@@ -65,6 +65,7 @@ class Scorer:
         f'data.image_size and data.channels say {build.image_shape(config)}'
       )
     request = {'file': images.name, 'file_sha256': images.fingerprint()}
+    self._notes += jpeg_files_note(images, 'real images')
     self._use_images(config, images, request, max(len(images), FULL_COUNT))
 
   def _open_statistics(self, config, path, statistics):
@@ -174,7 +175,8 @@ class Scorer:
     )
     facts = facts | {'feature_secs': round(time.perf_counter() - start, 1)}
     ratio = blockiness(images.read(evenly_spaced(min(count, JPEG_IMAGES), count)))
-    notes = list(self._notes)
+    facts['jpeg_blockiness'] = None if np.isnan(ratio) else round(ratio, 3)
+    notes = self._notes + jpeg_files_note(images, 'images that were measured')
     if ratio > LIMIT:
       notes.append(
         f'The images that were measured show JPEG blocks (blockiness {ratio:.2f}, not 1).'
@@ -313,6 +315,14 @@ def source_request(source):
 def statistics_of(features):
   """Mean and covariance, a block of features in memory at a time."""
   return accumulate(features[i : i + BLOCK] for i in range(0, len(features), BLOCK))
+
+
+def jpeg_files_note(images, what):
+  """A line for the notes, in a list, if images come from JPEG files."""
+  count = getattr(images, 'jpeg_files', 0)
+  if not count:
+    return []
+  return [f'{count:,} files of the {what} are JPEG: its losses are part of the figures.']
 
 
 def num_splits(logits):

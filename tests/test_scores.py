@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from ddpm_jax import build, parallel, scores
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.metrics.features import FeatureNetwork
+from ddpm_jax.metrics.images import open_images
 from tests.tiny import tiny_config
 
 
@@ -177,3 +179,16 @@ def test_a_score_of_few_real_images_is_not_split(scorer):
   figures, _ = score(opened, scorer.folder, np.resize(load_digits('train')[0], (5000, 8, 8, 1)))
   assert figures['is']['splits'] == 10
   assert figures['is']['value_of_real_images'] >= 1
+
+
+def test_jpeg_files_are_noted_on_either_side(scorer):
+  folder = scorer.folder / 'pictures'
+  folder.mkdir()
+  for i, image in enumerate(load_digits('test')[0][:6]):
+    PIL.Image.fromarray(image[..., 0]).save(folder / f'{i}.{"jpg" if i < 4 else "png"}')
+  opened = scorer(reference=str(folder))
+  images = open_images(folder, 'eval.samples')
+  figures, notes = opened.score(scorer.folder, images, 6, request={}, facts={})
+  for what in ('real images', 'images that were measured'):
+    assert f'4 files of the {what} are JPEG: its losses are part of the figures.' in notes
+  assert figures[0]['jpeg_blockiness'] is None  # too small to tell
