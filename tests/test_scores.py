@@ -174,6 +174,11 @@ def test_some_of_the_real_images_are_of_its_whole_length(scorer):
   np.testing.assert_array_equal(scorer(reference_examples=100)._real['features'], expected)
 
 
+def test_precision_and_recall_are_announced(scorer, capsys):
+  score(scorer(metrics=('pr',)), scorer.folder, load_digits('test')[0][:9])
+  assert 'precision and recall of 9 x 1,497 images\n' in capsys.readouterr().out
+
+
 def test_a_score_of_few_real_images_is_not_split(scorer):
   opened = scorer(metrics=('is',), reference_examples=9)
   figures, _ = score(opened, scorer.folder, np.resize(load_digits('train')[0], (5000, 8, 8, 1)))
