@@ -21,7 +21,7 @@ from ddpm_jax.workdir import config_dict, flatten
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 MAX_STEPS_PER_DISPATCH = 20  # by default: a signal is heard after a dispatch
-METRICS = ('bpd', 'fid', 'is', 'kid', 'pr')
+METRICS = {'bpd': 1, 'fid': 2, 'is': 1, 'kid': 4, 'pr': 4}  # with the images that each needs
 REPRODUCTIONS = (
   'table1',
   'table2',
@@ -92,6 +92,21 @@ def _check_choice(field, value, choices):
     raise ValueError(f'{field} is {value!r}; it must be one of {allowed}')
 
 
+def check_count(what, count, metrics, *, times=1):
+  """Raises a ValueError if a metric needs more images.
+
+  Args:
+    what: the words before the number, such as 'the reference has'.
+    count: number of images.
+    metrics: names of METRICS.
+    times: how many such sets they are to be divided into.
+  """
+  for metric in metrics:
+    least = times * METRICS[metric]
+    if count < least:
+      raise ValueError(f'{what} {count} images; {metric} (eval.metrics) needs {least} at least')
+
+
 def _check_diffusion(config):
   diffusion.check_loss(config.mean_type, config.var_type, config.loss_type)
   betas = _make_betas(config)
@@ -143,6 +158,10 @@ def _check_sample(config):
 def _check_eval(config):
   for metric in names(config.eval.metrics):
     _check_choice('eval.metrics', metric, METRICS)
+  check_count('eval.num_samples says', config.eval.num_samples, names(config.eval.metrics))
+  if config.train.eval_every_steps:
+    count = config.train.eval_num_samples
+    check_count('train.eval_num_samples says', count, names(config.eval.metrics))
   for what in names(config.reproduce.what):
     _check_choice('reproduce.what', what, REPRODUCTIONS)
   _check_choice('eval.rounding', config.eval.rounding, ('uint8', 'float'))
@@ -461,11 +480,20 @@ def cache_dir(config):
 
 
 def feature_network(config):
-  """The network of config.eval.network, with its weights, ready to run."""
+  """The network of config.eval.network, with its weights, ready to run.
+
+  Raises:
+    ValueError: weights that cannot be used, or images that it does not take.
+  """
   if config.eval.network == 'digits':
     params, sha256 = load_digits_classifier()
     step = steps.make_feature_step(DigitsClassifier(), 'features', 'logits')
     name, preprocessing = 'digits classifier', '8 x 8 pixels, as they are'
+  elif config.data.channels != 3:
+    raise ValueError(
+      f'eval.network=inception takes images of three channels, not data.channels='
+      f'{config.data.channels}; use eval.metrics=bpd, or eval.network=digits for the digits'
+    )
   else:
     params, sha256 = load_inception(
       config.eval.inception_weights,

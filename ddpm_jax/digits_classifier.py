@@ -4,11 +4,13 @@ Its weights are in digits_classifier.npz; scripts/train_digits_classifier.py mad
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 IMAGE_SHAPE = (8, 8, 1)
 NUM_FEATURES = 64
 NUM_CLASSES = 10
+_PRECISION = jax.lax.Precision.HIGHEST  # as inception.py's
 
 
 class DigitsClassifier(nn.Module):
@@ -28,7 +30,8 @@ class DigitsClassifier(nn.Module):
       raise ValueError(f'images are {images.shape[1:]}; the digits classifier takes {IMAGE_SHAPE}')
     x = images.astype(jnp.float32) / 127.5 - 1.0
     for features, strides in ((16, 1), (32, 2), (32, 1)):
-      x = nn.swish(nn.Conv(features, (3, 3), strides=(strides, strides))(x))
+      x = nn.swish(nn.Conv(features, (3, 3), strides=(strides, strides), precision=_PRECISION)(x))
     x = x.reshape(x.shape[0], -1)
-    features = jnp.tanh(nn.Dense(NUM_FEATURES)(x))  # no unit can die
-    return {'features': features, 'logits': nn.Dense(NUM_CLASSES)(features)}
+    features = jnp.tanh(nn.Dense(NUM_FEATURES, precision=_PRECISION)(x))  # no unit can die
+    logits = nn.Dense(NUM_CLASSES, precision=_PRECISION)(features)
+    return {'features': features, 'logits': logits}

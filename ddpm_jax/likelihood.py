@@ -131,5 +131,5 @@ def bpd_estimate(
   strata = (uniforms.T, jnp.asarray(edges[:-1], jnp.int32), jnp.asarray(sizes, jnp.int32))
   _, (t, vb, mse) = jax.lax.scan(term, None, strata)
   prior = prior_bpd(schedule, x_start)
-  total = jnp.asarray(sizes, jnp.float32) @ vb + prior
+  total = (jnp.asarray(sizes, jnp.float32)[:, None] * vb).sum(axis=0) + prior
   return {'total_bpd': total, 't': t.T, 'vb': vb.T, 'prior_bpd': prior, 'mse': mse.T}

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import tempfile
+import uuid
 from typing import NamedTuple
 
 import jax
@@ -138,6 +139,30 @@ def check_same(what, facts):
         f'processes 0 and {process} differ in their {what} ({"; ".join(differing)}): start all '
         'with the same command, program and data'
       )
+
+
+def not_shared_with(folder):
+  """The first process for which a folder's path names another than the first process's.
+
+  All processes call it, in the same order.
+
+  Args:
+    folder: pathlib.Path, which each of them can write.
+
+  Returns:
+    its number; None if all share the folder.
+  """
+  if jax.process_count() == 1:
+    return None
+  token = from_primary(uuid.uuid4().hex)
+  file = folder / f'.shared.{token}'
+  if is_primary():
+    file.touch()
+  barrier(f'{folder} marked')
+  blind = [i for i, seen in enumerate(texts_of_all('yes' if file.exists() else '')) if not seen]
+  if is_primary():
+    file.unlink(missing_ok=True)
+  return blind[0] if blind else None
 
 
 def stop_agreed(count, received):

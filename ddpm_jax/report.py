@@ -1,8 +1,9 @@
 """The report of an evaluation: every figure with what it was measured on, and how.
 
 report.json is for programs, report.md for people. The words are chosen here so that no figure
-passes for what it is not: an FID of fewer than 50,000 samples is FID-N, and a distance in the
-features of another network is not called FID at all.
+passes for what it is not: an FID of fewer than 50,000 samples is FID-N, one against other images
+than the train split says so, and a distance in the features of another network is not called FID
+at all.
 """
 
 import json
@@ -27,20 +28,24 @@ PUBLISHED_NAMES = {
 }
 
 
-def metric_name(metric, network, count):
+def metric_name(metric, network, count, departures=()):
   """What a figure is called.
 
   Args:
     metric: 'fid', 'kid', 'is', 'precision' or 'recall'.
     network: dict with name, and published: whether it has the weights of published numbers.
     count: number of generated images.
+    departures: words on what else is not as in published numbers, such as 'against test'.
   """
   if not network['published']:
-    return f'{NAMES[metric]} ({network["name"]}), {count:,} images'
-  if metric == 'fid' and count < FULL_COUNT:
-    return f'FID-{count}'
-  name = PUBLISHED_NAMES[metric]
-  return name if count >= FULL_COUNT else f'{name} of {count:,} images'
+    name = f'{NAMES[metric]} ({network["name"]}), {count:,} images'
+  elif count >= FULL_COUNT:
+    name = PUBLISHED_NAMES[metric]
+  elif metric == 'fid':
+    name = f'FID-{count}'
+  else:
+    name = f'{PUBLISHED_NAMES[metric]} of {count:,} images'
+  return f'{name} ({", ".join(departures)})' if departures else name
 
 
 def write_report(folder, report):

@@ -1,8 +1,11 @@
 """Metrics of images against real ones, by a network's features, as the evaluation has them."""
 
 import contextlib
+import pathlib
+import tempfile
 import time
 
+import jax
 import numpy as np
 
 from ddpm_jax import build, data, parallel
@@ -14,7 +17,7 @@ from ddpm_jax.metrics.jpeg import LIMIT, blockiness
 from ddpm_jax.metrics.kid import kid
 from ddpm_jax.metrics.precision_recall import precision_recall
 from ddpm_jax.metrics.reference import file_sha256, open_reference
-from ddpm_jax.report import metric_name
+from ddpm_jax.report import FULL_COUNT, metric_name
 from ddpm_jax.shards import request_key
 
 BLOCK = 1024  # features in memory at a time
@@ -38,20 +41,22 @@ class Scorer:
     self.network = build.feature_network(config)
     self._real = None
     self._notes = []
+    self._departures = []  # of the reference, from what published numbers are measured against
     if not config.eval.reference:
       self._open_data(config)
       return
-    opened = open_reference(config.eval.reference)
+    path = pathlib.Path(config.eval.reference).expanduser()
+    opened = open_reference(path)
     if isinstance(opened, Statistics):
-      self._open_statistics(config, opened)
+      self._open_statistics(config, path, opened)
     else:
       self._open_images(config, opened)
 
   def _open_data(self, config):
     source = build.source(config, config.eval.reference_split)
-    count = min(len(source), config.eval.reference_examples or len(source))
-    self.reference = {**source_request(source), 'count': count, 'of': len(source)}
-    self._use_images(config, source, count, source_request(source))
+    if source.split != 'train':
+      self._departures.append(f'against {source.split}')
+    self._use_images(config, source, source_request(source), len(source))
 
   def _open_images(self, config, images):
     if images.image_shape != build.image_shape(config):
@@ -60,27 +65,50 @@ class Scorer:
         f'data.image_size and data.channels say {build.image_shape(config)}'
       )
     request = {'file': images.name, 'file_sha256': images.fingerprint()}
-    count = min(len(images), config.eval.reference_examples or len(images))
-    self.reference = {**request, 'count': count, 'of': len(images)}
-    self._use_images(config, images, count, request)
+    self._notes += jpeg_files_note(images, 'real images')
+    self._use_images(config, images, request, max(len(images), FULL_COUNT))
 
-  def _open_statistics(self, config, statistics):
+  def _open_statistics(self, config, path, statistics):
     impossible = [metric for metric in self._metrics if metric in ('kid', 'pr')]
     if impossible:
       raise ValueError(
-        f'eval.reference={config.eval.reference} has a mean and a covariance, and no images as '
+        f'eval.reference={path} has a mean and a covariance, and no images as '
         f'{" and ".join(impossible)} need: leave them out of eval.metrics'
       )
-    file = config.eval.reference
-    self.reference = {'file': file, 'file_sha256': file_sha256(file), 'count': None}
+    one_each = parallel.fitting_batch_sizes(1, 1).host
+    blank = np.zeros((one_each, *build.image_shape(config)), np.uint8)
+    step, params = self.network.step, self.network.params
+    features = jax.eval_shape(step, params, parallel.split_over_devices(blank))['features']
+    if len(statistics.mean) != features.shape[-1]:
+      raise ValueError(
+        f'eval.reference={path} has statistics of {len(statistics.mean)} features; '
+        f'{self.network.name} has {features.shape[-1]}'
+      )
+    self.reference = {'file': str(path), 'file_sha256': file_sha256(path), 'count': None}
     self._statistics = statistics
     self._notes.append(
       'The reference file does not say which data it is of, nor how they were prepared.'
     )
 
-  def _use_images(self, config, images, count, request):
-    sample = images.read(np.arange(min(count, JPEG_IMAGES)))
-    ratio = blockiness(sample)
+  def _use_images(self, config, images, request, full_count):
+    """Measures against images, or eval.reference_examples of them.
+
+    Args:
+      config: ConfigDict.
+      images: a source, or as open_images gives them.
+      request: dict of JSON values that says which images these are.
+      full_count: a figure's name tells of fewer.
+    """
+    of = len(images)
+    count = min(of, config.eval.reference_examples or of)
+    build.check_count('the reference has', count, self._metrics, times=2)  # halves are compared
+    if count < of:  # of all classes, where a folder has one after another
+      images = ChosenImages(images, evenly_spaced(count, of))
+      request = request | {'chosen': f'{count} of {of}, evenly spaced'}
+    if count < full_count:
+      self._departures.append(f'{count:,} real images')
+    self.reference = {**request, 'count': count, 'of': of}
+    ratio = blockiness(images.read(evenly_spaced(min(count, JPEG_IMAGES), count)))
     self.reference['jpeg_blockiness'] = None if np.isnan(ratio) else round(ratio, 3)
     if ratio > LIMIT:
       self._notes.append(
@@ -98,7 +126,7 @@ class Scorer:
     """Features of real images, computed once and kept in the cache."""
     name = request.get('data', 'file').replace(':', '_').replace('/', '_')
     key = request_key({**request, 'network': self.network.about()})
-    folder = build.cache_dir(config) / 'reference' / f'{name}_{key}'
+    folder = open_cache(config) / f'{name}_{key}'
     with contextlib.ExitStack() as stack:
       if parallel.is_primary():
         waiting_for = f'another evaluation that fills {folder}'
@@ -124,13 +152,17 @@ class Scorer:
     Args:
       folder: pathlib.Path; features go to folder/features.
       images: has read(indices) -> [n, H, W, C] of values 0..255.
-      count: number of images, at least 2.
+      count: number of images.
       request: dict of JSON values that says which images these are.
       facts: dict that goes into each figure.
 
     Returns:
       (figures, notes), lists of dicts and of lines.
+
+    Raises:
+      ValueError: fewer images than a metric needs.
     """
+    build.check_count('the set to measure has', count, self._metrics)
     start = time.perf_counter()
     features = collect_features(
       folder / 'features',
@@ -142,8 +174,9 @@ class Scorer:
       what='features',
     )
     facts = facts | {'feature_secs': round(time.perf_counter() - start, 1)}
-    ratio = blockiness(images.read(np.arange(min(count, JPEG_IMAGES))))
-    notes = list(self._notes)
+    ratio = blockiness(images.read(evenly_spaced(min(count, JPEG_IMAGES), count)))
+    facts['jpeg_blockiness'] = None if np.isnan(ratio) else round(ratio, 3)
+    notes = self._notes + jpeg_files_note(images, 'images that were measured')
     if ratio > LIMIT:
       notes.append(
         f'The images that were measured show JPEG blocks (blockiness {ratio:.2f}, not 1).'
@@ -167,19 +200,19 @@ class Scorer:
       measured = measures[metric](features)
       secs = round(time.perf_counter() - start, 1)
       for key, figure in measured.items():
-        name = metric_name(key, self.network.about(), count)
+        name = metric_name(key, self.network.about(), count, self.departures(key, facts))
         figures.append(
           {'metric': key, 'name': name, 'count': count, **figure, **facts, 'secs': secs}
         )
     return figures, notes
 
+  def departures(self, metric, facts):
+    """What a figure's name has to say, see metric_name; a score does without real images."""
+    unrounded = ['unrounded'] if facts.get('rounding') == 'float' else []
+    return unrounded if metric == 'is' else self._departures + unrounded
+
   def _measure_fid(self, generated):
     statistics = statistics_of(generated['features'])
-    if len(statistics.mean) != len(self._statistics.mean):
-      raise ValueError(
-        f'eval.reference has statistics of {len(self._statistics.mean)} features; '
-        f'{self.network.name} has {len(statistics.mean)}'
-      )
     figure = {'value': frechet_distance(statistics, self._statistics)}
     if self._real is not None:
       figure['sanity'] = self._sanity_fid
@@ -200,8 +233,7 @@ class Scorer:
     return {'distance_of_as_many_real_images': frechet_distance(few, rest)}
 
   def _measure_is(self, generated):
-    enough = len(generated['logits']) >= NUM_IS_SPLITS * MIN_SPLIT_IMAGES
-    splits = NUM_IS_SPLITS if enough else 1
+    splits = num_splits(generated['logits'])
     mean, std = inception_score(generated['logits'], num_splits=splits)
     figure = {
       'value': mean,
@@ -210,7 +242,9 @@ class Scorer:
       'value_of_one_split': inception_score(generated['logits'], num_splits=1)[0],
     }
     if self._real is not None:
-      figure['value_of_real_images'] = inception_score(self._real['logits'], num_splits=splits)[0]
+      real = self._real['logits']
+      splits = min(splits, num_splits(real))
+      figure['value_of_real_images'] = inception_score(real, num_splits=splits)[0]
     return {'is': figure}
 
   def _measure_kid(self, generated):
@@ -219,6 +253,8 @@ class Scorer:
     return {'kid': {'value': value, 'standard_error': error, 'sanity': sanity}}
 
   def _measure_precision_recall(self, generated):
+    counts = f'{len(generated["features"]):,} x {len(self._real["features"]):,}'
+    print(f'precision and recall of {counts} images', flush=True)  # minutes, for 50,000
     precision, recall = precision_recall(
       self._real['features'], generated['features'], k=NEIGHBOURS
     )
@@ -228,6 +264,31 @@ class Scorer:
       'precision': {'value': precision, 'sanity': sanity[0], **facts},
       'recall': {'value': recall, 'sanity': sanity[1], **facts},
     }
+
+
+def open_cache(config):
+  """The folder of real images' features, which all processes share.
+
+  Raises:
+    ValueError: it cannot be written, or one of them has another.
+  """
+  field = f'eval.cache_dir={build.cache_dir(config)}'
+  folder = build.cache_dir(config) / 'reference'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise ValueError(
+      f'{field} cannot be written ({error.strerror}); give a folder that can'
+    ) from error
+  blind = parallel.not_shared_with(folder)
+  if blind is not None:
+    raise ValueError(
+      f'{field} of process {blind} is not the folder of process 0: give one on a file system that '
+      'all processes share, such as --config.eval.cache_dir=WORKDIR/cache'
+    )
+  return folder
 
 
 class LazyRows:
@@ -256,6 +317,35 @@ def source_request(source):
 def statistics_of(features):
   """Mean and covariance, a block of features in memory at a time."""
   return accumulate(features[i : i + BLOCK] for i in range(0, len(features), BLOCK))
+
+
+def jpeg_files_note(images, what):
+  """A line for the notes, in a list, if images come from JPEG files."""
+  count = getattr(images, 'jpeg_files', 0)
+  if not count:
+    return []
+  return [f'{count:,} files of the {what} are JPEG: its losses are part of the figures.']
+
+
+def num_splits(logits):
+  """Parts for an Inception score."""
+  return NUM_IS_SPLITS if len(logits) >= NUM_IS_SPLITS * MIN_SPLIT_IMAGES else 1
+
+
+def evenly_spaced(count, of):
+  """`count` increasing indices below `of`, which is no less."""
+  return np.arange(count) * of // count
+
+
+class ChosenImages:
+  """Some of a set of images, as a set of their own."""
+
+  def __init__(self, images, rows):
+    self._images, self._rows = images, rows
+
+  def read(self, indices):
+    """uint8 [n, H, W, C]."""
+    return self._images.read(self._rows[indices])
 
 
 class ArrayImages:

@@ -58,6 +58,29 @@ def test_names_what_cannot_work(field, value, message):
   assert '\n' not in str(raised.value)
 
 
+@pytest.mark.parametrize(('metric', 'least'), [('kid', 4), ('pr', 4), ('fid', 2)])
+def test_metrics_have_the_samples_that_they_need(metric, least):
+  fields = {'eval.metrics': (metric,), 'eval.num_samples': least, 'train.eval_num_samples': least}
+  build.check(tiny_config(**fields, **{'train.eval_every_steps': 2}))
+  if least > 2:
+    build.check(tiny_config(**fields | {'train.eval_num_samples': 2}))  # no such evaluations
+    message = rf'eval_num_samples says 3 images; {metric} \(eval.metrics\) needs 4 at least'
+    with pytest.raises(ValueError, match=message):
+      build.check(
+        tiny_config(**fields | {'train.eval_num_samples': 3, 'train.eval_every_steps': 2})
+      )
+    with pytest.raises(ValueError, match=r'eval\.num_samples says 3 images'):
+      build.check(tiny_config(**fields | {'eval.num_samples': 3}))
+
+
+def test_inception_takes_no_grey_images():
+  config = tiny_config(**{'eval.network': 'inception'})
+  build.check(config)  # one may train on them
+  with pytest.raises(ValueError, match=r'not data.channels=1; use eval.metrics=bpd, or') as raised:
+    build.feature_network(config)
+  assert '\n' not in str(raised.value)
+
+
 def test_steps_per_dispatch_names_the_interval_that_it_does_not_divide():
   config = tiny_config(**{'train.log_every_steps': 8, 'train.checkpoint_every_steps': 12})
   for wanted, field in ((8, 'checkpoint_every_steps=12'), (12, 'log_every_steps=8')):

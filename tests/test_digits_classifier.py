@@ -42,6 +42,13 @@ def test_an_image_does_not_depend_on_its_batch(apply):
     np.testing.assert_allclose(array, whole[name][4:], rtol=0, atol=1e-5)
 
 
+def test_products_are_of_whole_precision(apply):
+  # By default, accelerators would round their factors to bfloat16 or TF32.
+  program = str(jax.make_jaxpr(apply)(load_digits('test')[0][:2]))
+  products = program.count('conv_general_dilated') + program.count('dot_general')
+  assert products == program.count('precision=(Precision.HIGHEST, Precision.HIGHEST)') == 5
+
+
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (2, 28, 28, 1), (8, 8, 1), (2, 64)])
 def test_other_shapes_are_refused(apply, shape):
   with pytest.raises(ValueError, match='the digits classifier takes') as error:

@@ -278,6 +278,17 @@ def run_estimate(schedule, x_start, num_strata, seed=2):
   return jax.tree.map(np.asarray, run(x_start))
 
 
+def test_no_sum_is_a_matrix_product():
+  # By default, accelerators would round its factors to bfloat16 or TF32.
+  x_start = jnp.zeros((2, 3))
+  args = SCHEDULE, lambda x_t, t: x_t, x_start, lambda t: x_start
+  choices = dict(mean_type='eps', var_type='fixedlarge', clip_denoised=True)
+  for bpd, more in ((bpd_loop, []), (bpd_estimate, [jnp.full((2, 4), 0.5)])):
+    program = str(jax.make_jaxpr(lambda *more, bpd=bpd: bpd(*args, *more, **choices))(*more))
+    assert 'exp' in program
+    assert 'dot_general' not in program
+
+
 def test_estimate_of_all_terms_is_the_loop():
   x_start = gaussian_pixels(jax.random.key(0), (8, 32))
   estimate, loop = run_estimate(SCHEDULE, x_start, SCHEDULE.num_timesteps)

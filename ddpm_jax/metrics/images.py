@@ -12,12 +12,15 @@ from ddpm_jax.npz import open_npz
 
 _HASHED = 1024  # images in memory at a time
 _MODES = {'L': 1, 'RGB': 3}
+_JPEG_FORMATS = ('JPEG', 'MPO')  # several JPEG pictures in one file
 _KEYS = ('samples', 'arr_0')  # as this program and as ADM name them
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 class NpzImages:
   """Images of an .npz file: uint8 [N, H, W, C]."""
+
+  jpeg_files = 0
 
   def __init__(self, path, images):
     self.name = str(path)
@@ -37,7 +40,7 @@ class NpzImages:
 
 
 class FolderImages:
-  """The picture files of a folder, by name; all of one size and mode."""
+  """The picture files of a folder, by name; all of one size and mode, jpeg_files of them JPEG."""
 
   def __init__(self, path, field):
     self.name = str(path)
@@ -45,14 +48,17 @@ class FolderImages:
     self._field = field
     if not self._files:
       raise ValueError(f'{field}={path} has no pictures')
-    first = self._look(self._files[0])
-    for file in self._files[1:]:
-      if self._look(file) != first:
+    self.jpeg_files, first = 0, None
+    for file in self._files:
+      *look, format = self._look(file)
+      first = first or look
+      if look != first:
         raise ValueError(
           f'{field}={path}: {self._files[0].relative_to(path)} is {_describe(first)} and '
-          f'{file.relative_to(path)} {_describe(self._look(file))}; all must be of one size and '
+          f'{file.relative_to(path)} {_describe(look)}; all must be of one size and '
           'mode, as they were made'
         )
+      self.jpeg_files += format in _JPEG_FORMATS
     (width, height), mode = first
     if mode not in _MODES:
       raise ValueError(
@@ -81,12 +87,12 @@ class FolderImages:
     return _fingerprint(self)
 
   def _look(self, file):
-    """((width, height), mode), from the head of the file."""
+    """((width, height), mode, format), from the head of the file."""
     import PIL.Image
 
     try:
       with PIL.Image.open(file) as picture:
-        return picture.size, picture.mode
+        return picture.size, picture.mode, picture.format
     except (*_DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
       raise ValueError(f'{self._field}: {file} is not a picture ({error})') from error
 
@@ -113,8 +119,8 @@ def open_images(path, field):
     field: config path to name in errors.
 
   Returns:
-    an object with len(), name, image_shape (H, W, C), read(indices) -> uint8 [n, H, W, C], and
-    fingerprint().
+    an object with len(), name, image_shape (H, W, C), read(indices) -> uint8 [n, H, W, C],
+    fingerprint(), and jpeg_files, the number of files that are JPEG.
 
   Raises:
     ValueError: no such thing, fewer than two images, not uint8, or mixed.

@@ -1,4 +1,9 @@
-"""Whether images went through JPEG: its blocks of 8 x 8 pixels leave steps at their edges."""
+"""Whether images went through JPEG: its blocks of 8 x 8 pixels leave steps at their edges.
+
+That tells coarse JPEG from none, not fine JPEG: photographs of 32 x 32 pixels have a blockiness of
+1.23 after quality 50, 1.09 after 75, 1.04 after 85, 1.02 after 90 and 1.01 after 95. Halved
+resolution of colours adds up to 0.03, most where the channels have little to do with each other.
+"""
 
 import numpy as np
 
@@ -13,8 +18,8 @@ def blockiness(images):
     images: [N, H, W, C], H and W at least 16; a few hundred give a second digit.
 
   Returns:
-    a float: 1 for images that were never cut into blocks, 1.05 to 1.1 after JPEG of quality 75; NaN
-    for images too small, or without any step.
+    a float: 1 for images that were never cut into blocks, more after JPEG; NaN for images too
+    small, or without any step.
   """
   ratios = []
   for axis in (1, 2):

@@ -34,9 +34,15 @@ def precision_recall(real, generated, *, k=3, block_size=2048):
     raise ValueError(
       f'{real.shape[1]} and {generated.shape[1]} features: they are of different networks'
     )
-  centre = np.asarray(real, np.float64).mean(axis=0)  # fewer digits are lost near the origin
+  centre = _mean(real, block_size)  # fewer digits are lost near the origin
   real, generated = (_Points(features, centre, block_size) for features in (real, generated))
   return _share_within(generated, real, k), _share_within(real, generated, k)
+
+
+def _mean(features, block_size):
+  starts = range(0, len(features), block_size)
+  blocks = (np.asarray(features[start : start + block_size], np.float64) for start in starts)
+  return sum(block.sum(axis=0) for block in blocks) / len(features)
 
 
 class _Points:

@@ -12,6 +12,7 @@ import pathlib
 from ddpm_jax.convert.torch_file import read_state_dict
 from ddpm_jax.convert.torch_inception import params_from_torch
 from ddpm_jax.data.downloads import fetch
+from ddpm_jax.files import held
 
 INCEPTION_URL = (
   'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -68,7 +69,7 @@ def find_inception_weights(path=None, *, cache_dir, sha256=INCEPTION_SHA256):
     path = pathlib.Path(cache_dir) / INCEPTION_URL.rpartition('/')[2]
     if not path.is_file():
       _download(path, sha256)
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise ValueError(f'--config.eval.inception_weights={path}: no such file')
   _verify(path, sha256)
@@ -87,14 +88,18 @@ def _verify(path, sha256):
 
 
 def _download(path, sha256):
+  """Downloads the file, unless another process does so meanwhile."""
   partial = path.with_name(f'{path.name}.partial')
   try:
-    fetch(INCEPTION_URL, partial)
+    with held(path.with_name(f'{path.name}.lock'), waiting_for=f'the download of {path.name}'):
+      if path.is_file():
+        return
+      fetch(INCEPTION_URL, partial)
+      _verify(partial, sha256)
+      partial.replace(path)
   except (OSError, http.client.HTTPException) as error:
     reason = ' '.join(str(error).split())
     raise ValueError(
       f'no Inception weights in {path.parent}, and downloading {INCEPTION_URL} failed ({reason}): '
       f'get that file (sha256 {sha256}) and pass --config.eval.inception_weights=FILE'
     ) from error
-  _verify(partial, sha256)
-  partial.rename(path)

@@ -64,6 +64,16 @@ def test_lossless_webp_and_other_case_are_read(tmp_path):
   np.testing.assert_array_equal(open_images(tmp_path, FIELD).read(np.arange(2)), images)
 
 
+def test_jpeg_files_are_counted_by_their_content(tmp_path):
+  write_folder(tmp_path / 'a', pictures(3), '.jpg')
+  write_folder(tmp_path / 'b', pictures(2))
+  (tmp_path / 'a/000.jpg').rename(tmp_path / 'a/000.png')
+  assert open_images(tmp_path, FIELD).jpeg_files == 3
+  assert open_images(tmp_path / 'b', FIELD).jpeg_files == 0
+  np.savez(tmp_path / 'x.npz', samples=pictures())
+  assert open_images(tmp_path / 'x.npz', FIELD).jpeg_files == 0
+
+
 def test_fingerprint_is_of_the_content_alone(tmp_path, monkeypatch):
   images = pictures(5)
   np.savez(tmp_path / 'x.npz', samples=images)

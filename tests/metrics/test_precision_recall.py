@@ -31,6 +31,26 @@ def test_equals_all_pairs(k, block_size):
   assert precision_recall(real, generated, k=k, block_size=block_size) == expected
 
 
+def test_a_block_is_in_memory_at_a_time():
+  class Rows:
+    def __init__(self, array):
+      self._array, self.shape = array, array.shape
+
+    def __array__(self, *args, **kwargs):
+      raise AssertionError('all rows at once')
+
+    def __len__(self):
+      return len(self._array)
+
+    def __getitem__(self, part):
+      assert part.stop - part.start == 8
+      return self._array[part]
+
+  x, y = np.random.default_rng(7).standard_normal((2, 20, 3)).astype(np.float32)
+  expected = precision_recall(x, y)
+  assert precision_recall(Rows(x), Rows(y), block_size=8) == expected
+
+
 def test_identical_sets_are_within_each_other():
   x = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32) + 100
   assert precision_recall(x, x.copy(), block_size=16) == (1, 1)

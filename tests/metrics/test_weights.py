@@ -3,6 +3,8 @@ import hashlib
 import http.server
 import pathlib
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -67,6 +69,13 @@ def test_given_file_is_used(small_file, tmp_path, offline):
   assert not (tmp_path / 'none').exists()
 
 
+def test_given_file_may_be_below_home(small_file, tmp_path, offline, monkeypatch):
+  monkeypatch.setenv('HOME', str(small_file.parent))
+  path = f'~/{small_file.name}'
+  found = weights.find_inception_weights(path, cache_dir=tmp_path, sha256=sha256_of(small_file))
+  assert found == small_file
+
+
 def test_given_file_with_another_hash(small_file, tmp_path):
   found, expected = sha256_of(small_file), weights.INCEPTION_SHA256
   with pytest.raises(ValueError, match='sha256') as error:
@@ -96,9 +105,28 @@ def test_downloads_once(small_file, tmp_path, server, monkeypatch):
   found = weights.find_inception_weights(cache_dir=cache, sha256=sha256)
   assert found == cache / NAME
   assert found.read_bytes() == small_file.read_bytes()
-  assert [path.name for path in cache.iterdir()] == [NAME]
+  assert {path.name for path in cache.iterdir()} == {NAME, f'{NAME}.lock'}
   (server / NAME).unlink()
   assert weights.find_inception_weights(cache_dir=cache, sha256=sha256) == found
+
+
+def test_processes_that_want_it_at_once_download_it_once(tmp_path, small_file, monkeypatch):
+  calls = []
+
+  def fetch(url, partial):
+    calls.append(url)
+    partial.write_bytes(small_file.read_bytes()[:7])
+    time.sleep(0.1)
+    partial.write_bytes(small_file.read_bytes())
+
+  monkeypatch.setattr(weights, 'fetch', fetch)
+  find = functools.partial(
+    weights.find_inception_weights, cache_dir=tmp_path / 'cache', sha256=sha256_of(small_file)
+  )
+  with ThreadPoolExecutor(3) as pool:  # each opens the lock file anew, as processes do
+    found = [future.result() for future in [pool.submit(find) for _ in range(3)]]
+  assert found == [tmp_path / 'cache' / NAME] * 3
+  assert len(calls) == 1
 
 
 def test_damaged_download_is_not_used(small_file, tmp_path, server):
