@@ -46,6 +46,7 @@ class Bound:
         'seed': config.eval.seed,
         'terms': config.eval.bpd_terms or 'all',
         'diffusion': config_dict(config)['diffusion'],
+        **build.dtype_request(config),
       },
       self._count,
       compute,

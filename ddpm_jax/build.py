@@ -292,7 +292,7 @@ def source(config, split=None):
 
 def batches(config, data_source, skipped_batches=()):
   """The batches of each step, this process's share; those skipped are numbers of batches."""
-  return data.make_batches(
+  made = data.make_batches(
     data_source,
     seed=config.seed,
     global_batch_size=config.train.global_batch_size,
@@ -302,6 +302,9 @@ def batches(config, data_source, skipped_batches=()):
     num_workers=config.data.num_workers,
     skipped_batches=skipped_batches,
   )
+  if parallel.process_count() > 1 and (sha256 := made.sha256()) is not None:
+    parallel.check_same('data', {data_source.name: f'sha256 of all images {sha256[:12]}'})
+  return made
 
 
 def device_data(config, batches):
@@ -394,6 +397,11 @@ def sampler(config):
   if config.sample.eta is not None:
     choices['eta'] = config.sample.eta
   return functools.partial(samplers.SAMPLERS[config.sample.sampler], **choices)
+
+
+def dtype_request(config):
+  """What the type of the computation adds to a request: nothing for float32."""
+  return {} if config.model.dtype == 'float32' else {'dtype': config.model.dtype}
 
 
 def sampler_request(config):

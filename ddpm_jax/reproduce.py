@@ -64,7 +64,8 @@ class Run:
 
   def request(self, **choices):
     """What samples of this model depend on, for shards."""
-    return {'parameters_sha256': self.ema_sha256, 'seed': self.config.sample.seed, **choices}
+    request = {'parameters_sha256': self.ema_sha256, 'seed': self.config.sample.seed}
+    return request | build.dtype_request(self.config) | choices
 
 
 def reproduce(config, workdir):

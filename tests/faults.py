@@ -176,7 +176,9 @@ def contents(workdir):
       continue
     if name.parts[0] == 'checkpoints' and len(name.parts) > 1 and name.parts[1].isdigit():
       continue
-    varies = path.is_dir() or name.suffix == '.lock' or name.name == 'metrics.jsonl'
+    varies = (
+      path.is_dir() or name.suffix == '.lock' or name.name in ('metrics.jsonl', 'seconds.txt')
+    )
     found[name.as_posix()] = None if varies else path.read_bytes()
   return found
 

@@ -196,7 +196,12 @@ def test_evaluates_and_reproduces(tmp_path):
 @pytest.mark.parametrize(
   ('args', 'most_bytes', 'what'),
   [
-    ('--config.train.checkpoint_every_steps=2', 100_000, 'checkpoint 2 in '),
+    pytest.param(
+      '--config.train.checkpoint_every_steps=2',
+      100_000,
+      'checkpoint 2 in ',
+      marks=pytest.mark.slow,
+    ),
     pytest.param('--config.train.checkpoint_every_steps=999', 1_000, '', marks=pytest.mark.slow),
     pytest.param('--mode=sample', 200, 'samples', marks=pytest.mark.slow),
   ],

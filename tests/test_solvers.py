@@ -177,7 +177,7 @@ def test_data_of_a_single_point_is_solved_exactly(name, spacing, num_steps):
 
 
 @pytest.mark.parametrize('name', SDE)
-@pytest.mark.parametrize('num_steps', [60, 1000])
+@pytest.mark.parametrize('num_steps', [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_sde_solvers_reach_the_moments_of_the_data(name, num_steps):
   count = 40_000
   key = jax.random.key(0)
