@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 
 
 class DiskError(ValueError):
@@ -66,6 +67,13 @@ def disk_error(error):
     return error
   words = re.search('No space left on device|Disk quota exceeded|File too large', str(error))
   return OSError(words[0]) if words else None
+
+
+def make_writable(folder):
+  """Makes a folder where there is none; raises an OSError if nothing can be written there."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryFile(dir=folder):
+    pass
 
 
 def sync(path):

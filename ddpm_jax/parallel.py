@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import pathlib
-import tempfile
 import uuid
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax import steps
+from ddpm_jax.files import make_writable
 
 AXIS = 'devices'
 
@@ -321,9 +321,8 @@ def _writable_folder(given, default):
   if given and '://' in given:
     return given  # JAX writes to more than disks
   folder = pathlib.Path(given).expanduser() if given else default() / 'programs'
-  folder.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryFile(dir=folder):
-    return str(folder)
+  make_writable(folder)
+  return str(folder)
 
 
 def _compiled(pmapped, **kwargs):

@@ -1,15 +1,13 @@
 """Metrics of images against real ones, by a network's features, as the evaluation has them."""
 
-import contextlib
 import pathlib
-import tempfile
 import time
 
 import jax
 import numpy as np
 
 from ddpm_jax import build, data, parallel
-from ddpm_jax.files import held
+from ddpm_jax.files import make_writable
 from ddpm_jax.metrics.features import collect_features
 from ddpm_jax.metrics.frechet import Statistics, accumulate, frechet_distance, merge
 from ddpm_jax.metrics.inception_score import inception_score
@@ -127,19 +125,15 @@ class Scorer:
     name = request.get('data', 'file').replace(':', '_').replace('/', '_')
     key = request_key({**request, 'network': self.network.about()})
     folder = open_cache(config) / f'{name}_{key}'
-    with contextlib.ExitStack() as stack:
-      if parallel.is_primary():
-        waiting_for = f'another evaluation that fills {folder}'
-        stack.enter_context(held(folder.with_suffix('.lock'), waiting_for=waiting_for))
-      return collect_features(
-        folder,
-        self.network,
-        images,
-        count,
-        request=request,
-        batch_size=self._batch_size,
-        what='features of real images',
-      )
+    return collect_features(
+      folder,
+      self.network,
+      images,
+      count,
+      request=request,
+      batch_size=self._batch_size,
+      what='features of real images',
+    )
 
   def about(self):
     """What a report says of the network and the reference."""
@@ -275,9 +269,7 @@ def open_cache(config):
   field = f'eval.cache_dir={build.cache_dir(config)}'
   folder = build.cache_dir(config) / 'reference'
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      pass
+    make_writable(folder)
   except OSError as error:
     raise ValueError(
       f'{field} cannot be written ({error.strerror}); give a folder that can'

@@ -13,10 +13,9 @@ import fcntl
 import json
 import os
 import pathlib
-import uuid
 
 from ddpm_jax import parallel
-from ddpm_jax.files import WriteError, read_json, write_text
+from ddpm_jax.files import WriteError, make_writable, read_json, write_text
 
 # What decides the course of a run. Everything else (how long, how often to log, where the data lie)
 # may change when it goes on.
@@ -60,36 +59,18 @@ def open_workdir(workdir):
   """
   path = pathlib.Path(workdir).expanduser()
   try:
-    path.mkdir(parents=True, exist_ok=True)
-    probe = path / f'.writable.{os.getpid()}'
-    probe.touch()
-    probe.unlink(missing_ok=True)
+    make_writable(path)
   except OSError as error:
     raise ValueError(
       f'--workdir={workdir} cannot be written ({error.strerror}); give a folder that can'
     ) from error
-  _check_shared(path)
-  return path
-
-
-def _check_shared(path):
-  """Raises a ValueError on every process if they have not all opened the first one's folder."""
-  if parallel.process_count() == 1:
-    return
-  file = path / '.shared'
-  token = parallel.from_primary(uuid.uuid4().hex)
-  if parallel.is_primary():
-    file.write_text(token)
-  parallel.barrier('workdir marked')
-  sees = file.exists() and file.read_text() == token
-  blind = [i for i, seen in enumerate(parallel.texts_of_all('yes' if sees else '')) if not seen]
-  if parallel.is_primary():
-    file.unlink(missing_ok=True)
-  if blind:
+  blind = parallel.not_shared_with(path)
+  if blind is not None:
     raise ValueError(
-      f'--workdir={path} of process {blind[0]} is not the folder of process 0: give one on a file '
+      f'--workdir={path} of process {blind} is not the folder of process 0: give one on a file '
       'system that all processes share'
     )
+  return path
 
 
 def find_workdir(workdir):
