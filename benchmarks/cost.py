@@ -11,9 +11,8 @@ import contextlib
 import math
 import statistics
 
-from turns import Worker, machine, print_table, ratio, take_turns
+from turns import MATMUL_SIZE, Worker, machine, print_table, ratio, take_turns
 
-MATMUL_SIZE = 4096
 PROFILED_STEPS = 3
 BASE = {'batch': 8, 'model.ch': 128, 'data.image_size': 32}
 VARIED = {

@@ -10,6 +10,7 @@ from unittest import mock
 import jax
 import numpy as np
 import PIL.Image
+from turns import DATA_BYTES
 
 from ddpm_jax import build, parallel
 from ddpm_jax.data.digits import ArraySource
@@ -18,7 +19,6 @@ from ddpm_jax.train import dispatches
 from ddpm_jax.train_state import init_train_state
 
 NUM_IMAGES = 50_000  # of CIFAR-10
-DATA_BYTES = 15_000_000  # of pictures to train on
 
 
 def versions():
@@ -56,7 +56,6 @@ class TrainStep:
     self.config = config
     self._steps = build.train_steps(config)
     self._key = parallel.replicate(build.key(config.seed, 'train'))
-    self._batch_size = batch_size
     num_images = max(DATA_BYTES // math.prod(build.image_shape(config)), 2 * batch_size)
     batches = build.batches(config, random_source(config, num_images))
     self._data = build.device_data(config, batches)

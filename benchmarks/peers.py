@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
-from turns import OTHER_NETWORKS
+from turns import DATA_BYTES, OTHER_NETWORKS
 
 DROPOUT = 0.1
 NUM_TIMESTEPS = 1000
@@ -32,7 +32,6 @@ BETAS = (1e-4, 0.02)
 LEARNING_RATE = 2e-4
 WARMUP_STEPS = 5000
 EMA_DECAY = 0.9999
-DATA_BYTES = 15_000_000  # of pictures to train on, as ours
 
 
 class Network(NamedTuple):

@@ -69,10 +69,10 @@ def rows_of(samplers, spacings):
   """(label, fields of config.sample) of each row."""
   for name in samplers:
     for spacing in spacings:
-      label = name if spacing is None else f'{name}, {spacing}'
-      yield label, {'sampler': name, 'spacing': spacing}
+      label, fields = f'{name}, {spacing}', {'sampler': name, 'spacing': spacing}
+      yield label, fields
       if name == 'ddim':
-        yield f'{label}, eta 1', {'sampler': name, 'spacing': spacing, 'eta': 1.0}
+        yield f'{label}, eta 1', {**fields, 'eta': 1.0}
 
 
 def main():
@@ -82,7 +82,7 @@ def main():
   parser.add_argument('--num_samples', type=int, default=1024)
   parser.add_argument('--columns', default='5,10,20,50,100')
   parser.add_argument('--samplers', default=','.join(SAMPLERS))
-  parser.add_argument('--spacings', default='')
+  parser.add_argument('--spacings', default='trailing')
   parser.add_argument('--no-whole', action='store_true', help='leave out the last row')
   arguments = parser.parse_args()
   columns = [int(column) for column in arguments.columns.split(',')]
@@ -90,8 +90,7 @@ def main():
   print(f'step {bench.step}, {bench.count} images, jax {jax.__version__}')
   print('| Sampler | ' + ' | '.join(map(str, columns)) + ' |')
   print('|---' * (len(columns) + 1) + '|')
-  spacings = arguments.spacings.split(',') if arguments.spacings else [None]
-  for label, fields in rows_of(arguments.samplers.split(','), spacings):
+  for label, fields in rows_of(arguments.samplers.split(','), arguments.spacings.split(',')):
     figures = [
       bench.distance(num_steps=num_steps(fields['sampler'], column), **fields) for column in columns
     ]

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 
 from turns import (
+  MATMUL_SIZE,
   NUM_CORES,
   OTHER_NETWORKS,
   PEERS,
@@ -32,8 +33,6 @@ from turns import (
   start_each,
   take_turns,
 )
-
-MATMUL_SIZE = 4096
 
 
 def parse_args():

@@ -19,6 +19,8 @@ NUM_CORES = len(os.sched_getaffinity(0))
 PEERS = ('eager', 'channels_last', 'compile', 'ddp')  # see peers.py
 OTHER_NETWORKS = ('ddp',)
 CONFIGS = ('cifar10', 'celebahq256')  # the networks that peers.py has as well
+DATA_BYTES = 15_000_000  # of pictures to train on
+MATMUL_SIZE = 4096  # of the product that is taken for the peak
 
 
 class Worker:
