@@ -91,12 +91,17 @@ def restore_step(config, path, step):
   return step, ema_params, checksum
 
 
+def step_folder(path, step):
+  """The folder of a step's evaluation in WORKDIR."""
+  return path / 'eval' / f'step_{step:08d}'
+
+
 def evaluate_step(evaluator, path, step):
   """Measures one checkpoint; None is the newest. Returns the folder of its report."""
   step, ema_params, checksum = restore_step(evaluator.config, path, step)
   if parallel.is_primary():
     print(f'evaluates step {step}', flush=True)
-  folder = path / 'eval' / f'step_{step:08d}'
+  folder = step_folder(path, step)
   evaluator.measure(folder, path, step, ema_params, checkpoint_sha256=checksum)
   if parallel.is_primary():
     keep_steps(path / 'checkpoints', 'evaluating', [])
@@ -177,7 +182,7 @@ class Evaluator:
     wanted = config.eval
     unrelated = ('step', 'watch', 'cache_dir', 'batch_size', 'inception_weights')
     self._request = {k: v for k, v in config_dict(config)['eval'].items() if k not in unrelated}
-    self._request |= build.sampler_request(config)
+    self._request |= build.sampler_request(config) | build.dtype_request(config)
     self._bounds = []
     metrics = build.names(wanted.metrics)
     if 'bpd' in metrics:

@@ -26,7 +26,7 @@ import numpy as np
 from ddpm_jax import build, npz, paper, parallel, plots, shards
 from ddpm_jax.bounds import Bound
 from ddpm_jax.checkpoints import keep_steps
-from ddpm_jax.evaluate import Evaluator, restore_step
+from ddpm_jax.evaluate import Evaluator, restore_step, step_folder
 from ddpm_jax.files import written_whole
 from ddpm_jax.grids import make_grid, save_png, to_uint8
 from ddpm_jax.metrics.features import collect_features
@@ -53,12 +53,20 @@ class Run:
   ema_sha256: str
   checkpoint_sha256: str
 
+  @property
+  def eval_folder(self):
+    """Of this step's evaluation."""
+    return step_folder(self.path, self.step)
+
   @functools.cached_property
   def evaluation(self):
     """The figures of this step's evaluation, by metric (bits/dim by split)."""
-    folder = self.path / 'eval' / f'step_{self.step:08d}'
     figures = Evaluator(self.config).measure(
-      folder, self.path, self.step, self.ema_params, checkpoint_sha256=self.checkpoint_sha256
+      self.eval_folder,
+      self.path,
+      self.step,
+      self.ema_params,
+      checkpoint_sha256=self.checkpoint_sha256,
     )
     return {figure.get('bpd_split', figure['metric']): figure for figure in figures}
 
@@ -152,7 +160,7 @@ def _bound(run, split):
   config = run.config.copy_and_resolve_references()
   config.eval.bpd_terms = None
   bound = Bound(config, split, build.bpd_step(config))
-  return bound.collect(run.path / 'eval' / f'step_{run.step:08d}', run.ema_params, run.ema_sha256)
+  return bound.collect(run.eval_folder, run.ema_params, run.ema_sha256)
 
 
 def bound(run):
