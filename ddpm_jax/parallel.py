@@ -158,7 +158,7 @@ def not_shared_with(folder):
   file = folder / f'.shared.{token}'
   if is_primary():
     file.touch()
-  barrier(f'{folder} marked')
+  barrier('folder marked')  # its path may be another elsewhere
   blind = [i for i, seen in enumerate(texts_of_all('yes' if file.exists() else '')) if not seen]
   if is_primary():
     file.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def collect(folder, name, request, num_rows, compute, *, sizes, what=None, finis
       lock = folder.with_name(f'.{folder.name}.lock')
       stack.enter_context(held(lock, waiting_for=f'another process that works in {folder}'))
       _prepare(folder, finished, request)
-    parallel.barrier(f'{folder} prepared')
+    parallel.barrier(f'{folder.name} prepared')
     if len(load_ids(finished)) < num_rows:
       _complete(folder, finished, num_rows, compute, sizes, what)
     if finish and parallel.is_primary():
@@ -73,7 +73,7 @@ def _complete(folder, finished, num_rows, compute, sizes, what):
   num_rows = max(num_rows, int(done.max(initial=-1)) + 1)
   missing = np.isin(np.arange(num_rows), done, invert=True)
   shards.mkdir(exist_ok=True)
-  parallel.barrier(f'{folder} missing rows known')
+  parallel.barrier(f'{folder.name} missing rows known')
   tell = what is not None and parallel.is_primary()
   progress = logs.Progress(what, num_rows, done=len(done)) if tell else None
   for first in range(0, num_rows, sizes.global_):
@@ -92,10 +92,10 @@ def _complete(folder, finished, num_rows, compute, sizes, what):
       progress.add(count)
   if tell:
     progress.close()
-  parallel.barrier(f'{folder} rows made')
+  parallel.barrier(f'{folder.name} rows made')
   if parallel.is_primary():
     _merge(shards, finished)
-  parallel.barrier(f'{folder} merged')
+  parallel.barrier(f'{folder.name} merged')
 
 
 def seconds(folder):
