@@ -73,8 +73,8 @@ class NotFiniteError(FloatingPointError):
 class RunLog:
   """Collects each step's metrics, stops the run on a non-finite loss, and writes logged steps.
 
-  A step's metrics are fetched while the next step runs. What an interrupted run logged beyond the
-  step that it goes on from is dropped: those steps are logged again.
+  A step's metrics are fetched and written while the next step runs. What an interrupted run logged
+  beyond the step that it goes on from is dropped: those steps are logged again.
   """
 
   def __init__(self, workdir, *, start_step, num_steps, images_per_step):
@@ -89,8 +89,7 @@ class RunLog:
     self._num_steps = num_steps
     self._images_per_step = images_per_step
     self._first_step = start_step + 1
-    self._pending = None  # (step, metrics on device) of the newest step
-    self._values = {}  # of the newest step checked
+    self._pending = None  # (step, metrics on device, whether to write them) of the newest step
     self._losses = []  # since the last logged step
     self._file = self._tensorboard = None
     self._thread_errors = []
@@ -110,21 +109,32 @@ class RunLog:
     """Leaves the time up to now out of the rates."""
     self._clock_step, self._clock = step, time.perf_counter()
 
-  def add(self, step, metrics):
-    """Takes metrics [K] of the K steps up to `step`, still being computed; checks the last ones."""
+  def add(self, step, metrics, *, write=False):
+    """Takes metrics of steps that are still being computed, and checks those before them.
+
+    Args:
+      step: the last of them.
+      metrics: dict of arrays [K].
+      write: whether the last step is one to write.
+
+    Raises:
+      as check.
+    """
     self.check()
-    self._pending = step, metrics
+    self._pending = step, metrics, write
 
   def check(self):
-    """Waits for the newest steps.
+    """Waits for the newest steps, and writes the last of them where that was asked for.
 
     Raises:
       NotFiniteError: a metric of one of them is not finite.
+      WriteError: a file cannot be written.
     """
     if self._pending is None:
       return
-    step, metrics = self._pending
+    step, metrics, write = self._pending
     self._pending = None
+    start, steps = self._clock, step - self._clock_step
     values = jax.device_get(metrics)
     for i, loss in enumerate(values['loss'], step - len(values['loss']) + 1):
       of_step = {name: float(array[i - step - 1]) for name, array in values.items()}
@@ -133,14 +143,12 @@ class RunLog:
       self._losses.append(float(loss))
       if i == self._first_step:
         self.restart_clock(step)  # it was compiled
-    self._values = of_step
+    if write:
+      self._write(step, of_step, steps / max(time.perf_counter() - start, 1e-9))
 
-  def write(self, step):
-    """Writes the newest step's metrics, and loss_mean over the steps since the last written."""
-    start, steps = self._clock, step - self._clock_step
-    self.check()
-    rate = steps / max(time.perf_counter() - start, 1e-9)
-    values = self._values | {
+  def _write(self, step, values, rate):
+    """Writes a step's metrics, and loss_mean over the steps since the last written."""
+    values = values | {
       'loss_mean': sum(self._losses) / len(self._losses),
       'steps_per_sec': rate,
       'images_per_sec': rate * self._images_per_step,

@@ -231,6 +231,9 @@ def run_steps(config, path, batches, checkpointer, state, signals):
     )
     stack.callback(log.close)
 
+    def look_due(step):
+      return is_due(step, every.sample_every_steps) or is_due(step, every.eval_every_steps)
+
     def look(step):
       """Draws and measures what is due; what is there already is not done again."""
       if is_due(step, every.sample_every_steps):
@@ -247,15 +250,16 @@ def run_steps(config, path, batches, checkpointer, state, signals):
     blocks = [] if stops else dispatches(config, batches, start_step, gather=gather)
     for step, block in blocks:
       state, metrics = steps_fn(state, block, data, key)
-      log.add(step, metrics)
-      if is_due(step, every.log_every_steps):
-        log.write(step)
+      log.add(step, metrics, write=bool(is_due(step, every.log_every_steps)))
       if is_due(step, every.checkpoint_every_steps) or is_due(step, every.eval_every_steps):
         save(checkpointer, log, step, state)
+      if look_due(step):
+        log.check()  # before the time that it takes
       signals.leave_at(lambda: look(step))  # noqa: B023
       stops = signals.stop_agreed()
       if stops:
         break
+    log.check()
     if stops:
       save(checkpointer, log, step, state)
   checkpointer.wait()

@@ -33,9 +33,8 @@ def lines(workdir):
 def test_logged_step_has_its_own_loss_and_the_mean_since_the_last(tmp_path, capsys):
   log = make_log(tmp_path)
   for step, loss in enumerate([1.0, 2.0, 6.0, 8.0], start=1):
-    log.add(step, metrics(loss))
-    if step in (3, 4):
-      log.write(step)
+    log.add(step, metrics(loss), write=step in (3, 4))
+  log.check()
   log.close()
   assert [(line['step'], line['loss'], line['loss_mean']) for line in lines(tmp_path)] == [
     (3, 6.0, 3.0),
@@ -51,18 +50,30 @@ def test_logged_step_has_its_own_loss_and_the_mean_since_the_last(tmp_path, caps
 def test_resumed_log_drops_later_steps_and_a_cut_off_line(tmp_path):
   log = make_log(tmp_path)
   for step in range(1, 6):
-    log.add(step, metrics(float(step)))
-    log.write(step)
+    log.add(step, metrics(float(step)), write=True)
+  log.check()
   log.close()
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
     file.write('7\n{}\n{"step": 6, "lo')
   log = make_log(tmp_path, start_step=3)
-  log.add(4, metrics(40.0))
-  log.write(4)
+  log.add(4, metrics(40.0), write=True)
+  log.check()
   log.close()
   assert [(line['step'], line['loss']) for line in lines(tmp_path)] == [
     (1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)
   ]  # fmt: skip
+
+
+def test_a_step_is_fetched_and_written_while_the_next_one_runs(tmp_path, monkeypatch):
+  fetched = []
+  monkeypatch.setattr(logs.jax, 'device_get', lambda tree: fetched.append(tree) or tree)
+  log = make_log(tmp_path)
+  first = metrics(1.0)
+  log.add(1, first, write=True)
+  assert (fetched, lines(tmp_path)) == ([], [])
+  log.add(2, metrics(2.0))  # which has been dispatched
+  assert (fetched, [line['step'] for line in lines(tmp_path)]) == ([first], [1])
+  log.close()
 
 
 @pytest.mark.parametrize('loss', [float('nan'), float('inf')])
@@ -76,8 +87,7 @@ def test_non_finite_loss_is_raised_with_its_step(tmp_path, loss):
 
 def test_steps_of_one_dispatch_count_one_by_one(tmp_path):
   log = make_log(tmp_path)
-  log.add(3, metrics([1.0, 2.0, 6.0]))
-  log.write(3)
+  log.add(3, metrics([1.0, 2.0, 6.0]), write=True)
   log.add(6, metrics([4.0, float('nan'), 1.0]))
   with pytest.raises(FloatingPointError, match='nan at step 5'):
     log.check()
@@ -91,7 +101,7 @@ def test_process_that_does_not_write_still_checks():
   log = make_log(None)
   log.add(1, metrics(float('nan')))
   with pytest.raises(FloatingPointError, match='step 1'):
-    log.write(1)
+    log.check()
 
 
 @pytest.mark.parametrize('name', ['loss', 'grad_norm'])
@@ -109,9 +119,9 @@ def test_full_disk_is_said_in_one_line(tmp_path):
   (tmp_path / 'metrics.jsonl').unlink()
   (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
   log._file = open(tmp_path / 'metrics.jsonl', 'a')  # noqa: SIM115
-  log.add(1, metrics(1.0))
+  log.add(1, metrics(1.0), write=True)
   with pytest.raises(WriteError, match=r'metrics\.jsonl cannot be written \(No space left'):
-    log.write(1)
+    log.check()
 
 
 @pytest.mark.parametrize(
@@ -136,8 +146,7 @@ def test_end_of_the_background_writer_ends_the_run(tmp_path, monkeypatch, error,
 
   def write_on():
     for step in range(1, 500):
-      log.add(step, metrics(1.0))
-      log.write(step)
+      log.add(step, metrics(1.0), write=True)
       time.sleep(0.01)
 
   with pytest.raises(raised, match=words):

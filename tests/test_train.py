@@ -89,25 +89,49 @@ def test_resumed_run_equals_an_undisturbed_one(undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('number', 'method'), [(signal.SIGTERM, 'add'), (signal.SIGTERM, 'write'), (signal.SIGINT, 'add')]
+  ('number', 'method', 'stops_at'),
+  [
+    (signal.SIGTERM, 'add', 3),
+    (signal.SIGINT, 'add', 3),
+    (signal.SIGTERM, '_write', 4),  # a step is written while the next one runs
+  ],
 )
 def test_signal_saves_and_the_same_command_goes_on(
-  number, method, undisturbed, tmp_path, monkeypatch, capsys
+  number, method, stops_at, undisturbed, tmp_path, monkeypatch, capsys
 ):
   original = getattr(logs.RunLog, method)
 
-  def signalled(log, step, *metrics):
-    original(log, step, *metrics)
+  def signalled(log, step, *args, **kwargs):
+    original(log, step, *args, **kwargs)
     if step == 3:
       os.kill(os.getpid(), number)
 
   with monkeypatch.context() as patch:
     patch.setattr(logs.RunLog, method, signalled)
     train(tiny_config(), tmp_path)
-  assert f'stopped by {number.name} at step 3: saved' in capsys.readouterr().out
-  assert final_state(tmp_path, tiny_config())['.step'] == 3
+  assert f'stopped by {number.name} at step {stops_at}: saved' in capsys.readouterr().out
+  assert final_state(tmp_path, tiny_config())['.step'] == stops_at
   train(tiny_config(), tmp_path)
   assert_same_run(tmp_path, undisturbed)
+
+
+def test_logged_steps_do_not_hold_up_the_next_dispatch(tmp_path, monkeypatch):
+  events = []
+  train_steps, write = build.train_steps, logs.RunLog._write
+
+  def recording(config):
+    steps_fn = train_steps(config)
+    return lambda *args: events.append('dispatch') or steps_fn(*args)
+
+  def recorded(log, step, *args):
+    events.append(step)
+    write(log, step, *args)
+
+  monkeypatch.setattr(build, 'train_steps', recording)
+  monkeypatch.setattr(logs.RunLog, '_write', recorded)
+  config = tiny_config(**{'train.num_steps': 3, 'train.checkpoint_every_steps': 3})
+  train(config, tmp_path)
+  assert events == ['dispatch', 'dispatch', 1, 'dispatch', 2, 3]
 
 
 @pytest.mark.parametrize('step', [3, 6])
@@ -264,7 +288,7 @@ def test_a_signal_in_a_step_that_is_not_finite_stops_the_run(tmp_path, monkeypat
   assert 'stopped by SIGTERM at step 0: saved' in capsys.readouterr().out
   assert json.loads((tmp_path / 'skipped_batches.json').read_text()) == [0]
   assert final_state(tmp_path, config)['.step'] == 0
-  assert counts == [(0, False), (1, True)]
+  assert counts == [(0, False), (1, True), (2, True)]
 
 
 def test_several_processes_stop_though_jax_says_it_once(monkeypatch):
