@@ -2,13 +2,15 @@
 
 import numpy as np
 
+from ddpm_jax import logs
+
 # Distances^2 come from |x|^2 + |y|^2 - 2 x.y, which rounds in the last digits of |x|^2 + |y|^2: as
 # much is forgiven at the edge of a ball, in the radius and in the distance, so that a point at the
 # edge is within.
 _FORGIVEN = 1e-9  # relative; float64 rounds by 2e-13 at d = 2048, at the very most
 
 
-def precision_recall(real, generated, *, k=3, block_size=2048):
+def precision_recall(real, generated, *, k=3, block_size=2048, what=None):
   """Shares of images that lie within the other set's manifold.
 
   The manifold of a set is the union of balls about its points, each reaching to the k-th nearest of
@@ -18,6 +20,7 @@ def precision_recall(real, generated, *, k=3, block_size=2048):
     real, generated: float [N, d] and [M, d], more than k rows each; may be mapped from files.
     k: neighbour that gives a ball its radius.
     block_size: points compared at a time: block_size^2 distances are in memory.
+    what: word for the progress; None for silence.
 
   Returns:
     (precision, recall): the share of generated points in the real manifold, and of real points in
@@ -36,7 +39,17 @@ def precision_recall(real, generated, *, k=3, block_size=2048):
     )
   centre = _mean(real, block_size)  # fewer digits are lost near the origin
   real, generated = (_Points(features, centre, block_size) for features in (real, generated))
-  return _share_within(generated, real, k), _share_within(real, generated, k)
+  pairs_of_blocks = (len(real.starts) + len(generated.starts)) ** 2
+  progress = logs.Progress(what, pairs_of_blocks, unit='blocks') if what else None
+
+  def tell():
+    if progress:
+      progress.add(1)
+
+  shares = _share_within(generated, real, k, tell), _share_within(real, generated, k, tell)
+  if progress:
+    progress.close()
+  return shares
 
 
 def _mean(features, block_size):
@@ -67,7 +80,7 @@ def _squared_distances(a, b):
   return x_norms[:, None] + y_norms - 2 * x @ y.T
 
 
-def _squared_radii(points, start, k):
+def _squared_radii(points, start, k, tell):
   """Distance^2 of each point of a block to its k-th nearest neighbour, itself not counted.
 
   With what is forgiven: the neighbour is at most |x| + radius from the origin, so its |y|^2 is at
@@ -82,19 +95,21 @@ def _squared_radii(points, start, k):
     nearest = np.concatenate([nearest, squares], axis=1)
     if nearest.shape[1] > k:
       nearest = np.partition(nearest, k - 1, axis=1)[:, :k]
+    tell()
   radii = nearest.max(axis=1)
   return radii + _FORGIVEN * (3 * own[1] + 2 * radii)
 
 
-def _share_within(points, others, k):
-  """Share of points within a ball of the others."""
+def _share_within(points, others, k, tell):
+  """Share of points within a ball of the others; tell() is called for each pair of blocks."""
   within = np.zeros(points.count, bool)
   for other in others.starts:
     balls = others.block(other)
-    radii = _squared_radii(others, other, k)
+    radii = _squared_radii(others, other, k, tell)
     for start in points.starts:
       queries = points.block(start)
       squares = _squared_distances(queries, balls)
       squares -= _FORGIVEN * (queries[1][:, None] + balls[1])
       within[start : start + len(squares)] |= (squares <= radii).any(axis=1)
+      tell()
   return float(within.mean())

@@ -31,6 +31,12 @@ def test_equals_all_pairs(k, block_size):
   assert precision_recall(real, generated, k=k, block_size=block_size) == expected
 
 
+def test_progress_ends_with_the_last_pair_of_blocks(capsys):
+  rng = np.random.default_rng(0)
+  precision_recall(*rng.standard_normal((2, 30, 3)), block_size=7, what='both')
+  assert capsys.readouterr().out.startswith('both 100/100  ')
+
+
 def test_a_block_is_in_memory_at_a_time():
   class Rows:
     def __init__(self, array):
