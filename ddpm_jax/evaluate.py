@@ -167,6 +167,7 @@ def _report(config, title, about, figures, notes):
   about = about | {
     'config_sha256': hashlib.sha256(text.encode()).hexdigest(),
     'jax': jax.__version__,
+    'matmul_precision': jax.config.jax_default_matmul_precision or 'default of the device',
     'numpy': np.__version__,
     'python': platform.python_version(),
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',

@@ -453,7 +453,7 @@ def neighbours(run):
     request=run.request(of='samples', **build.sampler_request(config)),
     batch_size=config.eval.batch_size,
   )
-  real = scorer.real_features(config, source, len(source), source_request(source))
+  real, _ = scorer.real_features(config, source, len(source), source_request(source))
   spaces = {
     'pixels': nearest(samples.reshape(count, -1), PixelRows(source), width),
     'features': nearest(features['features'], real['features'], width),

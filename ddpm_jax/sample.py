@@ -30,7 +30,10 @@ def sample(config, workdir):
   path = open_workdir(find_workdir(workdir))
   step, ema_params, _ = restore_ema(config, path)
   if parallel.is_primary():
-    print(f'{config.sample.num_samples} samples of step {step}, seed {config.sample.seed}')
+    print(
+      f'{config.sample.num_samples} samples of step {step}, seed {config.sample.seed}: '
+      f'{build.sampler_words(config)}'
+    )
   sampler = Sampler(config, config.sample.num_samples)
   folder = write_samples(sampler, ema_params, path, step, config.sample.num_samples, tell=True)
   if parallel.is_primary():

@@ -6,7 +6,7 @@ import time
 import jax
 import numpy as np
 
-from ddpm_jax import build, data, parallel
+from ddpm_jax import build, data, parallel, shards
 from ddpm_jax.files import make_writable
 from ddpm_jax.metrics.features import collect_features
 from ddpm_jax.metrics.frechet import Statistics, accumulate, frechet_distance, merge
@@ -113,7 +113,7 @@ class Scorer:
         f'The real images went through JPEG (blockiness {ratio:.2f}, not 1): figures do not '
         'compare with those against the original data set.'
       )
-    self._real = self.real_features(config, images, count, request)
+    self._real, self.reference['feature_secs'] = self.real_features(config, images, count, request)
     self._halves = [{name: self._real[name][start::2] for name in self._real} for start in (0, 1)]
     if 'fid' in self._metrics:
       half_statistics = [statistics_of(half['features']) for half in self._halves]
@@ -121,11 +121,11 @@ class Scorer:
       self._sanity_fid = frechet_distance(*half_statistics)
 
   def real_features(self, config, images, count, request):
-    """Features of real images, computed once and kept in the cache."""
+    """(features of real images, seconds they took); computed once, and kept in the cache."""
     name = request.get('data', 'file').replace(':', '_').replace('/', '_')
     key = request_key({**request, 'network': self.network.about()})
     folder = open_cache(config) / f'{name}_{key}'
-    return collect_features(
+    features = collect_features(
       folder,
       self.network,
       images,
@@ -134,6 +134,7 @@ class Scorer:
       batch_size=self._batch_size,
       what='features of real images',
     )
+    return features, shards.seconds(folder)
 
   def about(self):
     """What a report says of the network and the reference."""
@@ -157,7 +158,6 @@ class Scorer:
       ValueError: fewer images than a metric needs.
     """
     build.check_count('the set to measure has', count, self._metrics)
-    start = time.perf_counter()
     features = collect_features(
       folder / 'features',
       self.network,
@@ -167,7 +167,7 @@ class Scorer:
       batch_size=self._batch_size,
       what='features',
     )
-    facts = facts | {'feature_secs': round(time.perf_counter() - start, 1)}
+    facts = facts | {'feature_secs': shards.seconds(folder / 'features')}
     ratio = blockiness(images.read(evenly_spaced(min(count, JPEG_IMAGES), count)))
     facts['jpeg_blockiness'] = None if np.isnan(ratio) else round(ratio, 3)
     notes = self._notes + jpeg_files_note(images, 'images that were measured')
@@ -247,12 +247,11 @@ class Scorer:
     return {'kid': {'value': value, 'standard_error': error, 'sanity': sanity}}
 
   def _measure_precision_recall(self, generated):
-    counts = f'{len(generated["features"]):,} x {len(self._real["features"]):,}'
-    print(f'precision and recall of {counts} images', flush=True)  # minutes, for 50,000
+    real, halves = self._real['features'], [half['features'] for half in self._halves]
     precision, recall = precision_recall(
-      self._real['features'], generated['features'], k=NEIGHBOURS
+      real, generated['features'], k=NEIGHBOURS, what='precision and recall'
     )
-    sanity = precision_recall(*(half['features'] for half in self._halves), k=NEIGHBOURS)
+    sanity = precision_recall(*halves, k=NEIGHBOURS, what='of halves of the real images')
     facts = {'neighbours': NEIGHBOURS, 'real_images': len(self._real['features'])}
     return {
       'precision': {'value': precision, 'sanity': sanity[0], **facts},

@@ -174,9 +174,22 @@ def test_some_of_the_real_images_are_of_its_whole_length(scorer):
   np.testing.assert_array_equal(scorer(reference_examples=100)._real['features'], expected)
 
 
-def test_precision_and_recall_are_announced(scorer, capsys):
+def test_precision_and_recall_tell_how_far_they_are(scorer, capsys):
   score(scorer(metrics=('pr',)), scorer.folder, load_digits('test')[0][:9])
-  assert 'precision and recall of 9 x 1,497 images\n' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'precision and recall 4/4' in out
+  assert 'of halves of the real images 4/4' in out
+
+
+def test_seconds_of_features_are_those_of_all_runs(scorer):
+  opened = scorer()
+  secs = opened.reference['feature_secs']
+  assert secs >= 0
+  for _ in range(2):
+    figures, _ = score(opened, scorer.folder, load_digits('test')[0])
+    noted = (scorer.folder / 'features/seconds.txt').read_text().split()
+    assert figures['fid']['feature_secs'] == round(sum(map(float, noted)), 1)
+  assert scorer().about()['reference_feature_secs'] == secs  # from the cache
 
 
 def test_a_score_of_few_real_images_is_not_split(scorer):
