@@ -11,7 +11,7 @@ import importlib
 
 from absl import app, flags, logging
 
-from ddpm_jax import command_line
+from ddpm_jax import command_line, huge_pages
 
 LOOPS = {'train': 'train', 'sample': 'sample', 'eval': 'evaluate', 'reproduce': 'reproduce'}
 LOOPS |= {'import': 'import_model', 'export': 'export_model'}
@@ -44,4 +44,5 @@ def main(_):
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with_them()
   app.run(main, flags_parser=command_line.parse)

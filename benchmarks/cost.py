@@ -1,6 +1,6 @@
 """How a training step's cost grows with batch, width and image size, and where its time goes.
 
-  python benchmarks/cost.py [--rounds=5] [--profile-batch=16]
+  python benchmarks/cost.py [--rounds=7] [--profile-batch=16]
 
 The network is that of configs/cifar10.py. The peak is the better of jax's and NumPy's product of
 two matrices of 4096 x 4096 in float32, measured in turn with everything else.
@@ -25,7 +25,7 @@ VARIED = {
 def parse_args():
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--rounds', type=int, default=5, help='turns of each')
+  parser.add_argument('--rounds', type=int, default=7, help='turns of each')
   parser.add_argument('--profile-batch', type=int, default=16, help='images of a profiled step')
   return parser.parse_args()
 
@@ -33,7 +33,7 @@ def parse_args():
 def measure(config, rounds, matmuls):
   """Medians of a training step with config, and of what it reaches of the peak."""
   changes = {name: value for name, value in config.items() if name != 'batch'}
-  with contextlib.closing(Worker('ours:TrainStep', config['batch'], changes)) as worker:
+  with contextlib.closing(Worker('ours:TrainStep', config['batch'], changes, huge=True)) as worker:
     facts = worker.call('facts')
     turns = {'step': lambda: worker.call('turn', 1), **matmuls}
     take_turns(turns, 1)
@@ -88,7 +88,7 @@ def profile(batch_size, rounds):
   With more, XLA's events of ops that run in its pool of threads end before the ops do.
   """
   with contextlib.ExitStack() as stack:
-    worker = Worker('profiles:Profile', batch_size, cores=1)
+    worker = Worker('profiles:Profile', batch_size, cores=1, huge=True)
     stack.callback(worker.close)
     worker.call('turn', 1)
     kinds, secs = worker.call('profile', PROFILED_STEPS)

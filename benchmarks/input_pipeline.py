@@ -33,7 +33,7 @@ def main():
     folder = stack.enter_context(tempfile.TemporaryDirectory())
 
     def start(where, *arguments):
-      worker = Worker(where, *arguments)
+      worker = Worker(where, *arguments, huge=True)
       stack.callback(worker.close)
       return worker
 

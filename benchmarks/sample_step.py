@@ -2,6 +2,7 @@
 
   python benchmarks/sample_step.py [--batch=16] [--timesteps=20] [--rounds=7]
 
+A peer's name may end in +huge: with huge pages of memory, as our program has them.
 A round is, for each framework in turn, so many evaluations of the network, and a whole chain of as
 many timesteps. --ours-only needs no torch.
 """
@@ -11,6 +12,7 @@ import contextlib
 import statistics
 
 from turns import (
+  HUGE,
   NUM_CORES,
   OTHER_NETWORKS,
   Worker,
@@ -42,7 +44,10 @@ def start(name, args):
   """A worker that has compiled what it will run."""
   where = 'ours:SampleStep' if name == 'ours' else 'peers:SampleStep'
   arguments = (args.batch, args.timesteps)
-  worker = Worker(where, *arguments) if name == 'ours' else Worker(where, name, *arguments)
+  if name == 'ours':
+    worker = Worker(where, *arguments, huge=True)
+  else:
+    worker = Worker(where, name.removesuffix(HUGE), *arguments, huge=name.endswith(HUGE))
   try:
     worker.call('network', 1)
     worker.call('chain')
@@ -73,7 +78,7 @@ def main():
   chain = {name: [pair[1] for pair in values] for name, values in pairs.items()}
   rows = []
   for name in pairs:
-    other = name in OTHER_NETWORKS
+    other = name.removesuffix(HUGE) in OTHER_NETWORKS
     per_evaluation = statistics.median(network[name]) / args.timesteps
     rows.append(
       [

@@ -4,9 +4,9 @@
     [--platform=cuda --dtype=bfloat16 --config=celebahq256 --steps=100]
 
 Each framework has a process of its own and they take turns, so that one computes at a time and a
-change of the machine's speed meets all. --ours-only leaves the peers out and needs no torch;
---before=PATH adds another checkout of this repository. The peak is that of
-jax's product of two large matrices.
+change of the machine's speed meets all. A peer's name may end in +huge: with huge pages of memory,
+as our program has them. --ours-only leaves the peers out and needs no torch; --before=PATH adds
+another checkout of this repository. The peak is that of jax's product of two large matrices.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import statistics
 import tempfile
 
 from turns import (
+  HUGE,
   MATMUL_SIZE,
   NUM_CORES,
   OTHER_NETWORKS,
@@ -51,9 +52,11 @@ def parse_args():
 
 def start(name, args, cache):
   """(worker, seconds of its first step)."""
-  if name in PEERS:
+  peer = name.removesuffix(HUGE)
+  if peer in PEERS:
     what = args.config, args.platform, args.dtype
-    worker = Worker('peers:TrainStep', name, args.batch, *what, cache=cache)
+    huge = name != peer
+    worker = Worker('peers:TrainStep', peer, args.batch, *what, cache=cache, huge=huge)
   else:
     root = args.before.resolve() if name == 'before' else ROOT
     changes = {'model.dtype': args.dtype}
@@ -65,6 +68,7 @@ def start(name, args, cache):
       cache=cache,
       root=root,
       platform=args.platform,
+      huge=name == 'ours',
     )
   try:
     return worker, worker.call('turn', 1)
@@ -122,7 +126,9 @@ def main():
         f'{args.batch / secs:.2f}',
         f'{facts[name]["flops"] / secs / 1e9:.0f}',
         f'{facts[name]["flops"] / secs / peak:.2f}',
-        '-' if name in OTHER_NETWORKS else f'{ratio(values, seconds["ours"]):.3f}',
+        '-'
+        if name.removesuffix(HUGE) in OTHER_NETWORKS
+        else f'{ratio(values, seconds["ours"]):.3f}',
         f'{peaks[name]:.0f} ({cold_peak:.0f})',
       ]
     )

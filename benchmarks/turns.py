@@ -13,11 +13,17 @@ import statistics
 import sys
 import time
 import traceback
+from unittest import mock
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from ddpm_jax import huge_pages
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NUM_CORES = len(os.sched_getaffinity(0))
 PEERS = ('eager', 'channels_last', 'compile', 'ddp')  # see peers.py
 OTHER_NETWORKS = ('ddp',)
+HUGE = '+huge'  # after a peer's name: with huge pages, which our program asks for by itself
 CONFIGS = ('cifar10', 'celebahq256')  # the networks that peers.py has as well
 DATA_BYTES = 15_000_000  # of pictures to train on
 MATMUL_SIZE = 4096  # of the product that is taken for the peak
@@ -27,7 +33,15 @@ class Worker:
   """An object in a process of its own; its methods are called from here, one at a time."""
 
   def __init__(
-    self, where, *args, root=ROOT, cache=None, cores=NUM_CORES, platform='cpu', **kwargs
+    self,
+    where,
+    *args,
+    root=ROOT,
+    cache=None,
+    cores=NUM_CORES,
+    platform='cpu',
+    huge=False,
+    **kwargs,
   ):
     """Starts the process.
 
@@ -37,15 +51,18 @@ class Worker:
       cache: folder of compiled programs, kept between processes; None for none.
       cores: how many it may use.
       platform: of JAX, 'cpu' or 'cuda'.
+      huge: whether to ask for huge pages as main.py does.
     """
     context = multiprocessing.get_context('spawn')
     self._pipe, theirs = context.Pipe()
+    changes = huge_pages.environment(os.environ) if huge else {}
     start = time.perf_counter()
     self._process = context.Process(
       target=_serve,
       args=(theirs, where, str(root), cache and str(cache), cores, platform, args, kwargs),
     )
-    self._process.start()
+    with mock.patch.dict(os.environ, changes):
+      self._process.start()
     theirs.close()
     try:
       self._receive()
@@ -92,7 +109,7 @@ def start_each(names, start, stack):
     try:
       started[name] = start(name)
     except WorkerError as error:
-      if name not in PEERS:
+      if name.removesuffix(HUGE) not in PEERS:
         raise
       print(f'{name} does not run here: {error}', flush=True)
     else:
@@ -188,15 +205,15 @@ def chosen_peers(parser, args):
   """The peers that the command line asks for."""
   names = [] if args.ours_only else [name for name in args.peers.split(',') if name]
   for name in names:
-    if name not in PEERS:
-      parser.error(f'--peers has {name}; the peers are {", ".join(PEERS)}')
+    if name.removesuffix(HUGE) not in PEERS:
+      parser.error(f'--peers has {name}; the peers are {", ".join(PEERS)}, each with {HUGE} too')
   return names
 
 
 def check_same_network(facts, batch_size):
   """Ends the program if a peer that should have our network counts otherwise."""
   for name, fact in facts.items():
-    if name in OTHER_NETWORKS:
+    if name.removesuffix(HUGE) in OTHER_NETWORKS:
       continue
     if fact['parameters'] != facts['ours']['parameters']:
       sys.exit(f'{name} has {fact["parameters"]} parameters, ours {facts["ours"]["parameters"]}')
