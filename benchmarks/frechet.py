@@ -19,7 +19,7 @@ from ddpm_jax.metrics.frechet import accumulate, frechet_distance
 DIMENSIONS = 2048  # of Inception's pool_3
 COUNT = 10_000
 BLOCK = 1000
-REPEATS = 5
+REPEATS = 7
 
 
 def blocks(count, *, seed):
