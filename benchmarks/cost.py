@@ -11,7 +11,7 @@ import contextlib
 import math
 import statistics
 
-from turns import MATMUL_SIZE, Worker, machine, print_table, ratio, take_turns
+from turns import MATMUL_SIZE, Worker, machine, print_table, ratio, steady, take_turns
 
 PROFILED_STEPS = 3
 BASE = {'batch': 8, 'model.ch': 128, 'data.image_size': 32}
@@ -35,7 +35,7 @@ def measure(config, rounds, matmuls):
   changes = {name: value for name, value in config.items() if name != 'batch'}
   with contextlib.closing(Worker('ours:TrainStep', config['batch'], changes, huge=True)) as worker:
     facts = worker.call('facts')
-    turns = {'step': lambda: worker.call('turn', 1), **matmuls}
+    turns = {'step': lambda: steady(worker, 1), **matmuls}
     take_turns(turns, 1)
     results = take_turns(turns, rounds)
     peak_mib = worker.call('peak_mib')

@@ -12,7 +12,7 @@ import pathlib
 import statistics
 import tempfile
 
-from turns import Worker, machine, print_table, ratio, take_turns
+from turns import Worker, machine, print_table, ratio, steady, take_turns
 
 NUM_FILES = 5_000
 
@@ -42,7 +42,7 @@ def main():
     memory = start('ours:Pipeline', args.batch)
     files = start('ours:Pipeline', args.batch, str(folder), NUM_FILES)
     turns = {
-      'training step': lambda: args.batch / step.call('turn', 1),
+      'training step': lambda: args.batch / steady(step, 1),
       'in memory': lambda: memory.call('turn', 4_000),
       'PNG files': lambda: files.call('turn', 100),
     }

@@ -67,6 +67,7 @@ def main():
     print(f'{args.rounds} rounds', flush=True)
 
     def turn(worker):
+      worker.call('network', 1)  # not counted, see turns.steady
       return worker.call('network', args.timesteps), worker.call('chain')
 
     turns = {name: lambda worker=worker: turn(worker) for name, (worker,) in started.items()}

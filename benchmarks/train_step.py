@@ -4,9 +4,10 @@
     [--platform=cuda --dtype=bfloat16 --config=celebahq256 --steps=100]
 
 Each framework has a process of its own and they take turns, so that one computes at a time and a
-change of the machine's speed meets all. A peer's name may end in +huge: with huge pages of memory,
-as our program has them. --ours-only leaves the peers out and needs no torch; --before=PATH adds
-another checkout of this repository. The peak is that of jax's product of two large matrices.
+change of the machine's speed meets all. A turn begins with a step that is not counted. A peer's
+name may end in +huge: with huge pages of memory, as our program has them. --ours-only leaves the
+peers out and needs no torch; --before=PATH adds another checkout of this repository. The peak is
+that of jax's product of two large matrices.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from turns import (
   print_table,
   ratio,
   start_each,
+  steady,
   take_turns,
 )
 
@@ -41,7 +43,7 @@ def parse_args():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--batch', type=int, default=16, help='images a step')
   parser.add_argument('--rounds', type=int, default=7, help='turns of each')
-  parser.add_argument('--steps', type=int, default=1, help='steps a turn')
+  parser.add_argument('--steps', type=int, default=2, help='steps a turn')
   add_device_options(parser)
   add_peer_options(parser)
   parser.add_argument('--before', type=pathlib.Path, help='another checkout, to compare with')
@@ -101,7 +103,7 @@ def main():
     matmul = Worker('ours:Matmul', 'jax', MATMUL_SIZE, args.dtype, platform=args.platform)
     stack.callback(matmul.close)
     turns = {
-      name: lambda worker=worker: worker.call('turn', args.steps)
+      name: lambda worker=worker: steady(worker, args.steps)
       for name, (worker, *_) in started.items()
     }
     turns['peak'] = lambda: matmul.call('turn')

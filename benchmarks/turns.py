@@ -168,6 +168,16 @@ def take_turns(functions, rounds):
   return results
 
 
+def steady(worker, steps):
+  """Seconds of so many training steps, right after one that is not counted.
+
+  While a process waits for its turn, a virtual machine may give free memory back to its host. The
+  first step then waits for that memory again, which in a training run no step does but the first.
+  """
+  worker.call('turn', 1)
+  return worker.call('turn', steps)
+
+
 def ratio(numerators, denominators):
   """Median of the ratios, round by round."""
   pairs = zip(numerators, denominators, strict=True)
