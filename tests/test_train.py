@@ -92,7 +92,7 @@ def test_resumed_run_equals_an_undisturbed_one(undisturbed, tmp_path):
   ('number', 'method', 'stops_at'),
   [
     (signal.SIGTERM, 'add', 3),
-    (signal.SIGINT, 'add', 3),
+    pytest.param(signal.SIGINT, 'add', 3, marks=pytest.mark.slow),
     (signal.SIGTERM, '_write', 4),  # a step is written while the next one runs
   ],
 )
