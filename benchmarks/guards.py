@@ -9,11 +9,10 @@ guards' work by itself.
 import argparse
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 
-from turns import ROOT, machine, print_table
+from turns import machine, print_table
 
 
 def parse_args():
@@ -34,7 +33,6 @@ def timed(work):
 def main():
   """Prints machine, versions and the table."""
   args = parse_args()
-  sys.path.insert(0, str(ROOT))
   import ours
 
   from ddpm_jax import checkpoints, logs, parallel

@@ -79,7 +79,7 @@ def main():
   chain = {name: [pair[1] for pair in values] for name, values in pairs.items()}
   rows = []
   for name in pairs:
-    other = name.removesuffix(HUGE) in OTHER_NETWORKS
+    other = name in OTHER_NETWORKS
     per_evaluation = statistics.median(network[name]) / args.timesteps
     rows.append(
       [

@@ -54,10 +54,9 @@ def parse_args():
 
 def start(name, args, cache):
   """(worker, seconds of its first step)."""
-  peer = name.removesuffix(HUGE)
-  if peer in PEERS:
+  if name in PEERS:
     what = args.config, args.platform, args.dtype
-    huge = name != peer
+    peer, huge = name.removesuffix(HUGE), name.endswith(HUGE)
     worker = Worker('peers:TrainStep', peer, args.batch, *what, cache=cache, huge=huge)
   else:
     root = args.before.resolve() if name == 'before' else ROOT
@@ -128,9 +127,7 @@ def main():
         f'{args.batch / secs:.2f}',
         f'{facts[name]["flops"] / secs / 1e9:.0f}',
         f'{facts[name]["flops"] / secs / peak:.2f}',
-        '-'
-        if name.removesuffix(HUGE) in OTHER_NETWORKS
-        else f'{ratio(values, seconds["ours"]):.3f}',
+        '-' if name in OTHER_NETWORKS else f'{ratio(values, seconds["ours"]):.3f}',
         f'{peaks[name]:.0f} ({cold_peak:.0f})',
       ]
     )

@@ -15,15 +15,13 @@ import time
 import traceback
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from ddpm_jax import huge_pages
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 NUM_CORES = len(os.sched_getaffinity(0))
-PEERS = ('eager', 'channels_last', 'compile', 'ddp')  # see peers.py
-OTHER_NETWORKS = ('ddp',)
 HUGE = '+huge'  # after a peer's name: with huge pages, which our program asks for by itself
+PLAIN_PEERS = ('eager', 'channels_last', 'compile', 'ddp')  # see peers.py
+PEERS = (*PLAIN_PEERS, *(name + HUGE for name in PLAIN_PEERS))
+OTHER_NETWORKS = ('ddp', 'ddp' + HUGE)
 CONFIGS = ('cifar10', 'celebahq256')  # the networks that peers.py has as well
 DATA_BYTES = 15_000_000  # of pictures to train on
 MATMUL_SIZE = 4096  # of the product that is taken for the peak
@@ -55,7 +53,11 @@ class Worker:
     """
     context = multiprocessing.get_context('spawn')
     self._pipe, theirs = context.Pipe()
-    changes = huge_pages.environment(os.environ) if huge else {}
+    changes = {}
+    if huge:
+      from ddpm_jax import huge_pages  # here alone: the process has root's ddpm_jax
+
+      changes = huge_pages.environment(os.environ)
     start = time.perf_counter()
     self._process = context.Process(
       target=_serve,
@@ -109,7 +111,7 @@ def start_each(names, start, stack):
     try:
       started[name] = start(name)
     except WorkerError as error:
-      if name.removesuffix(HUGE) not in PEERS:
+      if name not in PEERS:
         raise
       print(f'{name} does not run here: {error}', flush=True)
     else:
@@ -207,7 +209,7 @@ def add_device_options(parser):
 
 def add_peer_options(parser):
   """--peers and --ours-only."""
-  parser.add_argument('--peers', default=','.join(PEERS), help='names of benchmarks/peers.py')
+  parser.add_argument('--peers', default=','.join(PLAIN_PEERS), help='names of benchmarks/peers.py')
   parser.add_argument('--ours-only', action='store_true', help='no peers')
 
 
@@ -215,15 +217,15 @@ def chosen_peers(parser, args):
   """The peers that the command line asks for."""
   names = [] if args.ours_only else [name for name in args.peers.split(',') if name]
   for name in names:
-    if name.removesuffix(HUGE) not in PEERS:
-      parser.error(f'--peers has {name}; the peers are {", ".join(PEERS)}, each with {HUGE} too')
+    if name not in PEERS:
+      parser.error(f'--peers has {name}; the peers are {", ".join(PEERS)}')
   return names
 
 
 def check_same_network(facts, batch_size):
   """Ends the program if a peer that should have our network counts otherwise."""
   for name, fact in facts.items():
-    if name.removesuffix(HUGE) in OTHER_NETWORKS:
+    if name in OTHER_NETWORKS:
       continue
     if fact['parameters'] != facts['ours']['parameters']:
       sys.exit(f'{name} has {fact["parameters"]} parameters, ours {facts["ours"]["parameters"]}')
