@@ -231,9 +231,6 @@ def run_steps(config, path, batches, checkpointer, state, signals):
     )
     stack.callback(log.close)
 
-    def look_due(step):
-      return is_due(step, every.sample_every_steps) or is_due(step, every.eval_every_steps)
-
     def look(step):
       """Draws and measures what is due; what is there already is not done again."""
       if is_due(step, every.sample_every_steps):
@@ -253,8 +250,8 @@ def run_steps(config, path, batches, checkpointer, state, signals):
       log.add(step, metrics, write=bool(is_due(step, every.log_every_steps)))
       if is_due(step, every.checkpoint_every_steps) or is_due(step, every.eval_every_steps):
         save(checkpointer, log, step, state)
-      if look_due(step):
-        log.check()  # before the time that it takes
+      if is_due(step, every.sample_every_steps) or is_due(step, every.eval_every_steps):
+        log.check()  # before the time that looking takes
       signals.leave_at(lambda: look(step))  # noqa: B023
       stops = signals.stop_agreed()
       if stops:
