@@ -309,8 +309,10 @@ def batches(config, data_source, skipped_batches=()):
 
 def device_data(config, batches):
   """All images, replicated, where the devices gather the batches themselves; else None."""
+  if parallel.on_cpu():  # which has no use for them all before they are due
+    return None
   images = batches.images
-  if parallel.on_cpu() or images is None or images.nbytes > config.data.device_limit_gib * 2**30:
+  if images is None or images.nbytes > config.data.device_limit_gib * 2**30:
     return None
   return parallel.replicate(images)
 

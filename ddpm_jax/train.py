@@ -118,6 +118,7 @@ def note_not_finite(path, error, batch, examples):
 def restore_or_init(config, checkpointer):
   """The newest checkpoint's state, or config.init_from's, or a fresh one; on all devices."""
 
+  @jax.jit  # here, so that it is traced once for its shapes and for its values
   def init():
     return init_train_state(build.init_params(config), build.optimizer(config))
 
@@ -125,7 +126,7 @@ def restore_or_init(config, checkpointer):
   state = checkpointer.restore_latest(state_like)
   if state is None and config.init_from:
     state, _ = read_state(config, config.init_from)
-  return parallel.replicate(jax.jit(init)() if state is None else state)
+  return parallel.replicate(init() if state is None else state)
 
 
 def print_summary(config, path, source, state):

@@ -102,8 +102,8 @@ def test_an_accelerator_takes_as_many_steps_as_all_intervals_allow(monkeypatch):
 
 def test_accelerators_hold_the_data_that_fit(monkeypatch):
   config = tiny_config()
+  assert build.device_data(config, None) is None  # a CPU does not even ask for them
   batches = build.batches(config, build.source(config))
-  assert build.device_data(config, batches) is None
   monkeypatch.setattr(parallel, 'on_cpu', lambda: False)
   np.testing.assert_array_equal(build.device_data(config, batches), batches.images)
   config.data.device_limit_gib = 1e-6

@@ -1,7 +1,7 @@
 """Data: sources of uint8 pictures and the input pipeline. Imports neither jax nor flax."""
 
 from ddpm_jax.data.pictures import BrokenPicturesError, DamagedDataError, prepare_picture
-from ddpm_jax.data.pipeline import Batches, batch_indices, batch_of_step, make_batches, read_all
+from ddpm_jax.data.pipeline import Batches, batch_indices, batch_of_step, make_batches
 from ddpm_jax.data.sources import Source, fingerprint, make_source
 from ddpm_jax.data.substitutes import Substitutes
 
@@ -17,5 +17,4 @@ __all__ = [
   'make_batches',
   'make_source',
   'prepare_picture',
-  'read_all',
 ]

@@ -15,7 +15,7 @@ import numpy as np
 from ddpm_jax.data.pictures import BrokenPicturesError
 
 _WORD = 1 << 32
-_CHUNK_EXAMPLES = 256  # what one thread decodes at a time in read_all
+_CHUNK_EXAMPLES = 256  # what one thread decodes at a time
 _MAX_THREADS = 16  # more of them only wait for Python's lock
 _BUFFERED_BATCHES = 4  # read ahead, in all or per worker
 _ENDLESS_STEPS = 1 << 40  # grain wants a finite length
@@ -103,53 +103,83 @@ class _HostBatch:
     return self.source.read(self.host_indices(step))
 
 
-def read_all(source):
-  """Decodes a whole source, in order, with threads and a progress bar after five seconds.
+class _Memory:
+  """All pictures of a source, which threads decode in the background: no start waits for them."""
 
-  Returns:
-    uint8 [N, H, W, C].
+  def __init__(self, source):
+    self._source = source
+    self._images = np.empty((len(source), *source.image_shape), np.uint8)
+    self._complete = False
+    # One core is left to whoever makes use of the time, such as the compiler.
+    num_threads = min(_MAX_THREADS, max(1, os.cpu_count() - 1))
+    self._pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+    starts = range(0, len(source), _CHUNK_EXAMPLES)
+    self._chunks = [self._pool.submit(self._fill, start) for start in starts]
 
-  Raises:
-    BrokenPicturesError: after everything was tried, so that it counts all of them.
-  """
-  import tqdm
-
-  images = np.empty((len(source), *source.image_shape), np.uint8)
-  broken = []
-
-  def fill(start):
-    stop = min(start + _CHUNK_EXAMPLES, len(source))
+  def read(self, indices):
+    """As Source.read; once all are decoded, BrokenPicturesError counts all that are broken."""
+    if not self._complete and all(chunk.done() for chunk in self._chunks):
+      self.all()
+    if self._complete or all(self._chunks[i // _CHUNK_EXAMPLES].done() for i in indices):
+      return self._images[indices]
     try:
-      images[start:stop] = source.read(np.arange(start, stop))
-    except BrokenPicturesError as error:
-      broken.extend(error.broken)
-    return stop - start
+      return self._source.read(indices)
+    except BrokenPicturesError:
+      self.all()
+      raise
 
-  starts = range(0, len(source), _CHUNK_EXAMPLES)
-  bar = tqdm.tqdm(
-    desc=f'reading {source.name} {source.split}', total=len(source), delay=5, mininterval=2
-  )
-  with bar, concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count())) as pool:
-    for count in pool.map(fill, starts):
-      bar.update(count)
-  if broken:
-    raise BrokenPicturesError(sorted(broken), len(source))
-  return images
+  def all(self):
+    """Waits for all of them, with a progress bar after five seconds.
+
+    Returns:
+      uint8 [N, H, W, C].
+
+    Raises:
+      BrokenPicturesError: after everything was tried, so that it counts all of them.
+    """
+    import tqdm
+
+    if not self._complete:
+      total = len(self._source)
+      what = f'reading {self._source.name} {self._source.split}'
+      broken = []
+      with tqdm.tqdm(desc=what, total=total, delay=5, mininterval=2) as bar:
+        for chunk in self._chunks:
+          count, broken_ones = chunk.result()
+          broken.extend(broken_ones)
+          bar.update(count)
+      if broken:
+        raise BrokenPicturesError(broken, total)
+      self._complete = True
+    return self._images
+
+  def close(self):
+    """Decodes no more."""
+    self._pool.shutdown(cancel_futures=True)
+
+  def _fill(self, start):
+    """Decodes a chunk: (how many, those of them that are broken)."""
+    stop = min(start + _CHUNK_EXAMPLES, len(self._source))
+    try:
+      self._images[start:stop] = self._source.read(np.arange(start, stop))
+    except BrokenPicturesError as error:
+      return stop - start, error.broken
+    return stop - start, []
 
 
 class Batches:
   """One process's share of the batches; make it with make_batches."""
 
-  def __init__(self, source, host_indices, *, images, num_workers):
+  def __init__(self, source, host_indices, *, memory, num_workers):
     self._source = source
     self._host_indices = host_indices
-    self._images = images
+    self._memory = memory
     self._num_workers = num_workers
     self._open_iterators = []
 
   def iterate(self, start_step):
     """Returns an endless iterator of uint8 [host_batch_size, H, W, C], from start_step's batch."""
-    if self._images is not None:
+    if self._memory is not None:
       return self._from_memory(start_step)
     return self._from_grain(start_step)
 
@@ -163,22 +193,28 @@ class Batches:
 
   @property
   def images(self):
-    """All images, uint8 [N, H, W, C], if they are held in memory, else None."""
-    return self._images
+    """All images, uint8 [N, H, W, C], if they are held in memory, else None.
+
+    Raises:
+      BrokenPicturesError: naming one, and counting all.
+    """
+    return None if self._memory is None else self._memory.all()
 
   def sha256(self):
     """sha256 (hex) of all images, if they are held in memory, else None."""
-    return None if self._images is None else hashlib.sha256(self._images).hexdigest()
+    return None if self._memory is None else hashlib.sha256(self.images).hexdigest()
 
   def close(self):
-    """Stops the workers of all iterators."""
+    """Stops the workers of all iterators, and what is read in the background."""
     while self._open_iterators:
       self._open_iterators.pop().close()
+    if self._memory is not None:
+      self._memory.close()
 
   def _from_memory(self, start_step):
     step = start_step
     while True:
-      yield self._images[self._host_indices(step)]
+      yield self._memory.read(self._host_indices(step))
       step += 1
 
   def _from_grain(self, start_step):
@@ -219,8 +255,8 @@ def make_batches(
     global_batch_size: examples per step over all processes.
     process_index: which contiguous share of the batch is this process's.
     process_count: number of shares.
-    memory_limit_bytes: a source whose decoded pictures fit is decoded once and held in memory;
-      a larger one is read as it goes. The batches are the same.
+    memory_limit_bytes: a source whose decoded pictures fit is decoded once, in the background,
+      and held in memory; a larger one is read as it goes. The batches are the same.
     num_workers: processes that read; 0 reads with threads of this process.
     skipped_batches: numbers of batches that no step takes: the next one takes their place.
 
@@ -228,7 +264,7 @@ def make_batches(
     Batches.
 
   Raises:
-    ValueError: sizes that do not fit together; BrokenPicturesError if held in memory.
+    ValueError: sizes that do not fit together.
   """
   if global_batch_size < 1 or global_batch_size % process_count:
     raise ValueError(
@@ -241,5 +277,5 @@ def make_batches(
     seed, global_batch_size, len(source), process_index, process_count, tuple(skipped_batches)
   )
   fits = len(source) * int(np.prod(source.image_shape)) <= memory_limit_bytes
-  images = read_all(source) if fits else None
-  return Batches(source, host_indices, images=images, num_workers=num_workers)
+  memory = _Memory(source) if fits else None
+  return Batches(source, host_indices, memory=memory, num_workers=num_workers)

@@ -1,5 +1,8 @@
+import concurrent.futures
+import contextlib
 import itertools
 import pickle
+import threading
 
 import numpy as np
 import PIL.Image
@@ -122,19 +125,64 @@ def test_streaming_equals_memory(folder, num_workers):
   np.testing.assert_array_equal(streamed, expected)
 
 
-def test_memory_limit_is_inclusive(folder, monkeypatch):
-  reads = []
-  monkeypatch.setattr(pipeline, 'read_all', lambda source: reads.append(source))
+def test_memory_limit_is_inclusive(folder):
   size_bytes = 12 * 4 * 4 * 3
-  make(folder, memory_limit_bytes=size_bytes - 1)
-  assert not reads
-  make(folder, memory_limit_bytes=size_bytes)
-  assert reads == [folder]
+  assert make(folder, memory_limit_bytes=size_bytes - 1).images is None
+  np.testing.assert_array_equal(
+    make(folder, memory_limit_bytes=size_bytes).images, folder.read(np.arange(12))
+  )
 
 
-def test_read_all_keeps_the_order():
+def test_images_in_memory_keep_their_order():
   images = np.arange(700 * 3, dtype=np.uint8).reshape(700, 1, 1, 3)  # more than two chunks
-  np.testing.assert_array_equal(data.read_all(ArraySource('a', 'train', images)), images)
+  np.testing.assert_array_equal(make(ArraySource('a', 'train', images)).images, images)
+
+
+class SlowSource:
+  """A source whose pictures are their indices. Threads but this one wait for `go` to read."""
+
+  def __init__(self):
+    self.name, self.split, self.image_shape = 'slow', 'train', (1, 1, 1)
+    self.go = threading.Event()
+    self.main_reads = 0
+    self._main = threading.current_thread()
+
+  def __len__(self):
+    return 600  # more than two chunks
+
+  def read(self, indices):
+    if threading.current_thread() is self._main:
+      self.main_reads += 1
+    else:
+      assert self.go.wait(60)
+    return (np.asarray(indices) % 251).astype(np.uint8).reshape(-1, 1, 1, 1)
+
+
+def test_no_batch_waits_for_what_is_read_in_the_background():
+  source = SlowSource()
+  with contextlib.closing(make(source)) as batches:
+    iterator = batches.iterate(0)
+    first = next(iterator)
+    assert source.main_reads == 1
+    source.go.set()
+    assert len(batches.images) == 600
+    second = next(iterator)
+  assert source.main_reads == 1
+  for step, batch in enumerate((first, second)):
+    np.testing.assert_array_equal(batch.ravel(), batches.indices(step) % 251)
+
+
+def test_closing_ends_what_is_read_in_the_background():
+  source = SlowSource()
+  batches = make(source)
+  closing = threading.Thread(target=batches.close)
+  closing.start()
+  closing.join(0.2)
+  source.go.set()
+  closing.join(60)
+  assert not closing.is_alive()
+  with pytest.raises(concurrent.futures.CancelledError):
+    _ = batches.images
 
 
 def break_file(source, index):
@@ -142,12 +190,15 @@ def break_file(source, index):
   path.write_bytes(path.read_bytes()[:50])
 
 
-def test_read_all_counts_the_broken_pictures(folder, monkeypatch):
+def test_all_broken_pictures_are_counted(folder, monkeypatch):
   monkeypatch.setattr(pipeline, '_CHUNK_EXAMPLES', 4)
   break_file(folder, 2)
   break_file(folder, 9)
-  with pytest.raises(ValueError, match=r'02\.png cannot be read .*1 more of the 12 pictures'):
-    make(folder)
+  message = r'02\.png cannot be read .*1 more of the 12 pictures'
+  with pytest.raises(ValueError, match=message):
+    _ = make(folder).images
+  with pytest.raises(ValueError, match=message):
+    take(make(folder), 0, 3)  # 15 positions: all 12 examples
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
