@@ -1,6 +1,7 @@
 """What the benchmarks run of this package, made as its own loops make it."""
 
 import collections
+import contextlib
 import importlib
 import importlib.metadata
 import math
@@ -76,10 +77,12 @@ class TrainStep:
 
   def traced(self, *, plain=False):
     """The step, traced with the arguments of its next call; plain: without what is for CPUs."""
-    train_steps = self._steps
-    if plain:
-      with mock.patch.object(parallel, 'on_cpu', return_value=False):
-        train_steps = build.train_steps(self.config)
+    with contextlib.ExitStack() as stack:
+      # Options of the compiler are not for what is traced within another function.
+      stack.enter_context(mock.patch.object(parallel, '_has_cpu_options', return_value=False))
+      if plain:
+        stack.enter_context(mock.patch.object(parallel, 'on_cpu', return_value=False))
+      train_steps = build.train_steps(self.config)
     _, block = next(self._dispatches)
     return jax.jit(train_steps).trace(self.state, block, self._data, self._key)
 
@@ -119,13 +122,14 @@ def flops_by_primitive(jaxpr):
       totals[name] += int(2 * eqn.outvars[0].aval.size * kernel[in_features] * taps)
     else:
       repeats = eqn.params['length'] if name == 'scan' else 1
-      for inner in _inner_jaxprs(eqn.params):
+      for inner in inner_jaxprs(eqn.params):
         for inner_name, flops in flops_by_primitive(inner).items():
           totals[inner_name] += repeats * flops
   return totals
 
 
-def _inner_jaxprs(params):
+def inner_jaxprs(params):
+  """Yields the jaxprs of the functions that an equation calls."""
   for value in jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')):
     jaxpr = getattr(value, 'jaxpr', value)
     if hasattr(jaxpr, 'eqns'):

@@ -9,21 +9,18 @@ import re
 import tempfile
 
 import jax
-from ours import TrainStep, flops_by_primitive
+from ours import TrainStep, flops_by_primitive, inner_jaxprs, matmul_flops
 
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%([\w.\-]+) = .*? ([a-z][a-z0-9\-]*)\(')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%([\w.\-]+) .*\{$')
 _CALLED = re.compile(r'(?:calls|to_apply)=%([\w.\-]+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-_WINDOW = re.compile(r'window=\{size=(\d+)x')
-_KERNEL_SIZE = 3  # the network's largest
+_MINIMAL_FILTERING = 'conv3x3'  # in the names of winograd.py's functions
 
-CONVOLUTIONS = (
-  'convolutions, forward',
-  'convolutions, gradients of inputs',
-  'convolutions, gradients of kernels',
-)
-MATMULS = 'matrix products'
+FILTERING_PRODUCTS = 'minimal filtering, products'
+FILTERING_TRANSFORMS = 'minimal filtering, transforms'
+CONVOLUTIONS = 'other convolutions'
+MATMULS = 'other matrix products'
 
 
 class Profile(TrainStep):
@@ -52,15 +49,29 @@ class Profile(TrainStep):
     return dict(totals.most_common()), seconds / num_steps
 
   def flops_of_kinds(self):
-    """FLOPs a step of the kinds that have most: a convolution's three are alike."""
-    flops = flops_by_primitive(self.traced().jaxpr)
-    third = flops['conv_general_dilated'] / 3
-    return {**dict.fromkeys(CONVOLUTIONS, third), MATMULS: flops['dot_general']}
+    """FLOPs a step of the kinds that have most, as they are computed."""
+    jaxpr = self.traced().jaxpr
+    flops, filtering = flops_by_primitive(jaxpr), filtering_flops(jaxpr)
+    return {
+      FILTERING_PRODUCTS: filtering,
+      CONVOLUTIONS: flops['conv_general_dilated'],
+      MATMULS: flops['dot_general'] - filtering,
+    }
 
   def _program(self):
     """The step's optimised HLO: the largest program that was compiled."""
     files = pathlib.Path(self._programs.name).glob('*after_optimizations.txt')
     return max(files, key=lambda file: file.stat().st_size).read_text()
+
+
+def filtering_flops(jaxpr):
+  """FLOPs of the products in winograd.py's functions, none of which is within a loop."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    is_filtering = _MINIMAL_FILTERING in str(eqn.params.get('name', ''))
+    count = matmul_flops if is_filtering else filtering_flops
+    total += sum(count(inner) for inner in inner_jaxprs(eqn.params))
+  return total
 
 
 def self_times(events):
@@ -103,14 +114,13 @@ def _kind(opcode, line, bodies):
     body += bodies[called[1]]
   op_name = _OP_NAME.search(line)
   place = op_name[1] if op_name else ''
-  backward = int('transpose(' in place)
-  for inner, text in body:
-    if inner == 'convolution':
-      # A gradient of a kernel is a convolution with an image-sized window.
-      of_kernel = int(_WINDOW.search(text)[1]) > _KERNEL_SIZE
-      return CONVOLUTIONS[2 if of_kernel else backward]
-    if inner == 'dot':
-      return MATMULS
+  opcodes = {inner for inner, _ in body}
+  if _MINIMAL_FILTERING in place:
+    return FILTERING_PRODUCTS if 'dot' in opcodes else FILTERING_TRANSFORMS
+  if 'convolution' in opcodes:
+    return CONVOLUTIONS
+  if 'dot' in opcodes:
+    return MATMULS
   if '/dropout' in place:
     return 'dropout'
   if '/norm' in place:
