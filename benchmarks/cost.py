@@ -3,7 +3,8 @@
   python benchmarks/cost.py [--rounds=7] [--profile-batch=16]
 
 The network is that of configs/cifar10.py. The peak is the better of jax's and NumPy's product of
-two matrices of 4096 x 4096 in float32, measured in turn with everything else.
+two matrices of 4096 x 4096 in float32. It takes turns with every step, and so does the first row's
+step with those of the others, from which the power follows.
 """
 
 import argparse
@@ -30,22 +31,28 @@ def parse_args():
   return parser.parse_args()
 
 
-def measure(config, rounds, matmuls):
-  """Medians of a training step with config, and of what it reaches of the peak."""
+def start_step(config):
+  """The process of a training step with config."""
   changes = {name: value for name, value in config.items() if name != 'batch'}
-  with contextlib.closing(Worker('ours:TrainStep', config['batch'], changes, huge=True)) as worker:
-    facts = worker.call('facts')
-    turns = {'step': lambda: steady(worker, 1), **matmuls}
-    take_turns(turns, 1)
-    results = take_turns(turns, rounds)
-    peak_mib = worker.call('peak_mib')
-  rates = [facts['flops'] / secs for secs in results['step']]
+  return Worker('ours:TrainStep', config['batch'], changes, huge=True)
+
+
+def measure(worker, rounds, matmuls, base=None):
+  """Medians of a worker's step, of what it reaches of the peak, and of it over another's step."""
+  turns = {'step': lambda: steady(worker, 1), **matmuls}
+  if base is not None:
+    turns['base'] = lambda: steady(base, 1)
+  take_turns(turns, 1)
+  results = take_turns(turns, rounds)
+  peak_mib = worker.call('peak_mib')
+  flops = worker.call('facts')['flops']  # counting them takes memory
+  rates = [flops / secs for secs in results['step']]
   return {
     'secs': statistics.median(results['step']),
-    'flops': facts['flops'],
+    'flops': flops,
     'of_peak': ratio(rates, peaks(results)),
     'peak_mib': peak_mib,
-    'versions': facts['versions'],
+    'over_base': ratio(results['step'], results['base']) if base is not None else None,
   }
 
 
@@ -56,8 +63,6 @@ def peaks(results):
 
 def growth(rounds, matmuls):
   """Prints the table of growth: the cost goes with that power of the size."""
-  base = measure(BASE, rounds, matmuls)
-  print(base['versions'], end='\n\n')
 
   def row(what, found, power):
     return [
@@ -71,15 +76,19 @@ def growth(rounds, matmuls):
     ]
 
   def rows():
-    yield row(', '.join(f'{name} = {value}' for name, value in BASE.items()), base, '')
+    yield row(', '.join(f'{name} = {value}' for name, value in BASE.items()), measured, '')
     for name, values in VARIED.items():
       for value in values:
-        found = measure(BASE | {name: value}, rounds, matmuls)
-        power = math.log(found['secs'] / base['secs']) / math.log(value / BASE[name])
+        with contextlib.closing(start_step(BASE | {name: value})) as worker:
+          found = measure(worker, rounds, matmuls, base)
+        power = math.log(found['over_base']) / math.log(value / BASE[name])
         yield row(f'{name} = {value}', found, f'{power:.2f}')
 
   header = ['', 'GFLOP/step', 's/step', 'power', 'GFLOP/s', 'of peak', 'peak MiB']
-  print_table(header, rows())
+  with contextlib.closing(start_step(BASE)) as base:
+    measured = measure(base, rounds, matmuls)
+    print(base.call('facts')['versions'], end='\n\n')
+    print_table(header, rows())
 
 
 def profile(batch_size, rounds):
