@@ -120,7 +120,7 @@ class _Memory:
     """As Source.read; once all are decoded, BrokenPicturesError counts all that are broken."""
     if not self._complete and all(chunk.done() for chunk in self._chunks):
       self.all()
-    if self._complete or all(self._chunks[i // _CHUNK_EXAMPLES].done() for i in indices):
+    if self._complete or all(map(self._is_decoded, indices)):
       return self._images[indices]
     try:
       return self._source.read(indices)
@@ -145,9 +145,11 @@ class _Memory:
       broken = []
       with tqdm.tqdm(desc=what, total=total, delay=5, mininterval=2) as bar:
         for chunk in self._chunks:
-          count, broken_ones = chunk.result()
-          broken.extend(broken_ones)
-          bar.update(count)
+          try:
+            bar.update(chunk.result())
+          except BrokenPicturesError as error:
+            bar.update(error.num_read)
+            broken.extend(error.broken)
       if broken:
         raise BrokenPicturesError(broken, total)
       self._complete = True
@@ -157,14 +159,15 @@ class _Memory:
     """Decodes no more."""
     self._pool.shutdown(cancel_futures=True)
 
+  def _is_decoded(self, index):
+    chunk = self._chunks[index // _CHUNK_EXAMPLES]
+    return chunk.done() and chunk.exception() is None
+
   def _fill(self, start):
-    """Decodes a chunk: (how many, those of them that are broken)."""
+    """Decodes a chunk; returns how many."""
     stop = min(start + _CHUNK_EXAMPLES, len(self._source))
-    try:
-      self._images[start:stop] = self._source.read(np.arange(start, stop))
-    except BrokenPicturesError as error:
-      return stop - start, error.broken
-    return stop - start, []
+    self._images[start:stop] = self._source.read(np.arange(start, stop))
+    return stop - start
 
 
 class Batches:

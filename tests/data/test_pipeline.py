@@ -139,13 +139,14 @@ def test_images_in_memory_keep_their_order():
 
 
 class SlowSource:
-  """A source whose pictures are their indices. Threads but this one wait for `go` to read."""
+  """Pictures that are their indices. Threads but this one wait for `go`, from index `slow_from`."""
 
-  def __init__(self):
+  def __init__(self, slow_from=0, broken=()):
     self.name, self.split, self.image_shape = 'slow', 'train', (1, 1, 1)
     self.go = threading.Event()
     self.main_reads = 0
     self._main = threading.current_thread()
+    self._slow_from, self._broken = slow_from, broken
 
   def __len__(self):
     return 600  # more than two chunks
@@ -153,8 +154,10 @@ class SlowSource:
   def read(self, indices):
     if threading.current_thread() is self._main:
       self.main_reads += 1
-    else:
+    elif max(indices) >= self._slow_from:
       assert self.go.wait(60)
+    if broken := [(str(i), 'broken') for i in indices if i in self._broken]:
+      raise data.BrokenPicturesError(broken, len(indices))
     return (np.asarray(indices) % 251).astype(np.uint8).reshape(-1, 1, 1, 1)
 
 
@@ -170,6 +173,21 @@ def test_no_batch_waits_for_what_is_read_in_the_background():
   assert source.main_reads == 1
   for step, batch in enumerate((first, second)):
     np.testing.assert_array_equal(batch.ravel(), batches.indices(step) % 251)
+
+
+def test_a_broken_picture_spoils_no_other_while_the_rest_is_being_read():
+  source = SlowSource(slow_from=256, broken=(100,))
+  with contextlib.closing(make(source, global_batch_size=1)) as batches:
+    concurrent.futures.wait(batches._memory._chunks[:1])
+    for step in range(len(source)):
+      index = batches.indices(step)[0]
+      if index == 100:
+        step_of_broken = step
+        continue
+      assert next(batches.iterate(step)).ravel() == index % 251
+    source.go.set()
+    with pytest.raises(data.BrokenPicturesError, match='100 cannot be read'):
+      next(batches.iterate(step_of_broken))
 
 
 def test_closing_ends_what_is_read_in_the_background():
