@@ -22,7 +22,7 @@ test: lint
 	$(RUN) -m pytest -q -n 2
 
 test-slow: .venv/dev
-	$(RUN) -m pytest -q -m slow
+	$(RUN) -m pytest -q -m slow -n 2
 
 lint: .venv/dev
 	$(RUN) -m ruff check .
