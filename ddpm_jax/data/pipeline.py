@@ -109,7 +109,6 @@ class _Memory:
   def __init__(self, source):
     self._source = source
     self._images = np.empty((len(source), *source.image_shape), np.uint8)
-    self._complete = False
     # One core is left to whoever makes use of the time, such as the compiler.
     num_threads = min(_MAX_THREADS, max(1, os.cpu_count() - 1))
     self._pool = concurrent.futures.ThreadPoolExecutor(num_threads)
@@ -117,11 +116,9 @@ class _Memory:
     self._chunks = [self._pool.submit(self._fill, start) for start in starts]
 
   def read(self, indices):
-    """As Source.read; once all are decoded, BrokenPicturesError counts all that are broken."""
-    if not self._complete and all(chunk.done() for chunk in self._chunks):
-      self.all()
-    if self._complete or all(map(self._is_decoded, indices)):
-      return self._images[indices]
+    """As Source.read, but its BrokenPicturesError counts all pictures that are broken."""
+    if all(chunk.done() for chunk in self._chunks):
+      return self.all()[indices]
     try:
       return self._source.read(indices)
     except BrokenPicturesError:
@@ -137,9 +134,9 @@ class _Memory:
     Raises:
       BrokenPicturesError: after everything was tried, so that it counts all of them.
     """
-    import tqdm
+    if self._chunks:
+      import tqdm
 
-    if not self._complete:
       total = len(self._source)
       what = f'reading {self._source.name} {self._source.split}'
       broken = []
@@ -152,16 +149,12 @@ class _Memory:
             broken.extend(error.broken)
       if broken:
         raise BrokenPicturesError(broken, total)
-      self._complete = True
+      self._chunks = []  # nothing to wait for any more
     return self._images
 
   def close(self):
     """Decodes no more."""
     self._pool.shutdown(cancel_futures=True)
-
-  def _is_decoded(self, index):
-    chunk = self._chunks[index // _CHUNK_EXAMPLES]
-    return chunk.done() and chunk.exception() is None
 
   def _fill(self, start):
     """Decodes a chunk; returns how many."""
