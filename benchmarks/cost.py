@@ -45,7 +45,8 @@ def measure(worker, rounds, matmuls, base=None):
   take_turns(turns, 1)
   results = take_turns(turns, rounds)
   peak_mib = worker.call('peak_mib')
-  flops = worker.call('facts')['flops']  # counting them takes memory
+  facts = worker.call('facts')  # counting FLOPs takes memory, so it comes last
+  flops = facts['flops']
   rates = [flops / secs for secs in results['step']]
   return {
     'secs': statistics.median(results['step']),
@@ -53,6 +54,7 @@ def measure(worker, rounds, matmuls, base=None):
     'of_peak': ratio(rates, peaks(results)),
     'peak_mib': peak_mib,
     'over_base': ratio(results['step'], results['base']) if base is not None else None,
+    'versions': facts['versions'],
   }
 
 
@@ -87,7 +89,7 @@ def growth(rounds, matmuls):
   header = ['', 'GFLOP/step', 's/step', 'power', 'GFLOP/s', 'of peak', 'peak MiB']
   with contextlib.closing(start_step(BASE)) as base:
     measured = measure(base, rounds, matmuls)
-    print(base.call('facts')['versions'], end='\n\n')
+    print(measured['versions'], end='\n\n')
     print_table(header, rows())
 
 

@@ -96,25 +96,24 @@ def self_times(events):
 
 def op_kinds(program):
   """{instruction: what it computes} of optimised HLO text."""
-  bodies, lines = collections.defaultdict(list), {}
+  bodies, lines = collections.defaultdict(set), {}
   computation = None
   for line in program.splitlines():
     if match := _COMPUTATION.match(line):
       computation = match[1]
     elif match := _INSTRUCTION.match(line):
-      bodies[computation].append((match[2], line))
+      bodies[computation].add(match[2])
       lines[match[1]] = (match[2], line)
   return {name: _kind(opcode, line, bodies) for name, (opcode, line) in lines.items()}
 
 
 def _kind(opcode, line, bodies):
   """What an instruction computes, by its opcode, those it calls, and its place in the program."""
-  body = [(opcode, line)]
+  opcodes = {opcode}
   if called := _CALLED.search(line):
-    body += bodies[called[1]]
+    opcodes |= bodies[called[1]]
   op_name = _OP_NAME.search(line)
   place = op_name[1] if op_name else ''
-  opcodes = {inner for inner, _ in body}
   if _MINIMAL_FILTERING in place:
     return FILTERING_PRODUCTS if 'dot' in opcodes else FILTERING_TRANSFORMS
   if 'convolution' in opcodes:
