@@ -1,10 +1,17 @@
 """Gaussian terms of the variational bound, elementwise and in nats."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 
 HALF_BIN = 1 / 255  # pixels are 2/255 apart in [-1, 1]
 EDGE = 0.999  # beyond it lie the pixels 0 and 255, whose bins reach to infinity
 MIN_PROBABILITY = 1e-12
+CDF_SLOPE = math.sqrt(2 / math.pi)
+CDF_CUBE = 0.044715
+CDF_RANGE = 10.0
+LEAST_DIFFERENCE = 1e-30  # its logarithm is finite, and far below the floor
 
 
 def normal_kl(mean1, logvar1, mean2, logvar2):
@@ -25,21 +32,30 @@ def normal_kl(mean1, logvar1, mean2, logvar2):
   )
 
 
-def approx_standard_normal_cdf(x):
-  """tanh approximation of the standard normal CDF, as the original program has it.
+def _tanh_argument(x):
+  """z of the tanh approximation of the standard normal CDF, (1 + tanh z) / 2."""
+  return CDF_SLOPE * (x + CDF_CUBE * x * x * x)
 
-  Beyond 10 it is 0 or 1 to the last bit; clipping there keeps the cube, and with it the gradient,
-  from overflowing.
-  """
-  x = jnp.clip(x, -10.0, 10.0)
-  return 0.5 * (1.0 + jnp.tanh((2 / jnp.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+
+def _clip_to_range(x):
+  # Beyond it the CDF is 0 or 1 to the last bit; clipping keeps the cube, and with it the gradient,
+  # from overflowing.
+  return jnp.clip(x, -CDF_RANGE, CDF_RANGE)
+
+
+def approx_standard_normal_log_cdf(x):
+  """Logarithm of the tanh approximation of the standard normal CDF, the original program's."""
+  return jax.nn.log_sigmoid(2 * _tanh_argument(_clip_to_range(x)))
 
 
 def discretized_gaussian_log_likelihood(x, *, means, log_scales):
   """Log-likelihood of pixels under a Gaussian integrated over each pixel's bin (Eq. 13).
 
-  Bins are 2/255 wide around x; those of the pixels -1 and 1 extend to infinity. Probabilities are
-  floored at 1e-12, as in the original program.
+  Bins are 2/255 wide around x; those of the pixels -1 and 1 extend to infinity. The normal CDF is
+  the original program's tanh approximation, and probabilities are floored at 1e-12 as there. The
+  original subtracts two CDFs, which cancel where a pixel is improbable; here the same difference is
+  (tanh a - tanh b) / 2 = sinh(a - b) / (2 cosh a cosh b), whose logarithm is taken factor by
+  factor.
 
   Args:
     x: pixels in [-1, 1], of the 256 levels.
@@ -51,9 +67,24 @@ def discretized_gaussian_log_likelihood(x, *, means, log_scales):
   """
   centered = x - means
   inv_stdv = jnp.exp(-log_scales)
-  cdf_plus = approx_standard_normal_cdf(inv_stdv * (centered + HALF_BIN))
-  cdf_min = approx_standard_normal_cdf(inv_stdv * (centered - HALF_BIN))
-  probability = jnp.where(
-    x < -EDGE, cdf_plus, jnp.where(x > EDGE, 1.0 - cdf_min, cdf_plus - cdf_min)
+  upper = inv_stdv * (centered + HALF_BIN)
+  lower = inv_stdv * (centered - HALF_BIN)
+  upper_in, lower_in = _clip_to_range(upper), _clip_to_range(lower)
+  is_inside = (jnp.abs(upper) < CDF_RANGE) & (jnp.abs(lower) < CDF_RANGE)
+  width = jnp.where(is_inside, 2 * HALF_BIN * inv_stdv, upper_in - lower_in)
+  a, b = _tanh_argument(upper_in), _tanh_argument(lower_in)
+  # a - b, without the difference of the cubes.
+  squares = upper_in * upper_in + upper_in * lower_in + lower_in * lower_in
+  difference = jnp.maximum(CDF_SLOPE * width * (1 + CDF_CUBE * squares), LEAST_DIFFERENCE)
+  log_probability = (
+    -2 * jnp.maximum(jnp.maximum(b, -a), 0)
+    + jnp.log(-jnp.expm1(-2 * difference))
+    - jnp.log1p(jnp.exp(-2 * jnp.abs(a)))
+    - jnp.log1p(jnp.exp(-2 * jnp.abs(b)))
   )
-  return jnp.log(jnp.maximum(probability, MIN_PROBABILITY))
+  log_probability = jnp.where(
+    x < -EDGE,
+    approx_standard_normal_log_cdf(upper),
+    jnp.where(x > EDGE, approx_standard_normal_log_cdf(-lower), log_probability),
+  )
+  return jnp.maximum(log_probability, math.log(MIN_PROBABILITY))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.scipy.stats import norm
 
-from ddpm_jax.diffusion import MEAN_TYPES, VAR_TYPES
+from ddpm_jax.diffusion import MEAN_TYPES, VAR_TYPES, p_mean_variance, q_sample
 from ddpm_jax.likelihood import (
   bpd_estimate,
   bpd_loop,
@@ -17,6 +17,7 @@ from ddpm_jax.likelihood import (
 from ddpm_jax.samplers import make_noise_fn
 from ddpm_jax.schedules import make_betas, make_schedule
 from tests.analytic import analytic
+from tests.decoder import assert_decoder_bpd
 
 # Data: pixels of N(MEAN, SCALE^2), each rounded to the nearest of the 256 levels.
 MEAN, SCALE = 0.1, 0.25
@@ -158,21 +159,15 @@ def test_total_is_the_sum_of_the_terms_and_the_prior(reference):
 def test_terms_equal_the_original_programs(reference, mean_type, var_type, near, clip_denoised):
   arrays = reference('gaussian')
   output = arrays[f'near_model_output/{mean_type}' if near else 'model_output']
-  bpd, _ = vb_terms_bpd(
-    make_schedule(arrays['betas']),
-    output[..., : 6 if var_type == 'learned' else 3],
-    arrays['x0'],
-    arrays['q_sample'],
-    arrays['t'],
-    mean_type=mean_type,
-    var_type=var_type,
-    clip_denoised=clip_denoised,
-  )
+  schedule, x_t, t = make_schedule(arrays['betas']), arrays['q_sample'], arrays['t']
+  output = output[..., : 6 if var_type == 'learned' else 3]
+  choices = dict(mean_type=mean_type, var_type=var_type, clip_denoised=clip_denoised)
+  bpd, _ = vb_terms_bpd(schedule, output, arrays['x0'], x_t, t, **choices)
   key = f'{"near/" if near else ""}{mean_type}/{var_type}/clip{clip_denoised:d}'
   expected = arrays[f'vb_terms_bpd/{key}/bpd']
-  # A decoder far from the truth: see test_losses_equal_the_original_programs.
-  np.testing.assert_allclose(bpd[0], expected[0], rtol=1e-2 if expected[0] > 3 else 1e-5)
   np.testing.assert_allclose(bpd[1:], expected[1:], rtol=1e-5)
+  p = p_mean_variance(schedule, output, x_t, t, **choices)
+  assert_decoder_bpd(bpd[:1], expected[:1], arrays['x0'][:1], p.mean[:1], p.log_variance[:1] / 2)
 
 
 def test_prior_equals_the_original_programs(reference):
@@ -200,7 +195,16 @@ def run_reference_loop(arrays, net, betas, mean_type, var_type, *, clip_denoised
   return jax.tree.map(np.asarray, run(arrays['x0']))
 
 
-def assert_equals_reference_loop(bound, arrays, key):
+def decoder_of(arrays, net, betas, mean_type, var_type, *, clip_denoised):
+  """p(x_0 | x_1) of the reference loop."""
+  schedule, t = make_schedule(arrays[f'betas_{betas}']), np.zeros(len(arrays['x0']), int)
+  x_t = q_sample(schedule, arrays['x0'], t, arrays['q_noise'][0])
+  choices = dict(mean_type=mean_type, var_type=var_type, clip_denoised=clip_denoised)
+  return p_mean_variance(schedule, net(var_type)(x_t, t), x_t, t, **choices)
+
+
+def assert_equals_reference_loop(bound, arrays, key, decoder):
+  """Compares with the original's terms; `decoder` is p(x_0 | x_1), whose term is at t = 0."""
   expected = {name: arrays[f'{key}/{name}'] for name in ('terms_bpd', 'prior_bpd', 'mse')}
   expected['total_bpd'] = arrays[f'{key}/total_bpd'] - expected['terms_bpd'][:, 0]
   actual = {
@@ -209,10 +213,8 @@ def assert_equals_reference_loop(bound, arrays, key):
     'mse': bound['mse'],
     'total_bpd': bound['total_bpd'] - bound['vb'][:, 0],
   }
-  # A decoder far from the truth: see test_losses_equal_the_original_programs.
-  decoder, expected_decoder = actual['terms_bpd'][:, 0], expected['terms_bpd'][:, 0]
-  far = expected_decoder.max() > 3
-  np.testing.assert_allclose(decoder, expected_decoder, rtol=1e-2 if far else 1e-5)
+  first, expected_first = actual['terms_bpd'][:, 0], expected['terms_bpd'][:, 0]
+  assert_decoder_bpd(first, expected_first, arrays['x0'], decoder.mean, decoder.log_variance / 2)
   actual['terms_bpd'], expected['terms_bpd'] = (
     actual['terms_bpd'][:, 1:],
     expected['terms_bpd'][:, 1:],
@@ -228,11 +230,11 @@ def assert_equals_reference_loop(bound, arrays, key):
 )
 def test_loop_equals_the_original_programs(reference, betas, mean_type, var_type, clip_denoised):
   arrays = reference('loops')
-  bound = run_reference_loop(
-    arrays, analytic, betas, mean_type, var_type, clip_denoised=clip_denoised
-  )
+  choices = arrays, analytic, betas, mean_type, var_type
+  bound = run_reference_loop(*choices, clip_denoised=clip_denoised)
+  decoder = decoder_of(*choices, clip_denoised=clip_denoised)
   key = f'analytic/{betas}/{mean_type}/{var_type}/bpd_clip{clip_denoised:d}'
-  assert_equals_reference_loop(bound, arrays, key)
+  assert_equals_reference_loop(bound, arrays, key, decoder)
 
 
 @pytest.mark.parametrize(
@@ -243,10 +245,12 @@ def test_loop_with_the_network_equals_the_original_programs(reference, unet_smal
   model, params = unet_small
 
   def net(var_type):
-    return lambda x_t, t: model.apply({'params': params}, x_t, t)
+    return jax.jit(lambda x_t, t: model.apply({'params': params}, x_t, t))
 
-  bound = run_reference_loop(arrays, net, betas, 'eps', var_type, clip_denoised=True)
-  assert_equals_reference_loop(bound, arrays, f'unet/{betas}/eps/{var_type}/bpd_clip1')
+  choices = arrays, net, betas, 'eps', var_type
+  bound = run_reference_loop(*choices, clip_denoised=True)
+  decoder = decoder_of(*choices, clip_denoised=True)
+  assert_equals_reference_loop(bound, arrays, f'unet/{betas}/eps/{var_type}/bpd_clip1', decoder)
 
 
 def test_strata_cut_all_timesteps_in_order_and_leave_the_first_alone():
