@@ -11,34 +11,41 @@ import importlib
 
 from absl import app, flags, logging
 
-from ddpm_jax import command_line, huge_pages
+from ddpm_jax.modes import command_line, huge_pages
 
-LOOPS = {'train': 'train', 'sample': 'sample', 'eval': 'evaluate', 'reproduce': 'reproduce'}
-LOOPS |= {'import': 'import_model', 'export': 'export_model'}
+MODES = {  # the functions, in modules of their names
+  'train': 'train',
+  'sample': 'sample',
+  'eval': 'evaluate',
+  'reproduce': 'reproduce',
+  'import': 'import_model',
+  'export': 'export_model',
+}
 
-command_line.define_flags(list(LOOPS))
+command_line.define_flags(list(MODES))
 
 
 def main(_):
-  """Hands over to the loop of the mode."""
+  """Hands over to the mode."""
   given = flags.FLAGS
   if not given['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
     # Orbax writes a page at each save, and another at each error, which it raises as well.
     logging.get_absl_logger().setLevel('CRITICAL')
-  from ddpm_jax import parallel, processes  # not before: jax takes a second
+  from ddpm_jax import devices, processes  # not before: jax takes a second
 
   try:
-    loop = LOOPS[given.mode]
-    run = getattr(importlib.import_module(f'ddpm_jax.{loop}'), loop)
-    processes.join(
+    name = MODES[given.mode]
+    mode = getattr(importlib.import_module(f'ddpm_jax.modes.{name}'), name)
+    if processes.join(
       given.coordinator_address,
       given.num_processes,
       given.process_id,
       saves_at_sigterm=given.mode == 'train',
-    )
-    run(given.config, given.workdir)
-    parallel.barrier('done')
+    ):
+      devices.connect()
+    mode(given.config, given.workdir)
+    processes.barrier('done')
   except (Exception, KeyboardInterrupt) as error:
     processes.leave(processes.explain(error))
 

@@ -27,7 +27,7 @@ def get_config():
         'num_timesteps': 1000,
         'beta_start': 1e-4,
         'beta_end': 0.02,
-        'mean_type': 'eps',  # eps | xstart | xprev
+        'mean_type': 'eps',  # eps | xstart | xprev | v
         'var_type': 'fixedlarge',  # fixedsmall | fixedlarge | learned
         'loss_type': 'mse',  # mse | kl
       },

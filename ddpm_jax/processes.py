@@ -1,6 +1,9 @@
-"""The processes of one run: how they find each other, and how they end when one is lost."""
+"""The processes of one run: how they meet, what they agree on, and how they end."""
 
+import atexit
+import contextlib
 import errno
+import json
 import os
 import pathlib
 import re
@@ -10,21 +13,48 @@ import subprocess
 import sys
 import time
 import traceback
+import uuid
+from collections.abc import Mapping
 
-from ddpm_jax import last_words, parallel
-from ddpm_jax.files import DiskError
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ddpm_jax.errors import DiskError, NotFiniteError, UserError
 
 HEARTBEAT_SECS = 20  # a process that is silent for so long is lost
 JOIN_SECS = 300  # for the slowest to start
 PRIMARY_STAYS_SECS = 2
-_LOST_WORDS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'DEADLINE_EXCEEDED')  # in JAX's errors
+ABORT_SECS = 2  # in which JAX ends a process by abort(), if it does: that has many lines
+
+LOST = (
+  'error: another process of this run was lost (ended, killed, or cut off from the network), or '
+  'this one was killed; start the same command on all of them again: it goes on from the newest '
+  'checkpoint'
+)
+NOT_JOINED = (
+  'error: the processes of this run did not meet; check that each was started, with the same '
+  '--coordinator_address and --num_processes and a --process_id of its own, and can reach that host'
+)
+# Run beside a process: says in one line that it has gone without a farewell. What ends all
+# processes of a job by SIGTERM does not end it: it goes when its process goes.
+_WATCH = """
+import signal, sys
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+  signal.signal(number, signal.SIG_IGN)
+heard = sys.stdin.buffer.read()
+if not heard.endswith(b'farewell'):
+  print(sys.argv[2 if b'joined' in heard else 1], file=sys.stderr)
+"""
+
+_watches = []  # functions that tell the watch something; one, if any
 
 # Exit codes, beside 0 for done, or stopped by a signal and saved; and 134, JAX's end of a process
 # whose fellows are lost.
 UNUSABLE = 1  # something given, or a defect
 NOT_FINITE = 3
 REFUSED = 74  # EX_IOERR: a file, by the system; with that mended, the same command goes on
-LOST = 75  # EX_TEMPFAIL: the same command goes on
+LOST_CODE = 75  # EX_TEMPFAIL: the same command goes on
 INTERRUPTED = 130
 
 _OF_THE_SYSTEM = {
@@ -40,7 +70,13 @@ _OF_THE_SYSTEM = {
 }  # any other OSError that nothing expects is a defect
 
 
-def join(coordinator_address=None, num_processes=None, process_id=None, *, saves_at_sigterm=False):
+def join(
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  saves_at_sigterm: bool = False,
+) -> bool:
   """Joins the processes of this run, if there are several: at the very start of the program.
 
   TPU pods, SLURM's srun and Open MPI say by themselves who takes part; elsewhere the arguments do,
@@ -50,10 +86,13 @@ def join(coordinator_address=None, num_processes=None, process_id=None, *, saves
     coordinator_address: 'HOST:PORT' of process 0, where it listens.
     num_processes: number of processes.
     process_id: which of them this is, from 0.
-    saves_at_sigterm: whether the program asks parallel.stop_agreed; if not, SIGTERM ends it.
+    saves_at_sigterm: whether the program asks stop_agreed; if not, SIGTERM ends it.
+
+  Returns:
+    whether this process is one of several; devices.connect() is then to be called.
 
   Raises:
-    ValueError: arguments that do not fit together, or a port that is in use.
+    UserError: arguments that do not fit together, or a port that is in use.
   """
   given = {
     '--coordinator_address': coordinator_address,
@@ -63,18 +102,16 @@ def join(coordinator_address=None, num_processes=None, process_id=None, *, saves
   missing = [name for name, value in given.items() if value is None]
   if len(missing) == len(given):
     if not _in_cluster():
-      return
+      return False
   else:
     if missing:
-      raise ValueError(
+      raise UserError(
         f'{" and ".join(missing)} missing: processes that find each other by flags need '
         f'{", ".join(given)}, all three'
       )
     _check(coordinator_address, num_processes, process_id)
 
-  import jax
-
-  _filter_errors()
+  tell_watch = _start_watch()
   # The service takes SIGTERM for itself, and only notes it until it is asked.
   jax.config.update('jax_enable_preemption_service', saves_at_sigterm)
   jax.distributed.initialize(
@@ -85,9 +122,11 @@ def join(coordinator_address=None, num_processes=None, process_id=None, *, saves
     heartbeat_timeout_seconds=HEARTBEAT_SECS,
     initialization_timeout=JOIN_SECS,
   )
-  parallel.connect()
-  if parallel.process_count() == 1:  # none to agree with: nobody will ask
+  tell_watch(b'joined')
+  if count() == 1:  # none to lose, nor to agree with: nobody will ask
+    tell_watch(b'farewell')
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  return count() > 1
 
 
 def _in_cluster():
@@ -106,7 +145,7 @@ def _has_tpu():
   return bool(devices) and importlib.util.find_spec('libtpu') is not None
 
 
-def local_device_ids(environ):
+def local_device_ids(environ: Mapping[str, str]) -> list[int] | None:
   """SLURM's GPUs of this process if it has its node for itself: by itself, JAX takes one only."""
   alone = re.fullmatch(r'1(\(x\d+\))?', environ.get('SLURM_STEP_TASKS_PER_NODE', ''))
   gpus = environ.get('SLURM_GPUS_ON_NODE', '')
@@ -116,17 +155,17 @@ def local_device_ids(environ):
 def _check(address, num_processes, process_id):
   host, _, port = address.rpartition(':')
   if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-    raise ValueError(
+    raise UserError(
       f'--coordinator_address={address} must be HOST:PORT, such as 10.0.0.1:1234, a port of the '
       'host of process 0'
     )
   if num_processes < 1:
-    raise ValueError(
+    raise UserError(
       f'--process_id={process_id} of --num_processes={num_processes}: --num_processes must be at '
       'least 1'
     )
   if not 0 <= process_id < num_processes:
-    raise ValueError(
+    raise UserError(
       f'--process_id={process_id} of --num_processes={num_processes}: must be one of 0, ..., '
       f'{num_processes - 1}, another one for each process'
     )
@@ -135,20 +174,33 @@ def _check(address, num_processes, process_id):
       with socket.create_server(('', int(port))):
         pass
     except OSError as error:
-      raise ValueError(
+      raise UserError(
         f'--coordinator_address={address}: process 0 cannot listen there ({error.strerror}); is '
         'another run using the port, or another process started with --process_id=0?'
       ) from error
 
 
-def _filter_errors():
-  """Sends this process's stderr through last_words.py."""
-  command = [sys.executable, '-I', last_words.__file__]
-  beside = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-  os.dup2(beside.stdin.fileno(), sys.stderr.fileno())
+def _start_watch():
+  """Starts a process that says why this one is gone: JAX ends it by abort(), if others are lost.
+
+  Returns:
+    words -> None, which tells it something; at the end of Python it hears a farewell.
+  """
+  command = [sys.executable, '-I', '-c', _WATCH, NOT_JOINED, LOST]
+  watch = subprocess.Popen(
+    command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+  )
+
+  def tell_watch(words):
+    with contextlib.suppress(OSError):  # killed, it says nothing, and that is all
+      os.write(watch.stdin.fileno(), words)
+
+  atexit.register(tell_watch, b'farewell')
+  _watches.append(tell_watch)
+  return tell_watch
 
 
-def explain(error):
+def explain(error: BaseException) -> int:
   """Says what ended the program: in one line, unless it is a defect.
 
   Args:
@@ -160,42 +212,152 @@ def explain(error):
   if isinstance(error, KeyboardInterrupt):
     print('interrupted; the same command goes on where it stopped', file=sys.stderr)
     return INTERRUPTED
+  if isinstance(error, UserError | NotFiniteError):
+    print(f'error: {error}', file=sys.stderr)
+    if isinstance(error, DiskError):
+      return REFUSED
+    return NOT_FINITE if isinstance(error, NotFiniteError) else UNUSABLE
   if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
     print(f'error: {DiskError(error.filename or "a file", error)}', file=sys.stderr)
     return REFUSED
   if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
     print(f'error: {error.filename}: {error.strerror}; give a shorter one', file=sys.stderr)
     return UNUSABLE
-  raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-  ours = raised_in.is_relative_to(pathlib.Path(__file__).parent)
-  if not ours and _of_a_lost_process(error):
-    print(last_words.LOST, file=sys.stderr)
-    return LOST
-  if not ours or not isinstance(error, (ValueError, FloatingPointError)):
-    traceback.print_exception(error)  # not our answer to the user, but a defect
+  traceback.print_exception(error)  # not our answer to the user, but a defect
+  if not _is_of_collective(error):
     return UNUSABLE
-  print(f'error: {error}', file=sys.stderr)
-  if isinstance(error, DiskError):
-    return REFUSED
-  return NOT_FINITE if isinstance(error, FloatingPointError) else UNUSABLE
+  time.sleep(ABORT_SECS)  # then the watch says the same
+  print(LOST, file=sys.stderr)
+  return LOST_CODE
 
 
-def _of_a_lost_process(error):
-  import jax
+def _is_of_collective(error):
+  """Whether one of several processes failed in what it does together with the others."""
+  if not jax.distributed.is_initialized():
+    return False
+  while error is not None:
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      return not str(error).startswith('RESOURCE_EXHAUSTED')  # its own memory
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(pathlib.Path(frame.filename).name == 'multihost_utils.py' for frame in frames):
+      return True
+    error = error.__cause__  # such as of a checkpoint that failed in the background
+  return False
 
-  # JAX raises a RuntimeError or a ValueError, as the collective is a step's or one of its own.
-  return jax.distributed.is_initialized() and any(word in str(error) for word in _LOST_WORDS)
 
-
-def leave(code):
+def leave(code: int) -> None:
   """Ends the program; one of several processes at once, without waiting for the others."""
-  import jax
-
   several = jax.distributed.is_initialized()
+  for tell_watch in _watches:  # it is said already why
+    tell_watch(b'farewell')
   if not several and code != REFUSED:  # writers would try once more, and say so at length
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()
-  if several and parallel.is_primary():
+  if several and is_primary() and code != LOST_CODE:
     time.sleep(PRIMARY_STAYS_SECS)  # when it goes, the others are ended: they may have words to say
   os._exit(code)
+
+
+def is_primary() -> bool:
+  """Whether this is the process that writes logs, pictures and metrics."""
+  return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+  """Prints a line on the first process."""
+  if is_primary():
+    print(text, flush=True)
+
+
+def index() -> int:
+  """This process's number."""
+  return jax.process_index()
+
+
+def count() -> int:
+  """How many processes take part."""
+  return jax.process_count()
+
+
+def barrier(name: str) -> None:
+  """Waits until every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def from_primary(text: str) -> str:
+  """The first process's text, on every process; all call it, in the same order."""
+  return texts_of_all(text)[0]
+
+
+def texts_of_all(text: str) -> list[str]:
+  """What every process gives, a list in their order; all call it, in the same order."""
+  if jax.process_count() == 1:
+    return [text]
+  content = np.frombuffer(text.encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.int32(len(content)))
+  padded = np.zeros(lengths.max(), np.uint8)
+  padded[: len(content)] = content
+  contents = multihost_utils.process_allgather(padded)
+  return [bytes(x[:n]).decode() for x, n in zip(contents, lengths, strict=True)]
+
+
+def check_same(what: str, facts: Mapping) -> None:
+  """Compares the processes, once all of them call it.
+
+  Args:
+    what: word for the error.
+    facts: dict of JSON values, which must be the same everywhere.
+
+  Raises:
+    UserError: on every process, where one has other facts than the first.
+  """
+  first, *others = [json.loads(text) for text in texts_of_all(json.dumps(facts))]
+  for process, other in enumerate(others, 1):
+    differing = [
+      f'{name}: {first.get(name)} and {other.get(name)}'
+      for name in sorted(first.keys() | other.keys())
+      if first.get(name) != other.get(name)
+    ]
+    if differing:
+      raise UserError(
+        f'processes 0 and {process} differ in their {what} ({"; ".join(differing)}): start all '
+        'with the same command, program and data'
+      )
+
+
+def not_shared_with(folder: pathlib.Path) -> int | None:
+  """The first process for which a folder's path names another than the first process's.
+
+  All processes call it, in the same order.
+
+  Args:
+    folder: pathlib.Path, which each of them can write.
+
+  Returns:
+    its number; None if all share the folder.
+  """
+  if jax.process_count() == 1:
+    return None
+  token = from_primary(uuid.uuid4().hex)
+  file = folder / f'.shared.{token}'
+  if is_primary():
+    file.touch()
+  barrier('folder marked')  # its path may be another elsewhere
+  blind = [i for i, seen in enumerate(texts_of_all('yes' if file.exists() else '')) if not seen]
+  if is_primary():
+    file.unlink(missing_ok=True)
+  return blind[0] if blind else None
+
+
+def stop_agreed(times_asked: int, received: bool) -> bool:
+  """Whether all processes stop now, since a signal came to one of them.
+
+  Args:
+    times_asked: 0, 1, ...: how often this was asked before; the same on every process.
+    received: whether a signal came to this one; of several, JAX listens for SIGTERM itself.
+  """
+  if jax.process_count() == 1:
+    return received
+  return multihost_utils.reached_preemption_sync_point(times_asked)

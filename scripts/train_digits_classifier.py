@@ -1,4 +1,4 @@
-"""Trains the digits classifier that --mode=eval uses, and writes ddpm_jax/digits_classifier.npz.
+"""Trains the digits classifier of --mode=eval, and writes ddpm_jax/nn/digits_classifier.npz.
 
   python scripts/train_digits_classifier.py
 
@@ -17,8 +17,8 @@ import numpy as np
 import optax
 
 from ddpm_jax.data.digits import load_digits
-from ddpm_jax.digits_classifier import DigitsClassifier
-from ddpm_jax.metrics.digits import FILE, flat_names
+from ddpm_jax.evaluation.features import DIGITS_FILE, flat_names
+from ddpm_jax.nn.digits_classifier import DigitsClassifier
 
 BATCH_SIZE = 128
 NOISE = 16.0  # standard deviation, of 255
@@ -72,11 +72,11 @@ def main():
   """Trains, tells the accuracy, writes the file."""
   params = train(2000)
   print(f'right: {accuracy(params, "train"):.4f} of train, {accuracy(params, "test"):.4f} of test')
-  partial = FILE.with_name(FILE.name + '.partial')
+  partial = DIGITS_FILE.with_name(DIGITS_FILE.name + '.partial')
   with open(partial, 'wb') as stream:
     np.savez_compressed(stream, **flat_names(params))
-  partial.replace(FILE)
-  print(f'{FILE}: {FILE.stat().st_size:,} bytes')
+  partial.replace(DIGITS_FILE)
+  print(f'{DIGITS_FILE}: {DIGITS_FILE.stat().st_size:,} bytes')
 
 
 if __name__ == '__main__':

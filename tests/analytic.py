@@ -1,16 +1,102 @@
-"""The function that the reference loops have for a network."""
+"""Networks and data of which everything is known, for the tests of the mathematics."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion import Parameterization, make_denoiser, q_posterior_mean_variance
+from ddpm_jax.sampling import clipped
+
+MIXTURE = {'weights': [0.3, 0.7], 'means': [-0.8, 0.5], 'stds': [0.3, 0.2]}
 
 
-def analytic(var_type):
-  """(x_t, t) -> model output, for T = 10; for a learned variance with its log-variance."""
+def reference_network(variance):
+  """(x_t, t) -> output: what the original program's loops had for a network, for T = 10.
 
-  def denoise_fn(x, t):
+  For a learned variance it returns the log-variance, too.
+  """
+
+  def network(x, t):
     a = (t.astype(jnp.float32) / 10).reshape(-1, 1, 1, 1)
     output = 0.8 * jnp.tanh(0.7 * x + 0.3 * a - 0.1) + 0.1 * x * a
-    if var_type != 'learned':
+    if variance != 'learned':
       return output
     return jnp.concatenate([output, -3 - 2 * a + 0.5 * jnp.sin(x)], axis=-1)
 
-  return denoise_fn
+  return network
+
+
+def noise_level(schedule, x_t, t):
+  """(sqrt(alphas_cumprod), sqrt(1 - alphas_cumprod)) at t, to multiply x_t by."""
+  shape = (-1,) + (1,) * (x_t.ndim - 1)
+  tables = np.sqrt(schedule.alphas_cumprod), np.sqrt(1 - schedule.alphas_cumprod)
+  return tuple(jnp.asarray(table, x_t.dtype)[t].reshape(shape) for table in tables)
+
+
+def true_output(mean, schedule, x_0, eps, x_t, t):
+  """What a network that knew x_0 and eps would return, by the kind of its prediction.
+
+  It is linear in them: their expectations given x_t make the expectation of the output.
+  """
+  alpha, sigma = noise_level(schedule, x_t, t)
+  return {
+    'eps': eps,
+    'xstart': x_0,
+    'xprev': q_posterior_mean_variance(schedule, x_0, x_t, t)[0],
+    'v': alpha * eps - sigma * x_0,
+  }[mean]
+
+
+def network_from_eps(mean, schedule, eps_network):
+  """The network of another prediction that says the same as one that predicts eps."""
+
+  def network(x_t, t):
+    eps = eps_network(x_t, t)
+    alpha, sigma = noise_level(schedule, x_t, t)
+    return true_output(mean, schedule, (x_t - sigma * eps) / alpha, eps, x_t, t)
+
+  return network
+
+
+def mixture_network(schedule, weights, means, stds):
+  """(x_t, t) -> E[eps | x_t] for pixels that are independent draws of a Gaussian mixture."""
+
+  def network(x, t):
+    alpha, sigma = (level[..., None] for level in noise_level(schedule, x, t))
+    w, m, d = (jnp.asarray(v, x.dtype).reshape(*[1] * x.ndim, -1) for v in (weights, means, stds))
+    variance = alpha**2 * d**2 + sigma**2
+    offset = x[..., None] - alpha * m
+    shares = jax.nn.softmax(jnp.log(w / jnp.sqrt(variance)) - offset**2 / (2 * variance), axis=-1)
+    return (shares * sigma * offset / variance).sum(-1)
+
+  return network
+
+
+def gaussian_posterior_variances(schedule, std):
+  """For pixels of variance std^2: those of x_0 given x_t and of x_{t-1} given x_t, float64 [T]."""
+  noise = 1 - schedule.alphas_cumprod
+  of_x_0 = std**2 * noise / (schedule.alphas_cumprod * std**2 + noise)
+  # By the law of total variance.
+  return of_x_0, schedule.posterior_variance + schedule.posterior_mean_coef1**2 * of_x_0
+
+
+def with_log_variance(network, log_variances):
+  """The network with log_variances[t] in channels of its own, as a learned variance has them."""
+
+  def wider_network(x, t):
+    log_variance = jnp.asarray(log_variances, x.dtype)[t].reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.concatenate([network(x, t), jnp.broadcast_to(log_variance, x.shape)], axis=-1)
+
+  return wider_network
+
+
+def predict(schedule, output, x_t, t, *, mean, variance, clip='none'):
+  """The Prediction from a network that returns `output`, whatever it is given."""
+  parameterization = Parameterization(mean, variance)
+  denoiser = make_denoiser(lambda x_t, t: output, parameterization, schedule)
+  return clipped(denoiser, clip)(x_t, t)
+
+
+def batch_noise_fn(shape, seed=0):
+  """t -> noise ~ N(0, I) of this shape, a function of the seed and t."""
+  return lambda t: jax.random.normal(jax.random.fold_in(jax.random.key(seed), t), shape)

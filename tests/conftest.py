@@ -54,8 +54,8 @@ def relative_error():
 @pytest.fixture(scope='session')
 def unet_small():
   """Returns (model, params) of the original program's small network, weights included."""
-  from ddpm_jax.convert.tf_ddpm import params_from_tf
-  from ddpm_jax.unet import UNet
+  from ddpm_jax.interop.tf_ddpm import params_from_tf
+  from ddpm_jax.nn.unet import UNet
 
   arrays = load_reference('unet_small')
   model = UNet(32, (1, 2), 1, (8,), 3)
@@ -69,7 +69,7 @@ def unet_small():
 @pytest.fixture(scope='session')
 def abstract_params():
   """Returns name of a shapes file -> the parameters of that network, as ShapeDtypeStructs."""
-  from ddpm_jax.unet import UNet
+  from ddpm_jax.nn.unet import UNet
 
   @functools.cache
   def params_of(name):

@@ -23,11 +23,13 @@ import time
 import jax
 import numpy as np
 
-from ddpm_jax import build, checkpoints
-from ddpm_jax.checkpoints import MANIFEST, Checkpointer
-from ddpm_jax.train_state import init_train_state
-from ddpm_jax.workdir import config_dict
-from tests.test_main import ROOT, TINY
+from ddpm_jax.modes import build
+from ddpm_jax.storage import checkpoints
+from ddpm_jax.storage.checkpoints import Checkpointer
+from ddpm_jax.storage.manifest import MANIFEST
+from ddpm_jax.storage.workdir import config_dict
+from ddpm_jax.training.state import init_train_state
+from tests.modes.test_main import ROOT, TINY
 from tests.tiny import tiny_config
 
 START_UP_SHARE = 0.25  # of the kills: before the first step, or the first image, of a process
@@ -120,14 +122,14 @@ class Killer:
     number = signal.Signals(self._numbers[len(self.deaths)])
     in_start_up = self._rng.random() < START_UP_SHARE
     moment = self._rng.random()
-    begin = time.monotonic()
+    since = time.monotonic()
     process = start(self._command(mode, self.killed), *self._files)
     if in_start_up:
       time.sleep(moment * start_up_secs)
     else:
       while not self._has_begun(mode) and process.poll() is None:
         time.sleep(0.005)
-      start_up_secs = time.monotonic() - begin
+      start_up_secs = time.monotonic() - since
       time.sleep(moment * life_secs)
     process.send_signal(signal.SIGSTOP)  # nothing moves while one looks
     time.sleep(0.02)
@@ -150,7 +152,7 @@ class Killer:
       return 'sampling'
     step = int(re.findall(r'^step (\d+)/', self._files[0].read_text(), re.MULTILINE)[-1])
     samples = self.killed / 'samples' / f'step_{step:08d}'
-    draws = samples.exists() and not (samples / 'grid.png').exists()
+    draws = samples.exists() and not list(samples.glob('*/grid.png'))
     saves = [p for p in (self.killed / 'checkpoints').iterdir() if not p.name.isdigit()]
     return ' and '.join(['saving'] * bool(saves) + ['sampling'] * draws) or 'training'
 
@@ -389,9 +391,9 @@ def _main():
   folder.mkdir(parents=True, exist_ok=True)
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'programs'))
-  begin = time.monotonic()
+  since = time.monotonic()
   report(folder.absolute(), args.count or count, args.seed)
-  print(f'{time.monotonic() - begin:.0f} s')
+  print(f'{time.monotonic() - since:.0f} s')
   if not args.dir:
     shutil.rmtree(folder)
 

@@ -5,6 +5,8 @@ import tracemalloc
 
 import numpy as np
 
+from ddpm_jax.errors import UserError
+
 MAX_PEAK_BYTES = 32 << 20
 SLOW_FACTOR = 50  # how many more inputs the slow tests try
 TELLING = (0, 1, 0x7F, 0x80, 0xFF)
@@ -58,7 +60,7 @@ def count_refusals(read, judge, inputs, *, bound=little_memory):
       try:
         answer = read(content)
       except ValueError as error:
-        assert type(error) is ValueError, repr(error)  # noqa: PT017
+        assert type(error) is UserError, repr(error)  # noqa: PT017
         assert '\n' not in str(error), error  # noqa: PT017
         refused += 1
       else:

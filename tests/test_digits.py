@@ -5,8 +5,8 @@ import pytest
 
 from configs import digits
 from ddpm_jax.data.digits import load_digits
-from ddpm_jax.sample import sample
-from ddpm_jax.train import train
+from ddpm_jax.modes.sample import sample
+from ddpm_jax.training.loop import train
 
 
 def nearest(images, others):

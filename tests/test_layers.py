@@ -9,19 +9,32 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / 'ddpm_jax').rglob('*.py'))
 
-# Rooms, from the ground up: a file imports its own room and those below. Files not named here are
-# of the room of devices and I/O.
-ROOMS = {
-  'schedules gaussians diffusion likelihood samplers': 1,  # mathematics
-  'unet winograd inception digits_classifier': 2,  # networks
-  'train_state steps': 3,  # pure steps
-  'build': 5,
-  'train sample bounds scores evaluate reproduce import_model export_model': 6,  # loops
+# Rooms, from the ground up: a file imports its own room and those of lower floors; between rooms of
+# one floor, arrows go one way (test_rooms_have_no_circle).
+FLOORS = {
+  'errors': 0,
+  'processes': 1,
+  'diffusion': 2,
+  'data': 2,
+  'storage': 2,
+  'sampling': 3,
+  'nn': 3,
+  'devices': 3,
+  'interop': 3,
+  'training': 4,
+  'evaluation': 4,
+  'modes': 5,
 }
-ROOM = {name: room for names, room in ROOMS.items() for name in names.split()}
-LIBRARIES = {1: {'numpy', 'jax'}, 2: {'flax'}, 3: {'optax'}}  # each room has those below it too
+MATHEMATICS = ('diffusion', 'sampling')
+LIBRARIES = {  # of rooms that need few
+  'errors': {'numpy'},
+  'diffusion': {'numpy', 'jax'},
+  'sampling': {'numpy', 'jax'},
+  'nn': {'numpy', 'jax', 'flax'},
+}
 
-# Only parallel.py may know how many devices and processes there are, and place arrays on them.
+# Only devices.py knows how many devices there are and places arrays on them, and only processes.py
+# makes the processes meet.
 DEVICE_NAMES = {
   'pmap',
   'shard_map',
@@ -30,10 +43,8 @@ DEVICE_NAMES = {
   'make_mesh',
   'NamedSharding',
   'PartitionSpec',
-  'process_index',
-  'process_count',
-  'multihost_utils',
 }
+PROCESS_NAMES = {'process_index', 'multihost_utils'}
 
 
 def module_name(path):
@@ -57,13 +68,18 @@ def imported_modules(tree):
 
 
 def room_of(module):
-  return ROOM.get(module.split('.')[1], 4) if '.' in module else 0
+  """'diffusion' of 'ddpm_jax.diffusion.bound'; '' of the package itself."""
+  return module.split('.')[1] if '.' in module else ''
 
 
-def each_file(*, below_room=None):
-  chosen = [
-    path for path in FILES if below_room is None or 0 < room_of(module_name(path)) < below_room
-  ]
+def rooms_imported(path):
+  imported = imported_modules(parse(path))
+  return {room_of(module) for module in imported if module in MODULES} - {''}
+
+
+def each_file(*rooms):
+  chosen = [path for path in FILES if not rooms or room_of(module_name(path)) in rooms]
+  assert chosen
   return pytest.mark.parametrize('path', chosen, ids=[module_name(path) for path in chosen])
 
 
@@ -71,24 +87,38 @@ def parse(path):
   return ast.parse(path.read_text())
 
 
+def test_every_room_has_its_floor():
+  assert {room_of(module) for module in MODULES} - {''} == set(FLOORS)
+
+
 @each_file()
 def test_imports_point_one_way(path):
   own = room_of(module_name(path))
+  for room in rooms_imported(path):
+    assert own, module_name(path)
+    assert FLOORS[room] <= FLOORS[own], f'{room} is above'
   for module in imported_modules(parse(path)):
-    if module in MODULES:
-      assert room_of(module) <= own, f'{module} is above'
     assert module.split('.')[0] not in ('main', 'configs', 'tests'), module
 
 
-@each_file(below_room=4)
+def test_rooms_have_no_circle():
+  arrows = {room: set() for room in FLOORS}
+  for path in FILES:
+    if own := room_of(module_name(path)):
+      arrows[own] |= rooms_imported(path) - {own}
+  while arrows:  # take away what rests on nothing that is left
+    free = {room for room, others in arrows.items() if not others & arrows.keys()}
+    assert free, f'a circle among {sorted(arrows)}'
+    arrows = {room: others for room, others in arrows.items() if room not in free}
+
+
+@each_file(*LIBRARIES)
 def test_pure_rooms_import_their_libraries_alone(path):
-  allowed = set(sys.stdlib_module_names) | {'ddpm_jax'}
-  for room in range(1, room_of(module_name(path)) + 1):
-    allowed |= LIBRARIES[room]
+  allowed = set(sys.stdlib_module_names) | {'ddpm_jax'} | LIBRARIES[room_of(module_name(path))]
   assert {module.split('.')[0] for module in imported_modules(parse(path))} <= allowed
 
 
-@each_file(below_room=4)
+@each_file(*LIBRARIES)
 def test_pure_rooms_read_and_write_no_files(path):
   names = {node.id for node in ast.walk(parse(path)) if isinstance(node, ast.Name)}
   assert not names & {'open', 'print', 'input'}
@@ -97,14 +127,17 @@ def test_pure_rooms_read_and_write_no_files(path):
 
 
 @each_file()
-def test_devices_are_in_parallel_alone(path):
-  if module_name(path) == 'ddpm_jax.parallel':
-    return
+def test_devices_and_processes_have_one_file_each(path):
+  names = set()
+  if module_name(path) != 'ddpm_jax.devices':
+    names |= DEVICE_NAMES
+  if module_name(path) != 'ddpm_jax.processes':
+    names |= PROCESS_NAMES
   for node in ast.walk(parse(path)):
-    if isinstance(node, ast.Attribute) and node.attr in DEVICE_NAMES:
+    if isinstance(node, ast.Attribute) and node.attr in names:
       assert ast.unparse(node.value).split('.')[0] != 'jax', ast.unparse(node)
     if isinstance(node, ast.ImportFrom) and node.module.split('.')[0] == 'jax':
-      assert not {alias.name for alias in node.names} & DEVICE_NAMES
+      assert not {alias.name for alias in node.names} & names
 
 
 @each_file()
@@ -116,12 +149,10 @@ def test_nobody_imports_private_jax_or_another_framework(path):
   assert not any(name.startswith('jax._src') for name in names)
 
 
-def test_only_loops_build_things_from_the_config():
-  importers = {
-    module_name(path) for path in FILES if 'ddpm_jax.build' in imported_modules(parse(path))
-  }
-  assert importers
-  assert {room_of(module) for module in importers} == {6}
+def test_only_modes_and_formats_of_others_know_the_config():
+  for path in FILES:
+    if 'ml_collections' in imported_modules(parse(path)):
+      assert room_of(module_name(path)) in ('modes', 'storage', 'interop'), path
 
 
 def test_reading_of_pictures_needs_no_jax():
@@ -129,5 +160,16 @@ def test_reading_of_pictures_needs_no_jax():
   for path in (ROOT / 'ddpm_jax' / 'data').glob('*.py'):
     for module in imported_modules(parse(path)):
       assert module.split('.')[0] not in ('jax', 'flax', 'optax'), path
-      ours = module.startswith('ddpm_jax.data') or module == 'ddpm_jax.files'
-      assert module not in MODULES or ours, path
+      allowed = ('ddpm_jax.data', 'ddpm_jax.errors', 'ddpm_jax.storage.files')
+      assert module not in MODULES or module.startswith(allowed), path
+
+
+def test_what_a_network_predicts_is_read_in_one_file():
+  # Its names are known to prediction.py, the config's builders and other programs' formats.
+  mentions = 0
+  for path in FILES:
+    module = module_name(path)
+    if module == 'ddpm_jax.diffusion.prediction' or room_of(module) == 'interop':
+      continue
+    mentions += sum(path.read_text().count(word) for word in ('mean_type', 'var_type'))
+  assert mentions <= 12

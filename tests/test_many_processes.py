@@ -6,16 +6,18 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests import test_main
-from tests.test_main import TINY
+from ddpm_jax.processes import LOST, LOST_CODE, NOT_JOINED
+from tests.modes import test_main
+from tests.modes.test_main import ROOT, TINY
 
-LOST = 'error: another process of this run was lost'
 TRAIN = (*TINY, '--config.train.checkpoint_every_steps=3', '--config.train.num_steps=6')
 EVAL = (
   *TINY,
@@ -118,13 +120,18 @@ def test_four_processes_go_on_from_two(one, copied):
   assert_same_losses(copied, losses(one))
 
 
+def only(pattern, *workdirs):
+  """The path of the only file of a pattern; it has the same name in all workdirs."""
+  ((name,),) = {tuple(file.relative_to(x) for file in x.glob(pattern)) for x in workdirs}
+  return name
+
+
 def assert_same_evaluation(workdir, expected):
-  for name in ('samples/step_00000006/samples.npz', 'eval/step_00000006/bpd_test/bpd.npz'):
+  for pattern in ('samples/step_00000006/*/samples.npz', 'eval/step_00000006/bpd-test_*/bpd.npz'):
+    name = only(pattern, workdir, expected)
     assert (workdir / name).read_bytes() == (expected / name).read_bytes(), name
-  figures = [
-    json.loads((path / 'eval/step_00000006/report.json').read_text())['figures']
-    for path in (workdir, expected)
-  ]
+  report = only('eval/step_00000006/report-*/report.json', workdir, expected)
+  figures = [json.loads((path / report).read_text())['figures'] for path in (workdir, expected)]
   values = [{figure['name']: figure['value'] for figure in report} for report in figures]
   assert values[0].keys() == values[1].keys()
   np.testing.assert_allclose(list(values[0].values()), list(values[1].values()), rtol=1e-5)
@@ -167,14 +174,17 @@ def test_one_process_ends_and_so_do_the_others(copied, victim, number):
   since = time.monotonic()
   results = ends(started)
   assert time.monotonic() - since < 60
-  code, _, err = results[1 - victim]
   if number == signal.SIGTERM:
-    assert [(code, err) for code, _, err in results] == [(0, '')] * 2
+    assert [code for code, _, _ in results] == [0, 0]
+    for _, _, err in results:
+      assert not re.search('error|Traceback', err), err  # JAX notes the signal
     assert 'stopped by SIGTERM at step' in results[0][1]
   else:
-    assert code in (75, -signal.SIGABRT)
-    assert err.startswith(LOST)
-    assert err.count('\n') == 1
+    code, _, err = results[1 - victim]
+    assert code in (LOST_CODE, -signal.SIGABRT)
+    assert err.splitlines()[-1] == LOST  # whatever JAX said before
+    assert err.count(LOST) == 1
+    assert results[victim][::2] == (-signal.SIGKILL, f'{LOST}\n')
   newest = max(int(p.name) for p in (copied / 'checkpoints').iterdir() if p.name.isdigit())
   more = f'--config.train.num_steps={newest + 1}'
   out = run((*TRAIN, f'--workdir={copied}', more), processes=2, devices=2)[0]
@@ -229,3 +239,16 @@ def test_second_first_process_is_refused(tmp_path):
   assert code == 1
   assert f'--coordinator_address=localhost:{port}: process 0 cannot listen there' in err
   assert err.count('\n') == 1
+
+
+def test_a_process_that_waits_in_vain_says_so():
+  script = (
+    'from ddpm_jax import processes\n'
+    'processes.JOIN_SECS = 1\n'
+    f'processes.join("localhost:{free_port()}", 2, 0)\n'
+  )
+  command, env = [sys.executable, '-c', script], os.environ | {'PYTHONPATH': str(ROOT)}
+  process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+  assert process.returncode != 0
+  assert process.stderr.splitlines()[-1] == NOT_JOINED  # whatever JAX said before
+  assert process.stderr.count('error: ') == 1

@@ -1,32 +1,73 @@
 """How processes find each other and end; with real ones in test_many_processes.py."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 
-from ddpm_jax import last_words, processes
-from tests.test_main import ROOT
+from ddpm_jax import processes
+from ddpm_jax.errors import NotFiniteError, UserError, WriteError
+from ddpm_jax.processes import LOST, LOST_CODE, NOT_JOINED
+from tests.modes.test_main import ROOT
 from tests.test_many_processes import free_port
 
-TRACE = '*** Check failure stack trace: ***\n    @     0x7f64cf840634  absl::SendToLog()\n'
-ENDS = 'F1124 15:44:19.47 25212 client.h:80] Terminating process because the JAX distributed '
-ENDS += 'service detected fatal errors. This most likely indicates that another task died'
-WARNS = (
-  'E1124 15:44:19.47 25201 coordination_service.cc:1549] [115] Use error polling to propagate\n'
-  '1\n'
-  'The tasks have crashed. Check the task logs for an earlier error\n'
-)
-TORN = (
-  'W1124 16:10:02.06 31656 preemption_sync_manager.cc:147] Failed to retrieve\n'
-  'Additional GRPC error information from remote target coordination_service while calling\n'
-  ':UNKNOWN:Error received from peer  {grpc_status:14, grpc_message:"Socket closed"}.\n'
-  'E1124 16:10:02.07 31656 preemption_sync_manager.cc:159] Failed to cancel preemption barrier\n'
-  'E1124 16:10:02.07 31656 coordination_service_agent.cc:289] Polled an error\n'
-)
+MESH = jax.sharding.Mesh(jax.devices(), ('x',))
+JAX_ERROR = jax.errors.JaxRuntimeError
+
+# Runs bodies of Python, each in a process of its own that has a watch; prints for each, as JSON,
+# how it ended and what was on stderr once both were gone. One program starts quickly.
+RUN_EACH = """
+import json, os, signal, subprocess, sys
+from ddpm_jax import processes
+
+results, popen, watches = {}, subprocess.Popen, []
+subprocess.Popen = lambda *args, **kwargs: watches.append(popen(*args, **kwargs)) or watches[-1]
+processes.ABORT_SECS = processes.PRIMARY_STAYS_SECS = 0
+processes.jax.distributed.is_initialized = lambda: True
+for name, body in json.loads(sys.argv[1]).items():
+  read, write = os.pipe()
+  child = os.fork()
+  if not child:
+    os.dup2(write, 2)
+    os.close(read)
+    os.close(write)
+    tell_watch = processes._start_watch()
+    exec(body)
+    sys.exit()
+  os.close(write)
+  with open(read) as err:
+    said = err.read()
+  results[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+print(json.dumps(results))
+"""
+JOINED = "tell_watch(b'joined'); "
+KILLED = 'os.kill(os.getpid(), signal.SIGKILL)'
+MESSAGE = "os.write(2, b'many lines\\nof JAX\\n'); "
+ENDS = {  # body: (exit code, stderr)
+  KILLED: (-signal.SIGKILL, f'{NOT_JOINED}\n'),
+  'os.abort()': (-signal.SIGABRT, f'{NOT_JOINED}\n'),
+  f'{JOINED}{KILLED}': (-signal.SIGKILL, f'{LOST}\n'),
+  f'{JOINED}{MESSAGE}os.abort()': (-signal.SIGABRT, f'many lines\nof JAX\n{LOST}\n'),
+  f'{JOINED}os.kill(os.getpid(), signal.SIGTERM)': (-signal.SIGTERM, f'{LOST}\n'),
+  f'{JOINED}os._exit(7)': (7, f'{LOST}\n'),
+  'pass': (0, ''),
+  f'{JOINED}pass': (0, ''),
+  f'{JOINED}sys.exit(3)': (3, ''),
+  f'{JOINED}processes.leave(3)': (3, ''),
+  f'{JOINED}processes.is_primary = lambda: False; processes.leave(0)': (0, ''),
+  'processes.leave(1)': (1, ''),
+  # It is said once, whoever says it.
+  f"{JOINED}os.write(2, b'{LOST}\\n'); processes.leave({LOST_CODE})": (LOST_CODE, f'{LOST}\n'),
+  # A watch that was killed is no reason to fail.
+  f'{JOINED}watches[0].kill(); watches[0].wait(); tell_watch(b"more"); processes.leave(3)': (3, ''),
+}
 
 
 def raised(error):
@@ -36,71 +77,39 @@ def raised(error):
   return info.value
 
 
-def translated(text):
-  return ''.join(last_words.translate(iter(text.splitlines(keepends=True))))
+@pytest.fixture(scope='module')
+def ends():
+  """{body: [exit code, stderr]} of ENDS."""
+  command = [sys.executable, '-c', RUN_EACH, json.dumps(dict(zip(ENDS, ENDS, strict=True)))]
+  env = os.environ | {'PYTHONPATH': str(ROOT)}
+  process = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+  return json.loads(process.stdout)
 
 
-@pytest.mark.parametrize('before', ['', WARNS, TORN, WARNS + TORN])
-def test_last_words_become_one_line(before):
-  text = f'{before}{ENDS}. absl::Status: UNAVAILABLE: Failed\n{TRACE}'
-  assert translated(f'a warning\n{text}') == f'a warning\n{last_words.LOST}\n'
+@pytest.mark.parametrize('body', ENDS)
+def test_a_process_without_a_farewell_is_told_of_in_the_last_line(ends, body):
+  assert tuple(ends[body]) == ENDS[body]
 
 
-@pytest.mark.parametrize(
-  ('status', 'line'),
-  [
-    ('DEADLINE_EXCEEDED: Deadline Exceeded', 'error: the processes of this run did not all come'),
-    ('ALREADY_EXISTS: Aborted connect attempt', 'error: another process has joined under the same'),
-  ],
-)
-def test_those_who_never_met_are_told_why(status, line):
-  text = translated(f'{ENDS}: {status}\n\nRPC: /xla.coordination/RegisterTask\n{TRACE}')
-  assert text.startswith(line)
-  assert text.count('\n') == 1
+def ignored_signals(pid):
+  """The signals that a process ignores."""
+  with open(f'/proc/{pid}/status') as file:
+    (mask,) = [int(line.split()[1], 16) for line in file if line.startswith('SigIgn')]
+  return {number for number in signal.Signals if mask >> (number - 1) & 1}
 
 
-def test_other_lines_pass_unchanged():
-  text = 'Traceback (most recent call last):\n  File "a.py"\nValueError: x\n'
-  assert translated(text) == text
-  noise = '[Gloo] Rank 1 is connected to 3 peer ranks.\n'
-  noise += 'W1124 16:10:26.56 31902 preemption_notifier.cc:90] SIGTERM caught\n'
-  assert translated(noise + text) == text
-  # They did not end the process: it is all said, ours at once.
-  assert translated(WARNS + text) == text + WARNS
-
-
-def test_the_real_cause_is_said_before_the_last_words():
-  text = 'Traceback (most recent call last):\n  File "a.py"\nKeyError: 1\n'
-  assert translated(f'{WARNS}{text}{TORN}{ENDS}\n{TRACE}') == f'{text}{last_words.LOST}\n'
-
-
-def test_a_foreboding_is_held_for_a_short_time_only():
-  now = 0.0
-  *begin, end = WARNS.splitlines(keepends=True)
-
-  def lines():
-    nonlocal now
-    yield from begin
-    now += last_words.HOLD_SECS / 2
-    yield from (end, 'ours\n', None)
-    now += last_words.HOLD_SECS / 2
-    yield None
-    yield 'late\n'
-
-  said = list(last_words.translate(lines(), clock=lambda: now))
-  assert said == ['ours\n', *begin, end, 'late\n']
-
-
-def test_lines_are_read_as_they_come():
-  command = [sys.executable, '-I', last_words.__file__]
+def test_what_ends_all_processes_of_a_job_leaves_the_watch():
+  command = [sys.executable, '-I', '-c', processes._WATCH, NOT_JOINED, LOST]
   pipe = subprocess.PIPE
-  with subprocess.Popen(command, stdin=pipe, stderr=pipe, bufsize=0) as process:
-    process.stdin.write(f'{WARNS}ours \xff\n'.encode('latin1'))
-    assert process.stderr.readline() == 'ours \ufffd\n'.encode()
-    assert process.stderr.readline().decode() == WARNS.splitlines(keepends=True)[0]
-    process.stdin.write(b'cut')
-    process.stdin.close()
-    assert process.stderr.read().decode() == ''.join(WARNS.splitlines(keepends=True)[1:]) + 'cut'
+  with subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True) as watch:
+    numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    while not ignored_signals(watch.pid) >= numbers:
+      assert watch.poll() is None
+      time.sleep(0.01)
+    for number in numbers:
+      watch.send_signal(number)
+    assert watch.communicate('joined', timeout=60) == (None, f'{LOST}\n')
+  assert watch.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -122,10 +131,11 @@ def test_clusters_are_seen_in_the_environment(monkeypatch, environ, several):
   for name, value in environ.items():
     monkeypatch.setenv(name, value)
   joined = []
-  monkeypatch.setattr(processes, '_filter_errors', lambda: None)
+  monkeypatch.setattr(processes, '_start_watch', lambda: lambda words: None)
   monkeypatch.setattr(processes, '_has_tpu', lambda: False)
   monkeypatch.setattr('jax.distributed.initialize', lambda *args, **kwargs: joined.append(args))
-  processes.join()
+  monkeypatch.setattr(processes, 'count', lambda: 4)
+  assert processes.join() == several
   assert joined == [(None, None, None)] * several
 
 
@@ -143,18 +153,48 @@ def test_sigterm_ends_a_process_that_never_asks_for_it(saves):
   assert (process.returncode, process.stderr) == (-signal.SIGTERM, '')
 
 
-def test_sigterm_is_left_to_jax_where_several_processes_ask_it(monkeypatch):
-  asked, handlers = [], []
-  monkeypatch.setattr(processes, '_filter_errors', lambda: None)
-  monkeypatch.setattr('jax.distributed.initialize', lambda *args, **kwargs: None)
-  monkeypatch.setattr('jax.config.update', lambda *args: asked.append(args))
-  monkeypatch.setattr(processes.parallel, 'connect', lambda: None)
-  monkeypatch.setattr(processes.parallel, 'process_count', lambda: 2)
-  monkeypatch.setattr(processes.signal, 'signal', lambda *args: handlers.append(args))
-  for saves in (True, False):
-    processes.join('host:1', 2, 1, saves_at_sigterm=saves)
-  service = 'jax_enable_preemption_service'
-  assert (asked, handlers) == ([(service, True), (service, False)], [])
+@pytest.fixture
+def join(monkeypatch):
+  """Returns number of processes, ... -> (what join returned, the calls it made, in their order)."""
+  calls = []
+
+  def note(name, result=None):
+    return lambda *args, **kwargs: calls.append((name, *args)) or result
+
+  def join(count, **kwargs):
+    monkeypatch.setattr(processes, 'count', lambda: count)
+    calls.clear()
+    return processes.join('host:1', count, count - 1, **kwargs), [*calls]
+
+  monkeypatch.setattr(processes, '_check', note('check'))
+  monkeypatch.setattr(processes, '_start_watch', note('watch', note('tell')))
+  monkeypatch.setattr('jax.distributed.initialize', note('initialize'))
+  monkeypatch.setattr('jax.config.update', note('update'))
+  monkeypatch.setattr(processes.signal, 'signal', note('signal'))
+  return join
+
+
+@pytest.mark.parametrize('saves', [False, True])
+def test_sigterm_is_left_to_jax_where_several_processes_ask_it(join, saves):
+  several, calls = join(2, saves_at_sigterm=saves)
+  assert several
+  assert calls == [
+    ('check', 'host:1', 2, 1),
+    ('watch',),  # before JAX may end the process
+    ('update', 'jax_enable_preemption_service', saves),
+    ('initialize', 'host:1', 2, 1),
+    ('tell', b'joined'),
+  ]
+
+
+def test_one_process_has_nobody_to_lose(join):
+  several, calls = join(1)
+  assert not several
+  assert calls[-3:] == [
+    ('tell', b'joined'),
+    ('tell', b'farewell'),
+    ('signal', signal.SIGTERM, signal.SIG_DFL),
+  ]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +226,7 @@ def test_one_process_a_node_takes_all_its_gpus(environ, ids):
   ],
 )
 def test_flags_that_do_not_fit_are_refused(args, message):
-  with pytest.raises(ValueError, match='^' + message.replace('.', r'\.')) as info:
+  with pytest.raises(UserError, match='^' + message.replace('.', r'\.')) as info:
     processes.join(*args)
   assert '\n' not in str(info.value)
 
@@ -194,8 +234,11 @@ def test_flags_that_do_not_fit_are_refused(args, message):
 @pytest.mark.parametrize(
   ('error', 'code', 'line'),
   [
-    (ValueError('from elsewhere'), 1, 'Traceback (most recent call last)'),
+    (ValueError('a defect'), 1, 'Traceback (most recent call last)'),
     (KeyError('a defect'), 1, 'Traceback (most recent call last)'),
+    (FloatingPointError('a defect'), 1, 'Traceback (most recent call last)'),
+    (RuntimeError('UNAVAILABLE: Gloo NCCL'), 1, 'Traceback (most recent call last)'),
+    (JAX_ERROR('UNKNOWN: Gloo'), 1, 'Traceback (most recent call last)'),  # of one process
     (KeyboardInterrupt(), 130, 'interrupted; the same command goes on where it stopped'),
   ],
 )
@@ -221,8 +264,28 @@ def test_what_the_system_refuses_is_no_defect(number, name, code, line, capsys):
   assert capsys.readouterr().err.startswith(line)
 
 
-def test_our_answer_is_one_line(capsys):
-  with pytest.raises(ValueError, match='missing') as info:
+@pytest.mark.parametrize(
+  ('error', 'code', 'line'),
+  [
+    (UserError('data.source=x: no such thing'), 1, 'error: data.source=x: no such thing'),
+    (
+      WriteError('a/b', OSError(errno.ENOSPC, 'No space left on device')),
+      74,
+      'error: a/b cannot be written (No space left on device); mend that, and the same command '
+      'goes on',
+    ),
+    (NotFiniteError(7, {'loss': float('nan')}), 3, 'error: the loss is nan at step 7; the last'),
+  ],
+)
+def test_an_answer_to_the_user_is_one_line(error, code, line, capsys):
+  assert processes.explain(raised(error)) == code
+  err = capsys.readouterr().err
+  assert err.startswith(line)
+  assert err.count('\n') == 1
+
+
+def test_a_flag_that_is_missing_is_told_in_one_line(capsys):
+  with pytest.raises(UserError, match='missing') as info:
     processes.join('host:1')
   assert processes.explain(info.value) == 1
   err = capsys.readouterr().err
@@ -230,10 +293,74 @@ def test_our_answer_is_one_line(capsys):
   assert err.count('\n') == 1
 
 
+def from_a_helper():
+  """A ValueError of JAX's helpers for several processes."""
+  with pytest.raises(ValueError, match='pspecs') as info:
+    multihost_utils.host_local_array_to_global_array(0, MESH, None)
+  return info.value
+
+
+def caused_by(cause):
+  """As a checkpoint that failed in the background is raised."""
+  with pytest.raises(RuntimeError) as info:
+    raise RuntimeError('saving failed') from raised(cause)
+  return info.value
+
+
 @pytest.mark.parametrize(
-  ('message', 'code'), [('Gloo AllGather failed: Connection closed', 75), ('out of memory', 1)]
+  ('error', 'lost'),
+  [
+    (JAX_ERROR('UNKNOWN: Gloo AllGather failed: Connection closed by peer'), True),
+    (JAX_ERROR('in words that nobody knows yet'), True),
+    (from_a_helper, True),
+    (lambda: caused_by(JAX_ERROR('UNAVAILABLE: ...')), True),
+    (JAX_ERROR('RESOURCE_EXHAUSTED: Out of memory while trying to allocate'), False),
+    (RuntimeError('UNKNOWN: Gloo AllGather failed: Connection closed by peer'), False),
+    (lambda: caused_by(KeyError('a defect')), False),
+    (ValueError('a defect'), False),
+  ],
 )
-def test_a_broken_collective_is_a_lost_process(monkeypatch, capsys, message, code):
+def test_a_broken_collective_is_a_lost_process(monkeypatch, capsys, error, lost):
   monkeypatch.setattr('jax.distributed.is_initialized', lambda: True)
-  assert processes.explain(raised(RuntimeError(f'UNKNOWN: {message}'))) == code
-  assert (capsys.readouterr().err == f'{last_words.LOST}\n') == (code == 75)
+  monkeypatch.setattr(processes, 'ABORT_SECS', 0)
+  error = error() if callable(error) else raised(error)
+  assert processes.explain(error) == (LOST_CODE if lost else 1)
+  err = capsys.readouterr().err
+  assert err.startswith('Traceback (most recent call last)')
+  assert err.endswith(f'\n{LOST}\n') == lost
+  assert err.count(LOST) == lost
+
+
+def test_an_answer_to_the_user_is_no_lost_process(monkeypatch, capsys):
+  monkeypatch.setattr('jax.distributed.is_initialized', lambda: True)
+  with pytest.raises(UserError) as info:
+    raise UserError('a mistake') from from_a_helper()
+  assert processes.explain(info.value) == 1
+  assert capsys.readouterr().err == 'error: a mistake\n'
+
+
+@pytest.mark.parametrize(
+  ('several', 'primary', 'code', 'stays'),
+  [
+    (True, True, 1, True),
+    (True, False, 1, False),
+    (True, True, LOST_CODE, False),  # explain has waited
+    (False, True, processes.REFUSED, False),
+  ],
+)
+def test_processes_leave_at_once_but_for_the_first(monkeypatch, several, primary, code, stays):
+  calls = []
+  monkeypatch.setattr('jax.distributed.is_initialized', lambda: several)
+  monkeypatch.setattr(processes, 'is_primary', lambda: primary)
+  monkeypatch.setattr(processes, '_watches', [lambda words: calls.append(words)])
+  monkeypatch.setattr(processes.time, 'sleep', lambda secs: calls.append(secs))
+  monkeypatch.setattr(processes.os, '_exit', lambda code: calls.append(code))
+  processes.leave(code)
+  assert calls == [b'farewell', *[processes.PRIMARY_STAYS_SECS] * stays, code]
+
+
+def test_one_process_leaves_as_python_does(monkeypatch):
+  monkeypatch.setattr(processes.os, '_exit', lambda code: pytest.fail('in haste'))
+  with pytest.raises(SystemExit) as info:
+    processes.leave(1)
+  assert info.value.code == 1

@@ -1,6 +1,30 @@
-"""The smallest run that goes the whole path: digits, one level, ten timesteps."""
+"""The smallest run that goes the whole path, and the smallest network that does all of it.
+
+The run: digits, one level, ten timesteps. The network: 4 x 4 pixels, ten timesteps.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from configs import digits
+from ddpm_jax.diffusion import (
+  Parameterization,
+  make_betas,
+  make_denoiser,
+  make_network,
+  make_schedule,
+)
+from ddpm_jax.evaluation.samples import make_sample_step
+from ddpm_jax.nn.unet import UNet
+from ddpm_jax.sampling import SAMPLERS, clipped
+
+MODEL = UNet(32, (1,), 1, (), 1, dropout=0.1)
+SCHEDULE = make_schedule(make_betas('linear', 10, beta_start=0.1, beta_end=0.5))
+SHAPE = 4, 4, 1
 
 
 def tiny_config(**overrides):
@@ -22,3 +46,49 @@ def tiny_config(**overrides):
   config.reproduce.update(num_samples=12, num_slots=5, num_images=2)
   config.update_from_flattened_dict(overrides)
   return config
+
+
+class OneLayer(nn.Module):
+  """A network that compiles at once."""
+
+  @nn.compact
+  def __call__(self, x, t, train=False, rows=None):
+    return nn.Conv(x.shape[-1], (3, 3))(x) * (1 + t[:, None, None, None])
+
+
+@functools.cache
+def fresh_params(model=MODEL):
+  """The parameters of a network for SHAPE before training: its output is 0."""
+  key = jax.random.key(0, impl='unsafe_rbg')  # fast to compile
+  x = jnp.zeros((1, *SHAPE))
+  return jax.device_get(jax.jit(model.init)(key, x, jnp.zeros(1, jnp.int32))['params'])
+
+
+def live_params():
+  """Parameters of MODEL that make all of it matter."""
+  return jax.tree.map(lambda p: p + np.float32(0.02), fresh_params())
+
+
+def random_params(model):
+  """Parameters of a network for SHAPE, none of them all but zero."""
+  leaves, treedef = jax.tree.flatten(fresh_params(model))
+  rng = np.random.default_rng(0)
+  leaves = [leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def denoiser_of(params):
+  """The Denoiser of MODEL, which predicts eps, its x_0 clipped."""
+  network = make_network(MODEL, params)
+  return clipped(make_denoiser(network, Parameterization('eps'), SCHEDULE))
+
+
+@functools.cache
+def _sample_step():
+  sampler = functools.partial(SAMPLERS['ancestral'], variance='fixedlarge')
+  return jax.jit(make_sample_step(denoiser_of, SCHEDULE, SHAPE, sampler))
+
+
+def draw_samples(ids, seed=0):
+  """The samples of MODEL with live_params, by ancestral sampling."""
+  return np.asarray(_sample_step()(live_params(), jnp.asarray(ids), jax.random.key(seed)))

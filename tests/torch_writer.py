@@ -128,7 +128,7 @@ def code_of(value, contents=None, *, legacy=False):
     return ORDERED_DICT + b'(' + b''.join(items) + b'u'
   if isinstance(value, list | tuple):
     items = b''.join(code_of(item, contents, legacy=legacy) for item in value)
-    return b'(' + items + (b't' if isinstance(value, tuple) else b'l')
+    return b'(' + items + b't' if isinstance(value, tuple) else b'](' + items + b'e'
   if isinstance(value, np.ndarray):
     key = str(len(contents))
     contents[key] = value

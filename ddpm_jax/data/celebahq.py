@@ -13,20 +13,23 @@ DIR is either a folder of the pictures, or a TFDS data_dir with `celeb_a_hq/256`
   tfds build celeb_a_hq/256 --file_format=array_record --data_dir=DIR
 """
 
+from typing import Any
+
 from ddpm_jax.data import tfds
 from ddpm_jax.data.folder import make_folder_source
+from ddpm_jax.errors import UserError
 
 NAME = 'celebahq256'
 _DATASET = 'celeb_a_hq/256'
 
 
-def make_celebahq256_source(*, dir, image_size, channels, split):
+def make_celebahq256_source(*, dir: str | None, image_size: int, channels: int, split: str) -> Any:
   """Opens the prepared TFDS data set in `dir`, or else `dir` as a folder of pictures."""
-  shape = dict(image_size=image_size, channels=channels, split=split)
+  shape: dict[str, Any] = dict(image_size=image_size, channels=channels, split=split)
   if tfds.find_prepared(_DATASET, tfds.data_dir(dir)) is not None:
     return tfds.make_tfds_source(_DATASET, dir=dir, **shape)
   if dir is None:
-    raise ValueError(
+    raise UserError(
       f'data.source={NAME!r}: set data.dir to a folder of the 30,000 pictures, or to a TFDS '
       f'data_dir with {_DATASET} as ArrayRecord'
     )

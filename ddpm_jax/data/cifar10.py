@@ -12,11 +12,13 @@ import hashlib
 import http.client
 import pathlib
 import tarfile
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data import tfds as tfds_source
 from ddpm_jax.data.downloads import fetch
+from ddpm_jax.errors import UserError
 
 NAMES = ('cifar10', 'cifar10:3.0.2')
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -31,7 +33,9 @@ _EXAMPLES_PER_MEMBER = 10_000
 _RECORD_BYTES = 1 + 32 * 32 * 3
 
 
-def make_cifar10_source(dataset, *, dir, image_size, channels, split):
+def make_cifar10_source(
+  dataset: str, *, dir: str | None, image_size: int, channels: int, split: str
+) -> Any:
   """Opens CIFAR-10, preparing it first if need be; `dataset` is one of NAMES."""
   root = tfds_source.data_dir(dir)
 
@@ -57,7 +61,7 @@ def _verify(archive, sha256):
   with open(archive, 'rb') as file:
     found = hashlib.file_digest(file, 'sha256').hexdigest()
   if found != sha256:
-    raise ValueError(
+    raise UserError(
       f'{archive} is damaged: its sha256 is {found}, it should be {sha256}; '
       f'delete it, or replace it by {URL}'
     )
@@ -69,7 +73,7 @@ def _download(url, path):
   try:
     fetch(url, part, resume=True)
   except (OSError, http.client.HTTPException) as error:
-    raise ValueError(
+    raise UserError(
       f"data.source='cifar10': not prepared in {path.parent.parent} (data.dir), and downloading "
       f'{url} failed ({error}); place the file at {path}, or set data.dir to where it is'
     ) from error
@@ -89,7 +93,7 @@ def _read_archive(archive, examples_per_member):
   for split, names in _MEMBERS.items():
     for name in names:
       if len(content.get(name, b'')) != examples_per_member * _RECORD_BYTES:
-        raise ValueError(f'{archive}: {name} is missing or not of {examples_per_member} records')
+        raise UserError(f'{archive}: {name} is missing or not of {examples_per_member} records')
     records = np.frombuffer(b''.join(content[name] for name in names), np.uint8)
     records = records.reshape(-1, _RECORD_BYTES)
     splits[split] = records[:, 0], records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

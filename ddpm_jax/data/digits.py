@@ -15,6 +15,7 @@ import pathlib
 import numpy as np
 
 from ddpm_jax.data.pictures import prepare_picture
+from ddpm_jax.errors import UserError
 
 _FILE = pathlib.Path(__file__).with_name('digits.npz')
 SPLITS = ('train', 'test', 'all')
@@ -32,15 +33,15 @@ class ArraySource:
   def __len__(self):
     return len(self._images)
 
-  def read(self, indices):
+  def read(self, indices: np.ndarray) -> np.ndarray:
     """Returns uint8 [N, H, W, C] for int [N]."""
     return self._images[indices]
 
 
-def load_digits(split):
+def load_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns (images uint8 [N, 8, 8, 1], labels uint8 [N]) of a split of SPLITS."""
   if split not in SPLITS:
-    raise ValueError(f'data.split={split!r}: digits has the splits {", ".join(SPLITS)}')
+    raise UserError(f'data.split={split!r}: digits has the splits {", ".join(SPLITS)}')
   with np.load(_FILE) as arrays:
     images, labels = arrays['images'], arrays['labels']
   in_test = np.arange(len(images)) % 6 == 0
@@ -48,7 +49,7 @@ def load_digits(split):
   return images[chosen], labels[chosen]
 
 
-def make_digits_source(*, image_size, channels, split):
+def make_digits_source(*, image_size: int, channels: int, split: str) -> ArraySource:
   """The digits as an ArraySource; a size other than 8 resizes them, 3 channels repeat the grey."""
   images, _ = load_digits(split)
   if images.shape[1:] != (image_size, image_size, channels):

@@ -1,13 +1,16 @@
 """Downloads by plain http(s), with a progress bar."""
 
 import http
+import pathlib
 import urllib.request
 
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECS = 30
 
 
-def fetch(url, partial, *, resume=False, max_bytes=1 << 33):
+def fetch(
+  url: str, partial: pathlib.Path, *, resume: bool = False, max_bytes: int | None = 1 << 33
+) -> None:
   """Downloads to a file, which the caller gives its name once it is what it should be.
 
   Args:

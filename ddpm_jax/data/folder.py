@@ -11,8 +11,10 @@ is the whole of it. 'all' is always the whole tree.
 
 import os
 import pathlib
+from typing import Any
 
 from ddpm_jax.data.pictures import PictureSource
+from ddpm_jax.errors import UserError
 
 EXTENSIONS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')
 
@@ -28,7 +30,7 @@ class FolderSource(PictureSource):
   def __len__(self):
     return len(self._paths)
 
-  def names(self):
+  def names(self) -> bytes:
     """The relative paths, as bytes."""
     return os.fsencode('\n'.join(self._paths))
 
@@ -39,7 +41,7 @@ class FolderSource(PictureSource):
     return str(self._root / self._paths[index])
 
 
-def list_pictures(root):
+def list_pictures(root: pathlib.Path) -> list[str]:
   """Returns the pictures' paths relative to `root`, as sorted POSIX strings."""
   found = []
   for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -50,7 +52,7 @@ def list_pictures(root):
   return sorted(found)
 
 
-def split_folder(root, split):
+def split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
   """Returns the folder that holds `split`; see the module's docstring for the rule."""
   if split == 'all':
     return root
@@ -58,22 +60,22 @@ def split_folder(root, split):
     return root / split
   if (root / 'train').is_dir() or (root / 'test').is_dir():
     present = sorted(path.name for path in root.iterdir() if path.is_dir())
-    raise ValueError(
+    raise UserError(
       f'data.split={split!r}: {root} has no such subfolder, only {", ".join(present)}'
     )
   return root
 
 
-def make_folder_source(path, *, name, image_size, channels, split):
+def make_folder_source(path: str, *, name: str, image_size: int, channels: int, split: str) -> Any:
   """Opens the pictures in the folder `path`; `name` is the source as the config names it."""
   root = pathlib.Path(path).expanduser().absolute()
   if not root.is_dir():
     problem = 'is not a folder' if root.exists() else 'does not exist'
-    raise ValueError(f'data.source={name!r}: {root} {problem}; give a folder of pictures')
+    raise UserError(f'data.source={name!r}: {root} {problem}; give a folder of pictures')
   root = split_folder(root, split)
   paths = list_pictures(root)
   if not paths:
-    raise ValueError(
+    raise UserError(
       f'data.source={name!r}: no pictures in {root}; looked for {" ".join(EXTENSIONS)}'
     )
   return FolderSource(root, paths, name=name, split=split, image_size=image_size, channels=channels)

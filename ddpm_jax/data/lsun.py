@@ -22,11 +22,13 @@ import io
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data.folder import make_folder_source
 from ddpm_jax.data.pictures import DamagedDataError, PictureSource
+from ddpm_jax.errors import UserError
 
 # Where LSUN's archives put a category; {split} is 'train' or 'val'.
 _FOLDERS = {
@@ -53,7 +55,7 @@ class LmdbSource(PictureSource):
   def __getstate__(self):
     return {**self.__dict__, '_keys': None}
 
-  def names(self):
+  def names(self) -> bytes:
     """The keys, as bytes."""
     return self._keys.tobytes()
 
@@ -68,11 +70,13 @@ class LmdbSource(PictureSource):
     return f'{self._folder}: key {self._keys[index].removesuffix(_KEY_END)!r}'
 
 
-def make_lsun_source(name, *, dir, image_size, channels, split):
+def make_lsun_source(
+  name: str, *, dir: str | None, image_size: int, channels: int, split: str
+) -> Any:
   """Opens the lmdb of category `name` in `dir`, or else `dir` as a folder of pictures."""
   if dir is None:
-    raise ValueError(f'data.source={name!r}: set data.dir to the folder that holds the lmdb folder')
-  shape = dict(image_size=image_size, channels=channels, split=split)
+    raise UserError(f'data.source={name!r}: set data.dir to the folder that holds the lmdb folder')
+  shape: dict[str, Any] = dict(image_size=image_size, channels=channels, split=split)
   root = pathlib.Path(dir).expanduser().absolute()
   candidates = [root / pattern.format(split=split) for pattern in _FOLDERS[name]]
   for folder in candidates:
@@ -80,7 +84,7 @@ def make_lsun_source(name, *, dir, image_size, channels, split):
       return LmdbSource(folder, name=name, **shape)
   present = sorted(path.parent.name for path in root.glob('*/data.mdb'))
   if present:
-    raise ValueError(
+    raise UserError(
       f'data.source={name!r}, data.split={split!r}: no {candidates[0].name} in {root}, which has '
       f'{", ".join(present)}'
     )
@@ -94,16 +98,16 @@ def _environment(folder, process_id):
   try:
     import lmdb
   except ImportError as error:
-    raise ValueError(f'reading {folder} needs the package lmdb: pip install lmdb') from error
+    raise UserError(f'reading {folder} needs the package lmdb: pip install lmdb') from error
   try:
     opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
   except lmdb.Error as error:
-    raise ValueError(f'{folder} cannot be read as an lmdb ({error})') from error
+    raise UserError(f'{folder} cannot be read as an lmdb ({error})') from error
   num_bytes = (folder / 'data.mdb').stat().st_size
   needed = (opened.info()['last_pgno'] + 1) * opened.stat()['psize']
   if num_bytes < needed:  # it is mapped into memory: reading beyond its end would kill the process
     opened.close()
-    raise ValueError(
+    raise UserError(
       f'{folder}/data.mdb is cut off: it has {num_bytes} bytes of {needed} at least; replace it'
     )
   return opened

@@ -1,12 +1,16 @@
 """From encoded pictures to uint8 arrays of one size."""
 
+from typing import Any
+
 import numpy as np
+
+from ddpm_jax.errors import UserError
 
 _MODES = {1: 'L', 3: 'RGB'}
 _DEEP_MODES = ('I', 'F')  # PIL's modes of more than 8 bits a channel start with these letters
 
 
-class DamagedDataError(ValueError):
+class DamagedDataError(UserError):
   """Data that are there and cannot be read."""
 
 
@@ -30,7 +34,7 @@ class BrokenPicturesError(DamagedDataError):
     return f'{name} cannot be read as a picture ({reason}){more}: replace or remove it'
 
 
-def prepare_picture(picture, *, image_size, channels):
+def prepare_picture(picture: Any, *, image_size: int, channels: int) -> np.ndarray:
   """Centre crop to a square, resize, convert to grey or colour.
 
   The crop and the Lanczos filter (antialiased when it shrinks) are those of the preparation that
@@ -47,12 +51,12 @@ def prepare_picture(picture, *, image_size, channels):
     uint8 [image_size, image_size, channels] in [0, 255].
 
   Raises:
-    ValueError: the picture has more than 8 bits a channel.
+    UserError: the picture has more than 8 bits a channel.
   """
   import PIL.Image
 
   if picture.mode.startswith(_DEEP_MODES):
-    raise ValueError(f'mode {picture.mode}, more than 8 bits a channel')
+    raise UserError(f'mode {picture.mode}, more than 8 bits a channel')
   if picture.has_transparency_data:
     picture = picture.convert('RGBA')
     white = PIL.Image.new('RGBA', picture.size, 'white')
@@ -69,7 +73,7 @@ def prepare_picture(picture, *, image_size, channels):
   return np.asarray(picture).reshape(image_size, image_size, channels)
 
 
-def decode_picture(file, *, image_size, channels, upright):
+def decode_picture(file: Any, *, image_size: int, channels: int, upright: bool) -> np.ndarray:
   """Reads a path or binary file object; `upright` applies a photograph's EXIF orientation."""
   import PIL.Image
   import PIL.ImageOps
@@ -100,7 +104,13 @@ class PictureSource:
     self.image_shape = (image_size, image_size, channels)
     self._upright = upright
 
-  def read(self, indices):
+  def _files(self, indices):
+    raise NotImplementedError
+
+  def _picture_name(self, index):
+    raise NotImplementedError
+
+  def read(self, indices: np.ndarray) -> np.ndarray:
     """Returns uint8 [N, H, W, C] for int [N]; raises BrokenPicturesError."""
     import PIL.Image
 

@@ -9,10 +9,13 @@ import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data.pictures import BrokenPicturesError
+from ddpm_jax.errors import UserError
 
 _WORD = 1 << 32
 _CHUNK_EXAMPLES = 256  # what one thread decodes at a time
@@ -34,7 +37,7 @@ def _permutation(seed, epoch, num_examples):
   return order
 
 
-def batch_indices(seed, step, *, global_batch_size, num_examples):
+def batch_indices(seed: int, step: int, *, global_batch_size: int, num_examples: int) -> np.ndarray:
   """The examples of one step's global batch.
 
   Epoch after epoch, each in its own random order, is one endless sequence; step s takes positions
@@ -59,7 +62,7 @@ def batch_indices(seed, step, *, global_batch_size, num_examples):
   return np.concatenate(pieces)
 
 
-def batch_of_step(step, skipped_batches):
+def batch_of_step(step: int, skipped_batches: Sequence[int]) -> int:
   """The number of the batch that a step takes; without skipped ones, its own."""
   for batch in sorted(skipped_batches):
     step += batch <= step
@@ -173,22 +176,22 @@ class Batches:
     self._num_workers = num_workers
     self._open_iterators = []
 
-  def iterate(self, start_step):
+  def iterate(self, start_step: int) -> Iterator[np.ndarray]:
     """Returns an endless iterator of uint8 [host_batch_size, H, W, C], from start_step's batch."""
     if self._memory is not None:
       return self._from_memory(start_step)
     return self._from_grain(start_step)
 
-  def indices(self, step):
+  def indices(self, step: int) -> np.ndarray:
     """The examples of this process's batch of a step: int64 [host_batch_size]."""
     return self._host_indices(step)
 
-  def global_indices(self, step):
+  def global_indices(self, step: int) -> np.ndarray:
     """The examples of a step's batch over all processes: int64 [global_batch_size]."""
     return self._host_indices.of_all(step)
 
   @property
-  def images(self):
+  def images(self) -> np.ndarray | None:
     """All images, uint8 [N, H, W, C], if they are held in memory, else None.
 
     Raises:
@@ -196,11 +199,12 @@ class Batches:
     """
     return None if self._memory is None else self._memory.all()
 
-  def sha256(self):
+  def sha256(self) -> str | None:
     """sha256 (hex) of all images, if they are held in memory, else None."""
-    return None if self._memory is None else hashlib.sha256(self.images).hexdigest()
+    images = self.images
+    return None if images is None else hashlib.sha256(images.data).hexdigest()
 
-  def close(self):
+  def close(self) -> None:
     """Stops the workers of all iterators, and what is read in the background."""
     while self._open_iterators:
       self._open_iterators.pop().close()
@@ -218,7 +222,7 @@ class Batches:
     from absl import flags
 
     if self._num_workers and not flags.FLAGS.is_parsed():
-      raise ValueError(
+      raise UserError(
         f'data.num_workers={self._num_workers}: grain reads absl flags; run under absl.app.run, '
         "call absl.flags.FLAGS(['']) first, or set 0"
       )
@@ -233,16 +237,16 @@ class Batches:
 
 
 def make_batches(
-  source,
+  source: Any,
   *,
-  seed,
-  global_batch_size,
-  process_index,
-  process_count,
-  memory_limit_bytes,
-  num_workers,
-  skipped_batches=(),
-):
+  seed: int,
+  global_batch_size: int,
+  process_index: int,
+  process_count: int,
+  memory_limit_bytes: int,
+  num_workers: int,
+  skipped_batches: Sequence[int] = (),
+) -> Batches:
   """Makes the pipeline.
 
   Args:
@@ -260,15 +264,15 @@ def make_batches(
     Batches.
 
   Raises:
-    ValueError: sizes that do not fit together.
+    UserError: sizes that do not fit together.
   """
   if global_batch_size < 1 or global_batch_size % process_count:
-    raise ValueError(
+    raise UserError(
       f'global_batch_size={global_batch_size}: must be a positive multiple of the '
       f'{process_count} processes'
     )
   if num_workers < 0:
-    raise ValueError(f'data.num_workers={num_workers}: must be 0 or more')
+    raise UserError(f'data.num_workers={num_workers}: must be 0 or more')
   host_indices = _HostIndices(
     seed, global_batch_size, len(source), process_index, process_count, tuple(skipped_batches)
   )

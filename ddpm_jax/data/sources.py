@@ -9,15 +9,13 @@ lsun_bedroom, lsun_church, lsun_cat   LSUN's lmdb or a folder               lsun
 """
 
 import hashlib
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from ddpm_jax.data import celebahq, cifar10, digits, folder, lsun, tfds
-
-_FORMS = 'digits, tfds:NAME, tfds:NAME/CONFIG, cifar10, folder:PATH, celebahq256, ' + ', '.join(
-  lsun.NAMES
-)
+from ddpm_jax.errors import UserError
 
 
 class Source(Protocol):
@@ -42,7 +40,9 @@ class Source(Protocol):
   # Optional: names() -> bytes, the names of all pictures in their order, where they are known.
 
 
-def make_source(source, *, dir, image_size, channels, split):
+def make_source(
+  source: str, *, dir: str | None, image_size: int, channels: int, split: str
+) -> Source:
   """Opens a data set.
 
   Args:
@@ -56,22 +56,22 @@ def make_source(source, *, dir, image_size, channels, split):
     A Source with at least one picture.
 
   Raises:
-    ValueError: a name, split or folder that is not there, in one line.
+    UserError: a name, split or folder that is not there, in one line.
   """
   if image_size < 1:
-    raise ValueError(f'data.image_size={image_size}: must be at least 1')
+    raise UserError(f'data.image_size={image_size}: must be at least 1')
   if channels not in (1, 3):
-    raise ValueError(f'data.channels={channels}: must be 1 (grey) or 3 (RGB)')
+    raise UserError(f'data.channels={channels}: must be 1 (grey) or 3 (RGB)')
   opened = _open(source, dir, dict(image_size=image_size, channels=channels, split=split))
   if not len(opened):
-    raise ValueError(f'data.source={source!r}, data.split={split!r}: holds no pictures')
+    raise UserError(f'data.source={source!r}, data.split={split!r}: holds no pictures')
   return opened
 
 
 FINGERPRINT_IMAGES = 64
 
 
-def fingerprint(source):
+def fingerprint(source: Source) -> str:
   """sha256 (hex) over 64 images, evenly spaced, and the number and the names of all.
 
   It tells a re-encoded data set from the original where the name is the same. Sets that differ in
@@ -85,19 +85,32 @@ def fingerprint(source):
   return digest.hexdigest()
 
 
+def _open_tfds(source, name, **shape):
+  if name in cifar10.NAMES:
+    return cifar10.make_cifar10_source(name, **shape)
+  return tfds.make_tfds_source(name, **shape)
+
+
 def _open(source, dir, shape):
   form, _, rest = source.partition(':')
-  dataset = rest if form == 'tfds' else source
-  if source == 'digits':
-    return digits.make_digits_source(**shape)
-  if dataset in cifar10.NAMES:
-    return cifar10.make_cifar10_source(dataset, dir=dir, **shape)
-  if form == 'tfds' and rest:
-    return tfds.make_tfds_source(rest, dir=dir, **shape)
-  if form == 'folder' and rest:
-    return folder.make_folder_source(rest, name=source, **shape)
-  if source == celebahq.NAME:
-    return celebahq.make_celebahq256_source(dir=dir, **shape)
-  if source in lsun.NAMES:
-    return lsun.make_lsun_source(source, dir=dir, **shape)
-  raise ValueError(f'data.source={source!r}: must be one of {_FORMS}')
+  for name, open_source in SOURCES.items():
+    takes_name = name.partition(':')[2].isupper()
+    if (rest and name.startswith(f'{form}:')) if takes_name else name == source:
+      return open_source(source, rest, dir=dir, **shape)
+  raise UserError(f'data.source={source!r}: must be one of {", ".join(SOURCES)}')
+
+
+# By name, or by what stands before a colon: (source, what follows the colon, *, dir, image_size,
+# channels, split) -> Source. A new source is a function and its entry here.
+SOURCES: Mapping[str, Callable[..., Any]] = {
+  'digits': lambda source, name, dir, **shape: digits.make_digits_source(**shape),
+  **dict.fromkeys(
+    cifar10.NAMES, lambda source, name, **shape: cifar10.make_cifar10_source(source, **shape)
+  ),
+  'tfds:NAME[/CONFIG]': _open_tfds,
+  'folder:PATH': lambda source, name, dir, **shape: folder.make_folder_source(
+    name, name=source, **shape
+  ),
+  celebahq.NAME: lambda source, name, **shape: celebahq.make_celebahq256_source(**shape),
+  **dict.fromkeys(lsun.NAMES, lambda source, name, **shape: lsun.make_lsun_source(source, **shape)),
+}

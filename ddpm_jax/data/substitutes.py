@@ -26,7 +26,7 @@ class Substitutes:
   def __len__(self):
     return len(self._source)
 
-  def read(self, indices):
+  def read(self, indices: np.ndarray) -> np.ndarray:
     """Returns uint8 [N, H, W, C] for int [N]; DamagedDataError where too many are damaged."""
     try:
       return self._source.read(indices)

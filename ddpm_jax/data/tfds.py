@@ -19,9 +19,12 @@ import re
 import socket
 import sys
 import urllib.parse
+from collections.abc import Callable
+from typing import Any
 
 from ddpm_jax.data.pictures import DamagedDataError, PictureSource
-from ddpm_jax.files import held
+from ddpm_jax.errors import UserError
+from ddpm_jax.storage.files import held
 
 _NAME = re.compile(r'(?P<name>\w+)(?:/(?P<config>[\w.-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -53,13 +56,13 @@ class TfdsSource(PictureSource):
     return f'{self._folder}: example {index} of split {self.split!r}'
 
 
-def data_dir(dir):
+def data_dir(dir: str | None) -> pathlib.Path:
   """Returns the folder that holds the data sets: `dir`, or TFDS's default where it is None."""
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   return pathlib.Path(default if dir is None else dir).expanduser().absolute()
 
 
-def find_prepared(dataset, root):
+def find_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
   """Returns the folder of `dataset` ('NAME/CONFIG:VERSION') under `root`, or None.
 
   Without a version, the newest that is present. Looking for dataset_info.json comes before any
@@ -74,7 +77,9 @@ def find_prepared(dataset, root):
   return max(versions, key=lambda path: [int(n) for n in path.name.split('.')], default=None)
 
 
-def prepare_once(dataset, root, prepare):
+def prepare_once(
+  dataset: str, root: pathlib.Path, prepare: Callable[[], pathlib.Path]
+) -> pathlib.Path:
   """Returns the folder of `dataset`; prepare() makes it if need be, in one process at a time."""
   if (folder := find_prepared(dataset, root)) is not None:
     return folder
@@ -83,7 +88,9 @@ def prepare_once(dataset, root, prepare):
     return find_prepared(dataset, root) or prepare()
 
 
-def make_tfds_source(dataset, *, dir, image_size, channels, split):
+def make_tfds_source(
+  dataset: str, *, dir: str | None, image_size: int, channels: int, split: str
+) -> Any:
   """Opens the TFDS data set `dataset`, 'NAME', 'NAME/CONFIG' or either with ':VERSION'."""
   root = data_dir(dir)
   folder = prepare_once(dataset, root, lambda: _prepare(dataset, root))
@@ -95,7 +102,7 @@ def make_tfds_source(dataset, *, dir, image_size, channels, split):
 def _parse(dataset):
   parts = _NAME.fullmatch(dataset)
   if parts is None:
-    raise ValueError(
+    raise UserError(
       f"data.source='tfds:{dataset}': write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG:VERSION"
     )
   return parts
@@ -109,7 +116,7 @@ def _check_configs(dataset, root):
   infos = root.glob(f'{parts["name"]}/*/*/dataset_info.json')
   present = sorted({info.parent.parent.name for info in infos})
   if present:
-    raise ValueError(
+    raise UserError(
       f"data.source='tfds:{dataset}': {root / parts['name']} has the configs {', '.join(present)}; "
       f'write tfds:{parts["name"]}/{present[0]}'
     )
@@ -127,7 +134,7 @@ def _prepare(dataset, root):
     builder.download_and_prepare()
   except Exception as error:  # whatever a third party's builder may raise
     reason = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
-    raise ValueError(
+    raise UserError(
       f"data.source='tfds:{dataset}': not prepared in {root} (data.dir), and preparing it here "
       f'failed ({reason}); with TensorFlow, run: tfds build {dataset} --file_format=array_record '
       f'--data_dir={root}'
@@ -159,17 +166,17 @@ def _open(folder, *, name, split):
   try:
     builder = tfds.builder_from_directory(folder)
   except Exception as error:  # unreadable JSON, protocol buffers, features
-    raise ValueError(_damaged(folder, error)) from error
+    raise UserError(_damaged(folder, error)) from error
   features = builder.info.features
   images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
   if not images:
-    raise ValueError(f'data.source={name!r}: no image among its features {", ".join(features)}')
+    raise UserError(f'data.source={name!r}: no image among its features {", ".join(features)}')
   _check_split(builder.info.splits, name=name, split=split)
   decoders = {key: tfds.decode.SkipDecoding() for key in images}
   try:
     records = builder.as_data_source(split=split, decoders=decoders)
   except NotImplementedError as error:
-    raise ValueError(
+    raise UserError(
       f'data.source={name!r}: {folder} is stored as {builder.info.file_format.value}, which only '
       'TensorFlow reads; give another data.dir, or run there: tfds build --file_format=array_record'
     ) from error
@@ -181,9 +188,9 @@ def _check_split(splits, *, name, split):
   try:
     num_examples = splits[split].num_examples
   except ValueError as error:
-    raise ValueError(f'data.split={split!r}: unknown; {choices}') from error
+    raise UserError(f'data.split={split!r}: unknown; {choices}') from error
   if num_examples < 1:
-    raise ValueError(f'data.split={split!r}: holds no pictures; {choices}')
+    raise UserError(f'data.split={split!r}: holds no pictures; {choices}')
 
 
 def _damaged(folder, error):

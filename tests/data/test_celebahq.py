@@ -3,6 +3,7 @@ import PIL.Image
 import pytest
 
 from ddpm_jax import data
+from ddpm_jax.errors import UserError
 
 
 def source(root, split='train'):
@@ -22,10 +23,10 @@ def test_prepared_by_tfds(tmp_path, pictures, write_tfds, sorted_rows):
 
 def test_without_a_folder(tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  with pytest.raises(ValueError, match=r"data\.source='celebahq256': set data\.dir"):
+  with pytest.raises(UserError, match=r"data\.source='celebahq256': set data\.dir"):
     source(None)
 
 
 def test_empty_folder(tmp_path):
-  with pytest.raises(ValueError, match=r"data\.source='celebahq256': no pictures in"):
+  with pytest.raises(UserError, match=r"data\.source='celebahq256': no pictures in"):
     source(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 
 from ddpm_jax import data
 from ddpm_jax.data import cifar10
+from ddpm_jax.errors import UserError
 
 EXAMPLES_PER_MEMBER = 4
 LABELS = np.arange(24) % 10
@@ -108,7 +109,7 @@ def test_any_prepared_version_is_read(tmp_path, pictures, write_tfds, monkeypatc
 
 
 def test_another_version_is_not_prepared(archive):
-  with pytest.raises(ValueError, match=r"data\.source='tfds:cifar10:3\.0\.0': not prepared"):
+  with pytest.raises(UserError, match=r"data\.source='tfds:cifar10:3\.0\.0': not prepared"):
     source(archive.parent, name='tfds:cifar10:3.0.0')
   assert not (archive.parent / 'cifar10').exists()
 
@@ -123,14 +124,14 @@ def test_damaged_archive(archive, monkeypatch):
   content = bytearray(archive.read_bytes())
   content[100] ^= 1
   archive.write_bytes(content)
-  with pytest.raises(ValueError, match=r'cifar-10-binary\.tar\.gz is damaged: its sha256'):
+  with pytest.raises(UserError, match=r'cifar-10-binary\.tar\.gz is damaged: its sha256'):
     source(archive.parent)
   assert not (archive.parent / 'cifar10').exists()
 
 
 def test_incomplete_archive(archive, monkeypatch):
   monkeypatch.setattr(cifar10, '_EXAMPLES_PER_MEMBER', EXAMPLES_PER_MEMBER + 1)
-  with pytest.raises(ValueError, match=r'data_batch_1\.bin is missing or not of 5 records'):
+  with pytest.raises(UserError, match=r'data_batch_1\.bin is missing or not of 5 records'):
     source(archive.parent)
 
 
@@ -170,7 +171,7 @@ def test_interrupted_download_goes_on(archive, server, tmp_path):
 )
 def test_offline(tmp_path, monkeypatch, url):
   monkeypatch.setattr(cifar10, 'URL', url)
-  with pytest.raises(ValueError, match=r"data\.source='cifar10': not prepared in") as raised:
+  with pytest.raises(UserError, match=r"data\.source='cifar10': not prepared in") as raised:
     source(tmp_path)
   message = str(raised.value)
   assert '\n' not in message
@@ -181,5 +182,5 @@ def test_offline(tmp_path, monkeypatch, url):
 
 def test_missing_on_the_server(server, tmp_path, monkeypatch):
   monkeypatch.setattr(cifar10, 'URL', server[0])
-  with pytest.raises(ValueError, match='HTTP Error 404'):
+  with pytest.raises(UserError, match='HTTP Error 404'):
     source(tmp_path / 'new')

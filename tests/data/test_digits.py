@@ -3,6 +3,7 @@ import pytest
 
 from ddpm_jax import data
 from ddpm_jax.data.digits import load_digits
+from ddpm_jax.errors import UserError
 
 
 def source(split, image_size=8, channels=1):
@@ -62,5 +63,5 @@ def test_other_sizes_and_colour():
 
 
 def test_unknown_split():
-  with pytest.raises(ValueError, match=r"data\.split='val'.*train, test, all"):
+  with pytest.raises(UserError, match=r"data\.split='val'.*train, test, all"):
     source('val')

@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 
 from ddpm_jax import data
+from ddpm_jax.errors import UserError
 
 
 def save(path, image):
@@ -65,7 +66,7 @@ def test_splits_are_subfolders(tmp_path, pictures):
   np.testing.assert_array_equal(read(source(tmp_path, 'test')), pictures[1:2])
   np.testing.assert_array_equal(read(source(tmp_path, 'extra')), pictures[2:3])
   assert len(source(tmp_path, 'all')) == 3
-  with pytest.raises(ValueError, match=r"data\.split='val'.*only extra, test, train"):
+  with pytest.raises(UserError, match=r"data\.split='val'.*only extra, test, train"):
     source(tmp_path, 'val')
 
 
@@ -75,18 +76,18 @@ def test_a_folder_without_splits_is_every_split(tmp_path, pictures):
 
 
 def test_missing_folder(tmp_path):
-  with pytest.raises(ValueError, match=r'data\.source=.*nowhere does not exist'):
+  with pytest.raises(UserError, match=r'data\.source=.*nowhere does not exist'):
     source(tmp_path / 'nowhere')
 
 
 def test_a_file_is_not_a_folder(tmp_path, pictures):
   save(tmp_path / 'a.png', pictures[0])
-  with pytest.raises(ValueError, match='is not a folder'):
+  with pytest.raises(UserError, match='is not a folder'):
     source(tmp_path / 'a.png')
 
 
 def test_empty_folder(tmp_path):
-  with pytest.raises(ValueError, match=r'no pictures in .*\.bmp \.gif .*\.webp'):
+  with pytest.raises(UserError, match=r'no pictures in .*\.bmp \.gif .*\.webp'):
     source(tmp_path)
 
 
@@ -121,7 +122,7 @@ def test_broken_file_is_named(tmp_path, pictures, damage, extension):
     save(tmp_path / f'{i}.{extension}', image)
   opened = source(tmp_path)
   damage(tmp_path / f'2.{extension}')
-  with pytest.raises(ValueError, match=rf'{tmp_path}/2\.{extension} cannot be read') as raised:
+  with pytest.raises(UserError, match=rf'{tmp_path}/2\.{extension} cannot be read') as raised:
     read(opened)
   assert '\n' not in str(raised.value)
   assert opened.read(np.array([1])).shape == (1, 6, 6, 3)  # the others still can
@@ -131,7 +132,7 @@ def test_broken_file_is_named(tmp_path, pictures, damage, extension):
 def test_a_file_that_is_no_picture(tmp_path, pictures, damage):
   save(tmp_path / 'a.png', pictures[0])
   damage(tmp_path / 'a.png')
-  with pytest.raises(ValueError, match=r'a\.png cannot be read as a picture \(not a picture\): re'):
+  with pytest.raises(UserError, match=r'a\.png cannot be read as a picture \(not a picture\): re'):
     read(source(tmp_path))
 
 
@@ -141,7 +142,7 @@ def test_damaged_exif(tmp_path, pictures, extension):
   entries = struct.pack('<HHI4sHHI4s', 0x112, 3, 1, b'\3\0\0\0', 0x11A, 2, 1, b'x\0\0\0')
   exif = b'Exif\0\0II*\0\x08\0\0\0\2\0' + entries + bytes(4)
   PIL.Image.fromarray(pictures[0]).save(tmp_path / f'a.{extension}', exif=exif)
-  with pytest.raises(ValueError, match=rf'a\.{extension} cannot be read as a pict.* \(bad operand'):
+  with pytest.raises(UserError, match=rf'a\.{extension} cannot be read as a pict.* \(bad operand'):
     read(source(tmp_path))
 
 
@@ -151,5 +152,5 @@ def test_several_broken_files_are_counted(tmp_path, pictures):
   opened = source(tmp_path)
   for i in (1, 3, 4):
     cut(tmp_path / f'{i}.png')
-  with pytest.raises(ValueError, match=r'1\.png .*2 more of the 5 pictures'):
+  with pytest.raises(UserError, match=r'1\.png .*2 more of the 5 pictures'):
     read(opened)

@@ -8,6 +8,7 @@ import pytest
 
 from ddpm_jax import data
 from ddpm_jax.data import lsun
+from ddpm_jax.errors import UserError
 
 KEYS = [b'ff', b'00a', b'7', b'zero\0', b'zero']  # any bytes; lmdb sorts them
 ORDER = [1, 2, 0, 4, 3]
@@ -86,13 +87,13 @@ def test_pickles(tmp_path, pictures):
 
 def test_split_that_is_not_there(tmp_path, pictures):
   write_lmdb(tmp_path / 'bedroom_train_lmdb', pictures)
-  with pytest.raises(ValueError, match=r'no bedroom_val_lmdb in .* has bedroom_train_lmdb'):
+  with pytest.raises(UserError, match=r'no bedroom_val_lmdb in .* has bedroom_train_lmdb'):
     source(tmp_path, 'val')
 
 
 def test_cat_has_one_split(tmp_path, pictures):
   write_lmdb(tmp_path / 'cat', pictures)
-  with pytest.raises(ValueError, match=r'no cat_val_lmdb in .* has cat'):
+  with pytest.raises(UserError, match=r'no cat_val_lmdb in .* has cat'):
     source(tmp_path, 'val', 'lsun_cat')
 
 
@@ -102,7 +103,7 @@ def test_broken_value_is_named(tmp_path, pictures):
   write_lmdb(folder, pictures)
   with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
     transaction.put(b'7', b'no picture')
-  with pytest.raises(ValueError, match=r"bedroom_train_lmdb: key b'7' cannot be read"):
+  with pytest.raises(UserError, match=r"bedroom_train_lmdb: key b'7' cannot be read"):
     read(source(tmp_path))
 
 
@@ -110,7 +111,7 @@ def test_broken_lmdb(tmp_path):
   pytest.importorskip('lmdb')
   (tmp_path / 'bedroom_train_lmdb').mkdir()
   (tmp_path / 'bedroom_train_lmdb/data.mdb').write_bytes(b'no lmdb' * 1000)
-  with pytest.raises(ValueError, match=r'bedroom_train_lmdb cannot be read as an lmdb'):
+  with pytest.raises(UserError, match=r'bedroom_train_lmdb cannot be read as an lmdb'):
     source(tmp_path)
 
 
@@ -122,7 +123,7 @@ def test_lmdb_that_is_cut_off(tmp_path, pictures):
     file.write_bytes(content[:num_bytes])
     reason = rf'cut off: it has {num_bytes} bytes of {len(content)}'
     for _ in range(2):
-      with pytest.raises(ValueError, match=f'{reason}|cannot be read as an lmdb') as error:
+      with pytest.raises(UserError, match=f'{reason}|cannot be read as an lmdb') as error:
         source(tmp_path)
   assert reason in str(error.value)
   file.write_bytes(content)
@@ -136,14 +137,14 @@ def test_damaged_pages_of_keys(tmp_path, pictures):
   for page in range(2 * 4096, len(content), 4096):
     content[page + 10 : page + 12] = b'\0\0'  # its kind
   file.write_bytes(content)
-  with pytest.raises(ValueError, match=r'bedroom_train_lmdb is damaged \(.*MDB_CORRUPTED'):
+  with pytest.raises(UserError, match=r'bedroom_train_lmdb is damaged \(.*MDB_CORRUPTED'):
     source(tmp_path)
 
 
 def test_empty_lmdb(tmp_path):
   lmdb = pytest.importorskip('lmdb')
   lmdb.open(str(tmp_path / 'bedroom_train_lmdb')).close()
-  with pytest.raises(ValueError, match='holds no pictures'):
+  with pytest.raises(UserError, match='holds no pictures'):
     source(tmp_path)
 
 
@@ -151,7 +152,7 @@ def test_without_the_package(tmp_path, monkeypatch):
   (tmp_path / 'bedroom_train_lmdb').mkdir()
   (tmp_path / 'bedroom_train_lmdb/data.mdb').write_bytes(b'')
   monkeypatch.setitem(sys.modules, 'lmdb', None)
-  with pytest.raises(ValueError, match='pip install lmdb'):
+  with pytest.raises(UserError, match='pip install lmdb'):
     source(tmp_path)
 
 
@@ -164,5 +165,5 @@ def test_a_folder_of_pictures(tmp_path, pictures):
 
 
 def test_without_a_folder():
-  with pytest.raises(ValueError, match=r"data\.source='lsun_bedroom': set data\.dir"):
+  with pytest.raises(UserError, match=r"data\.source='lsun_bedroom': set data\.dir"):
     source(None)

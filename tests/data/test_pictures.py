@@ -6,6 +6,7 @@ import pytest
 
 from ddpm_jax import data
 from ddpm_jax.data.pictures import PictureSource, decode_picture
+from ddpm_jax.errors import UserError
 from tests.fuzz import SLOW_FACTOR, count_refusals, mutations
 
 
@@ -66,7 +67,7 @@ def test_transparent_pixels_turn_white():
 
 
 def test_deep_pictures_are_refused():
-  with pytest.raises(ValueError, match='more than 8 bits'):
+  with pytest.raises(UserError, match='more than 8 bits'):
     prepare(np.zeros((4, 4), np.uint16), 4, 1)
 
 
@@ -112,7 +113,7 @@ def test_mutated_pictures_are_named_or_read(form, factor):
       return OnePicture(content).read([0])
     except data.BrokenPicturesError as error:
       assert str(error).startswith('the picture cannot be read as a picture (')  # noqa: PT017
-      raise ValueError(str(error)) from error
+      raise UserError(str(error)) from error
 
   def judge(images):
     assert (images.shape, images.dtype) == ((1, 8, 8, 3), np.uint8)

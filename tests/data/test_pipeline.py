@@ -12,6 +12,7 @@ from absl import flags
 from ddpm_jax import data
 from ddpm_jax.data import pipeline
 from ddpm_jax.data.digits import ArraySource
+from ddpm_jax.errors import UserError
 
 SIZE = 5  # examples per step
 GOLDEN = [5, 0, 8, 3, 2, 6, 7, 6]  # positions 24..31: the end of epoch 2, the start of epoch 3
@@ -213,9 +214,9 @@ def test_all_broken_pictures_are_counted(folder, monkeypatch):
   break_file(folder, 2)
   break_file(folder, 9)
   message = r'02\.png cannot be read .*1 more of the 12 pictures'
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     _ = make(folder).images
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     take(make(folder), 0, 3)  # 15 positions: all 12 examples
 
 
@@ -224,7 +225,7 @@ def test_streaming_names_the_broken_picture(folder, num_workers):
   flags.FLAGS(['test'])
   break_file(folder, 2)
   batches = make(folder, memory_limit_bytes=0, num_workers=num_workers)
-  with pytest.raises(ValueError, match=r'02\.png cannot be read as a picture'):
+  with pytest.raises(UserError, match=r'02\.png cannot be read as a picture'):
     take(batches, 0, 3)  # 15 positions: all 12 examples
   batches.close()
 
@@ -244,13 +245,13 @@ def test_broken_pictures_survive_pickling():
   ],
 )
 def test_bad_arguments(folder, changes, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     make(folder, **changes)
 
 
 def test_workers_without_parsed_flags(folder, monkeypatch):
   monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
-  with pytest.raises(ValueError, match=r'data\.num_workers=1: grain reads absl flags'):
+  with pytest.raises(UserError, match=r'data\.num_workers=1: grain reads absl flags'):
     make(folder, memory_limit_bytes=0, num_workers=1).iterate(0)
 
 

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from ddpm_jax import data
+from ddpm_jax.errors import UserError
 
 
 def source(name='digits', **changes):
@@ -12,12 +13,36 @@ def source(name='digits', **changes):
   )
 
 
-@pytest.mark.parametrize('name', ['imagenet', '', 'folder', 'folder:', 'tfds', 'tfds:', 'digits:x'])
+@pytest.mark.parametrize(
+  'name',
+  ['imagenet', '', ':', 'folder', 'folder:', 'tfds', 'tfds:', 'digits:x', 'cifar10:', 'cifar10:3'],
+)
 def test_unknown_source_lists_the_forms(name):
-  with pytest.raises(ValueError, match=r'data\.source=.*must be one of') as raised:
+  with pytest.raises(UserError, match=r'data\.source=.*must be one of') as raised:
     source(name)
   for form in ('digits', 'tfds:NAME', 'cifar10', 'folder:PATH', 'celebahq256', 'lsun_church'):
     assert form in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'module', 'function', 'first'),
+  [
+    ('digits', data.digits, 'make_digits_source', None),
+    ('cifar10', data.cifar10, 'make_cifar10_source', 'cifar10'),
+    ('cifar10:3.0.2', data.cifar10, 'make_cifar10_source', 'cifar10:3.0.2'),
+    ('tfds:cifar10', data.cifar10, 'make_cifar10_source', 'cifar10'),
+    ('tfds:cifar10:3.0.2', data.cifar10, 'make_cifar10_source', 'cifar10:3.0.2'),
+    ('tfds:a/b:1.0.0', data.tfds, 'make_tfds_source', 'a/b:1.0.0'),
+    ('folder:~/a:b', data.folder, 'make_folder_source', '~/a:b'),
+    ('celebahq256', data.celebahq, 'make_celebahq256_source', None),
+    ('lsun_church', data.lsun, 'make_lsun_source', 'lsun_church'),
+  ],
+)
+def test_each_name_opens_its_source(monkeypatch, name, module, function, first):
+  calls, opened = [], ['a picture']
+  monkeypatch.setattr(module, function, lambda *args, **kwargs: calls.append(args) or opened)
+  assert source(name) is opened
+  assert calls == [(first,) if first else ()]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +53,7 @@ def test_unknown_source_lists_the_forms(name):
   ],
 )
 def test_bad_shapes(changes, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     source(**changes)
 
 

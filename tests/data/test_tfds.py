@@ -6,6 +6,7 @@ import pytest
 
 from ddpm_jax import data
 from ddpm_jax.data import tfds as tfds_source
+from ddpm_jax.errors import UserError
 
 
 def source(name, root, split='train'):
@@ -51,7 +52,7 @@ def test_configs(tmp_path, pictures, write_tfds):
   write_tfds(tmp_path, 'tiny', pictures, config='small')
   assert len(source('tiny/small', tmp_path)) == 5
   assert len(source('tiny/small:1.0.0', tmp_path)) == 5
-  with pytest.raises(ValueError, match='has the configs small; write tfds:tiny/small'):
+  with pytest.raises(UserError, match='has the configs small; write tfds:tiny/small'):
     source('tiny', tmp_path)
 
 
@@ -62,21 +63,21 @@ def test_other_feature_names(tmp_path, pictures, write_tfds):
 
 def test_no_image_feature(tmp_path, pictures, write_tfds):
   write_tfds(tmp_path, 'tiny', pictures, feature=None)
-  with pytest.raises(ValueError, match=r"data\.source='tfds:tiny': no image .* index"):
+  with pytest.raises(UserError, match=r"data\.source='tfds:tiny': no image .* index"):
     source('tiny', tmp_path)
 
 
 @pytest.mark.parametrize('split', ['val', 'train[', 'train[:x%]', ''])
 def test_bad_split(tmp_path, pictures, write_tfds, split):
   write_tfds(tmp_path, 'tiny', pictures)
-  with pytest.raises(ValueError, match=r'data\.split=.*: unknown; tfds:tiny has train'):
+  with pytest.raises(UserError, match=r'data\.split=.*: unknown; tfds:tiny has train'):
     source('tiny', tmp_path, split)
 
 
 @pytest.mark.parametrize('split', ['train[:0]', 'train[4:1]'])
 def test_empty_split(tmp_path, pictures, write_tfds, split):
   write_tfds(tmp_path, 'tiny', pictures)
-  with pytest.raises(ValueError, match=r'data\.split=.*holds no pictures; tfds:tiny has train'):
+  with pytest.raises(UserError, match=r'data\.split=.*holds no pictures; tfds:tiny has train'):
     source('tiny', tmp_path, split)
 
 
@@ -85,7 +86,7 @@ def test_damaged_records(tmp_path, pictures, write_tfds):
   opened = source('tiny', tmp_path)
   (records,) = (tmp_path / 'tiny/1.0.0').glob('*.array_record*')
   records.write_bytes(records.read_bytes()[:-1000])
-  with pytest.raises(ValueError, match=r'tiny/1\.0\.0 is damaged .*delete it'):
+  with pytest.raises(UserError, match=r'tiny/1\.0\.0 is damaged .*delete it'):
     read(opened)
 
 
@@ -93,7 +94,7 @@ def test_damaged_records(tmp_path, pictures, write_tfds):
 def test_damaged_description(tmp_path, pictures, write_tfds, name):
   write_tfds(tmp_path, 'tiny', pictures)
   (tmp_path / 'tiny/1.0.0' / name).write_text('{')
-  with pytest.raises(ValueError, match=r'tiny/1\.0\.0 is damaged'):
+  with pytest.raises(UserError, match=r'tiny/1\.0\.0 is damaged'):
     source('tiny', tmp_path)
 
 
@@ -104,12 +105,12 @@ def test_tfrecord_cannot_be_read(tmp_path, pictures, write_tfds):
   info_file.write_text(json.dumps({**info, 'fileFormat': 'tfrecord'}))
   (records,) = info_file.parent.glob('*.array_record*')
   records.rename(str(records).replace('array_record', 'tfrecord'))
-  with pytest.raises(ValueError, match=r'stored as tfrecord, which only TensorFlow reads'):
+  with pytest.raises(UserError, match=r'stored as tfrecord, which only TensorFlow reads'):
     source('tiny', tmp_path)
 
 
 def test_unknown_data_set(tmp_path):
-  with pytest.raises(ValueError, match=r'not prepared in .*DatasetNotFoundError') as raised:
+  with pytest.raises(UserError, match=r'not prepared in .*DatasetNotFoundError') as raised:
     source('no_such_data', tmp_path)
   assert '\n' not in str(raised.value)
   assert f'tfds build no_such_data --file_format=array_record --data_dir={tmp_path}' in str(
@@ -122,13 +123,13 @@ def test_data_set_that_cannot_be_downloaded_with_no_network(tmp_path, monkeypatc
     raise OSError(-2, 'Name or service not known')
 
   monkeypatch.setattr(tfds_source.socket, 'getaddrinfo', unresolved)
-  with pytest.raises(ValueError, match=r'not prepared in .*no network: .*: Name or service'):
+  with pytest.raises(UserError, match=r'not prepared in .*no network: .*: Name or service'):
     source('mnist', tmp_path)
 
 
 @pytest.mark.parametrize('name', ['a b', 'a/b/c', 'a:1', '/a'])
 def test_malformed_name(tmp_path, name):
-  with pytest.raises(ValueError, match='write tfds:NAME'):
+  with pytest.raises(UserError, match='write tfds:NAME'):
     source(name, tmp_path)
 
 
@@ -151,5 +152,5 @@ def test_broken_record_is_named(tmp_path, pictures, write_tfds, monkeypatch):
       return [records[i] for i in indices]
 
   monkeypatch.setattr(opened, '_records', Records())
-  with pytest.raises(ValueError, match=r"1\.0\.0: example 4 of split 'train' cannot be read"):
+  with pytest.raises(UserError, match=r"1\.0\.0: example 4 of split 'train' cannot be read"):
     opened.read(np.array([4]))

@@ -1,1 +1,0 @@
-"""Parameters from and to other programs."""

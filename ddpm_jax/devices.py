@@ -1,0 +1,230 @@
+"""Devices: the only file with pmap, meshes, device_put and the [D, B, ...] reshape.
+
+States and parameters have no device axis: they are replicated arrays, in and out, so that
+checkpoints and sampling see ordinary trees.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ddpm_jax import processes
+from ddpm_jax.errors import UserError
+from ddpm_jax.storage.files import make_writable
+
+AXIS = 'devices'
+
+# XLA's CPU compiler sends convolutions' weight gradients to a slow library path; this keeps there
+# only what it does well, the reductions. No other platform has the option.
+_CPU_COMPILER_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+
+
+class BatchSizes(NamedTuple):
+  """global_ = host * process count = device * device count."""
+
+  global_: int
+  host: int
+  device: int
+
+
+def batch_sizes(global_batch_size: int, field: str) -> BatchSizes:
+  """Splits a global batch evenly.
+
+  Args:
+    global_batch_size: images a step, over all processes.
+    field: config path to name in the error.
+
+  Raises:
+    UserError: below 1, or not divisible by the number of devices.
+  """
+  devices = jax.device_count()
+  if global_batch_size < 1 or global_batch_size % devices:
+    below = global_batch_size // devices * devices
+    raise UserError(
+      f'{field} is {global_batch_size}; it must be a positive multiple of the {devices} devices, '
+      f'such as {max(below, devices)}'
+    )
+  device = global_batch_size // devices
+  return BatchSizes(global_batch_size, device * jax.local_device_count(), device)
+
+
+def fitting_batch_sizes(batch_size: int, num_examples: int) -> BatchSizes:
+  """As batch_sizes, for a batch no larger than needed for so many examples.
+
+  A batch_size that the number of devices does not divide is rounded up.
+  """
+  devices = jax.device_count()
+  rounded = -(-min(batch_size, num_examples) // devices) * devices
+  return batch_sizes(rounded, 'batch_size')
+
+
+def connect() -> None:
+  """Connects the processes: later, a CPU's first collective waits for the others for 30 s only."""
+  if jax.process_count() > 1:
+    sum_all = jax.pmap(lambda x: jax.lax.psum(x, AXIS), AXIS)
+    jax.block_until_ready(sum_all(np.ones(jax.local_device_count())))
+    processes.barrier('connected')
+
+
+def replicate(tree: Any) -> Any:
+  """The same arrays on every device, under the mesh that pmap uses.
+
+  Un-placed arguments would make a pmapped step compile twice.
+  """
+  sharding = _replicated()
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+
+  def place(x):
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(place(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+  return jax.tree.map(place, tree)
+
+
+def _replicated():
+  return NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec())
+
+
+def as_global(tree: Any) -> Any:
+  """A state that a step of several processes returned, as arrays of all devices; nothing moves.
+
+  pmap's results are of this process's devices, which Orbax refuses to save.
+  """
+  if jax.process_count() == 1:
+    return tree
+
+  def join(x):
+    shards = [shard.data for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, _replicated(), shards)
+
+  return jax.tree.map(join, tree)
+
+
+def split_over_devices(batch: Any, *, axis: int = 0) -> Any:
+  """Each array of a tree from [host batch, ...] to [D, B, ...] for D local devices.
+
+  Args:
+    batch: tree of arrays.
+    axis: of the host batch, where it is not the first.
+  """
+  devices = jax.local_device_count()
+
+  def split(x):
+    size = x.shape[axis] // devices
+    return x.reshape(*x.shape[:axis], devices, size, *x.shape[axis + 1 :])
+
+  return jax.tree.map(split, batch)
+
+
+def gather_from_devices(tree: Any) -> Any:
+  """Each array of a tree from [D, B, ...] on this process's devices to NumPy [D * B, ...]."""
+
+  def gather(array):
+    if jax.process_count() > 1:
+      array = np.concatenate([np.asarray(shard.data) for shard in array.addressable_shards])
+    return np.asarray(array).reshape(-1, *array.shape[2:])
+
+  return jax.tree.map(gather, tree)
+
+
+def compile_train_step(train_step: Callable, *, several: bool) -> Callable:
+  """Compiles a training step, over all devices.
+
+  Args:
+    train_step: as training.step.make_train_step returns it. The state is donated; data, which is
+      replicated, or None, is not.
+    several: whether a dispatch has several steps.
+
+  Returns:
+    (state, batch [D, B, ...], data, key) -> (state, metrics); with several steps, of batches
+    [K, D, B, ...] and metrics [K].
+  """
+
+  def scan(state, batches, data, key):
+    return jax.lax.scan(lambda state, batch: train_step(state, batch, data, key), state, batches)
+
+  axes = dict(in_axes=(None, int(several), None, None), out_axes=(None, None))
+  step = jax.pmap(scan if several else train_step, AXIS, **axes, donate_argnums=0)
+  return _compiled(step, donate_argnums=0)
+
+
+def compile_batch_step(
+  step: Callable, *, in_axes: tuple[int | None, ...] = (None, 0, None)
+) -> Callable:
+  """(params, batch [D, B, ...], key) -> results [D, B, ...], compiled.
+
+  Args:
+    step: a pure function of one device's batch, whose results have one row an example.
+    in_axes: None for each argument that all devices share, 0 for each that they divide.
+  """
+  return _compiled(jax.pmap(step, AXIS, in_axes=in_axes))
+
+
+def on_cpu() -> bool:
+  """Whether steps run on a CPU, which has fast paths of its own."""
+  return jax.default_backend() == 'cpu'
+
+
+def lacks_bfloat16() -> str | None:
+  """The name of the device if it cannot compute in bfloat16, else None."""
+  device = jax.devices()[0]
+  capability = str(getattr(device, 'compute_capability', ''))  # NVIDIA's '9.0', or AMD's 'gfx942'
+  major = capability.split('.')[0]
+  lacks = device.platform == 'gpu' and major.isdecimal() and int(major) < 8
+  return f'{device.device_kind} (compute capability {capability})' if lacks else None
+
+
+def use_compilation_cache(asked: str | None, default: Callable[[], pathlib.Path]) -> str:
+  """Keeps compiled programs between runs, where that can be done.
+
+  Args:
+    asked: a folder; 'off'; None for JAX_COMPILATION_CACHE_DIR, or else one in the default.
+    default: () -> the user's cache folder.
+
+  Returns:
+    a line on where they are, or why nowhere.
+  """
+  folder, line = None, 'none'
+  if asked != 'off':
+    try:
+      folder = _writable_folder(asked or os.environ.get('JAX_COMPILATION_CACHE_DIR'), default)
+      line = f'{folder} (none with --config.compilation_cache=off)'
+    except OSError as error:
+      line = f'none: {error.filename} cannot be written ({error.strerror})'
+    except RuntimeError as error:  # there is no home folder
+      line = f'none: {error} --config.compilation_cache names a folder'
+  jax.config.update('jax_compilation_cache_dir', folder)
+  return line
+
+
+def _writable_folder(given, default):
+  if given and '://' in given:
+    return given  # JAX writes to more than disks
+  folder = pathlib.Path(given).expanduser() if given else default() / 'programs'
+  make_writable(folder)
+  return str(folder)
+
+
+def _compiled(pmapped, **kwargs):
+  if not on_cpu() or jax.process_count() > 1 or not _has_cpu_options():
+    return pmapped
+  return jax.jit(pmapped, compiler_options=_CPU_COMPILER_OPTIONS, **kwargs)
+
+
+@functools.cache
+def _has_cpu_options():
+  """Whether this jaxlib knows the option: its name says that it may go."""
+  try:
+    jax.jit(lambda x: x + 1, compiler_options=_CPU_COMPILER_OPTIONS)(0)
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True

@@ -1,0 +1,187 @@
+"""The variational bound in bits/dim, term by term and whole.
+
+The bound is L_T + sum_{t >= 1} L_t + L_0 (Eq. 5, Ho et al. 2020): prior, KL terms, decoder.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.forward import (
+  mean_except_batch,
+  q_mean_variance,
+  q_posterior_mean_variance,
+  q_sample,
+)
+from ddpm_jax.diffusion.gaussians import discretized_gaussian_log_likelihood, normal_kl
+from ddpm_jax.diffusion.prediction import Denoiser, Prediction
+from ddpm_jax.diffusion.reverse import p_mean_variance
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.errors import UserError
+
+
+def vb_terms_bpd(
+  schedule: NoiseSchedule,
+  prediction: Prediction,
+  x_0: jax.Array,
+  x_t: jax.Array,
+  t: jax.Array,
+  *,
+  variance: str | None,
+) -> jax.Array:
+  """Terms of the variational bound (Eq. 5): L_{t-1} for t > 0, the decoder's L_0 at t = 0.
+
+  Args:
+    schedule: NoiseSchedule.
+    prediction: Prediction from x_t.
+    x_0: [B, ..., C].
+    x_t: [B, ..., C] ~ q(x_t | x_0).
+    t: int [B].
+    variance: as p_mean_variance.
+
+  Returns:
+    bits/dim [B].
+  """
+  true_mean, _, true_log_variance = q_posterior_mean_variance(schedule, x_0, x_t, t)
+  mean, _, log_variance = p_mean_variance(schedule, prediction, x_t, t, variance=variance)
+  is_decoder = (t == 0).reshape(t.shape + (1,) * (x_t.ndim - 1))
+  # Each branch gets harmless inputs where the other one is taken: the gradient of `where`
+  # multiplies the branch not taken by 0, and 0 * inf is NaN.
+  kl = normal_kl(
+    true_mean,
+    true_log_variance,
+    jnp.where(is_decoder, true_mean, mean),
+    jnp.where(is_decoder, true_log_variance, log_variance),
+  )
+  decoder_nll = -discretized_gaussian_log_likelihood(
+    x_0,
+    means=jnp.where(is_decoder, mean, x_0),
+    log_scales=jnp.where(is_decoder, 0.5 * log_variance, 0.0),
+  )
+  return mean_except_batch(jnp.where(is_decoder, decoder_nll, kl)) / jnp.log(2.0)
+
+
+def prior_bpd(schedule: NoiseSchedule, x_0: jax.Array) -> jax.Array:
+  """L_T = KL(q(x_T | x_0) || N(0, I)), in bits/dim.
+
+  Args:
+    schedule: NoiseSchedule.
+    x_0: [B, ..., C] in [-1, 1].
+
+  Returns:
+    [B].
+  """
+  t = jnp.full(x_0.shape[:1], schedule.num_timesteps - 1, jnp.int32)
+  mean, _, log_variance = q_mean_variance(schedule, x_0, t)
+  return mean_except_batch(normal_kl(mean, log_variance, 0.0, 0.0)) / jnp.log(2.0)
+
+
+def bpd_loop(
+  schedule: NoiseSchedule,
+  denoiser: Denoiser,
+  x_0: jax.Array,
+  noise_fn: Callable[[jax.Array], jax.Array],
+  *,
+  variance: str | None,
+) -> dict[str, jax.Array]:
+  """The whole bound for a batch: all T terms, one fresh draw of x_t each, and the prior.
+
+  Args:
+    schedule: NoiseSchedule.
+    denoiser: Denoiser; the original program clips its x_0 (sampling.clipped).
+    x_0: [B, ..., C] in [-1, 1], of the 256 levels.
+    noise_fn: t (int scalar) -> noise ~ N(0, I), [B, ..., C].
+    variance: as p_mean_variance.
+
+  Returns:
+    dict of total_bpd [B], vb [B, T] (bits/dim of the term at each t), prior_bpd [B], and
+    mse [B, T] (mean squared error of the predicted x_0 at each t).
+  """
+
+  def term(_, t):
+    t_batch = jnp.full(x_0.shape[:1], t, jnp.int32)
+    return None, _term(schedule, denoiser, x_0, t_batch, noise_fn(t), variance)
+
+  _, (vb, mse) = jax.lax.scan(term, None, jnp.arange(schedule.num_timesteps, dtype=jnp.int32))
+  prior = prior_bpd(schedule, x_0)
+  return {'total_bpd': vb.sum(axis=0) + prior, 'vb': vb.T, 'prior_bpd': prior, 'mse': mse.T}
+
+
+def _term(schedule, denoiser, x_0, t, noise, variance):
+  """(bits/dim of the term at t [B], mean squared error of the predicted x_0 [B]) for t [B]."""
+  x_t = q_sample(schedule, x_0, t, noise)
+  prediction = denoiser(x_t, t)
+  vb = vb_terms_bpd(schedule, prediction, x_0, x_t, t, variance=variance)
+  return vb, mean_except_batch(jnp.square(prediction.x_0 - x_0))
+
+
+def timestep_strata(num_timesteps: int, num_strata: int) -> np.ndarray:
+  """Cuts 0, ..., T-1 into K runs of timesteps whose terms are alike, for `bpd_estimate`.
+
+  The terms fall about as 1/t, so the edges are spaced geometrically: 0, which is half of the bound,
+  is alone, and the runs grow with t.
+
+  Args:
+    num_timesteps: T.
+    num_strata: K in [1, T].
+
+  Returns:
+    int64 [K + 1], increasing from 0 to T: run k is edges[k], ..., edges[k + 1] - 1.
+
+  Raises:
+    UserError: K is not in [1, T].
+  """
+  if not 1 <= num_strata <= num_timesteps:
+    raise UserError(
+      f'{num_strata} strata of {num_timesteps} timesteps: the number must lie in '
+      f'[1, {num_timesteps}]'
+    )
+  # Each edge at least one past the one before, and with a timestep left for each one after.
+  edges = np.rint(np.geomspace(1, num_timesteps, num_strata)) if num_strata > 1 else [num_timesteps]
+  index = np.arange(num_strata)
+  edges = np.maximum.accumulate(np.asarray(edges) - index) + index
+  return np.concatenate([[0], np.minimum(edges, num_timesteps - index[::-1])]).astype(np.int64)
+
+
+def bpd_estimate(
+  schedule: NoiseSchedule,
+  denoiser: Denoiser,
+  x_0: jax.Array,
+  noise_fn: Callable[[jax.Array], jax.Array],
+  uniforms: jax.Array,
+  *,
+  variance: str | None,
+) -> dict[str, jax.Array]:
+  """An unbiased estimate of the bound from K of the T terms (Eq. 5), stratified over t.
+
+  Of each run of `timestep_strata` one t is drawn, uniformly and for each example anew, and its term
+  counts for the whole run.
+
+  Args:
+    schedule: NoiseSchedule.
+    denoiser: Denoiser; the original program clips its x_0 (sampling.clipped).
+    x_0: [B, ..., C] in [-1, 1], of the 256 levels.
+    noise_fn: t (int [B]) -> noise ~ N(0, I), [B, ..., C].
+    uniforms: U(0, 1) [B, K]: the draws of t. K = T takes every term once.
+    variance: as p_mean_variance.
+
+  Returns:
+    dict of total_bpd [B], t int [B, K] and vb [B, K] (bits/dim of the term at t, unweighted),
+    prior_bpd [B], and mse [B, K]. The total of a batch has the standard error of independent draws:
+    std(total_bpd) / sqrt(B).
+  """
+  edges = timestep_strata(schedule.num_timesteps, uniforms.shape[1])
+  sizes = np.diff(edges)
+
+  def term(_, stratum):
+    uniform, edge, size = stratum
+    t = edge + jnp.minimum((uniform * size).astype(jnp.int32), size - 1)
+    return None, (t, *_term(schedule, denoiser, x_0, t, noise_fn(t), variance))
+
+  strata = (uniforms.T, jnp.asarray(edges[:-1], jnp.int32), jnp.asarray(sizes, jnp.int32))
+  _, (t, vb, mse) = jax.lax.scan(term, None, strata)
+  prior = prior_bpd(schedule, x_0)
+  total = (jnp.asarray(sizes, jnp.float32)[:, None] * vb).sum(axis=0) + prior
+  return {'total_bpd': total, 't': t.T, 'vb': vb.T, 'prior_bpd': prior, 'mse': mse.T}

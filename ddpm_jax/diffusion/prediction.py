@@ -1,0 +1,243 @@
+"""What a network predicts, read once, at its edge.
+
+A network maps (x_t, t) to an output; a Parameterization says what the output means; a Denoiser
+maps (x_t, t) to a Prediction of x_0, which is all that samplers, the bound and the figures know.
+
+A new kind of prediction is one entry of MEANS, a new kind of variance one of VARIANCES.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.diffusion.forward import extract, q_posterior_mean_variance
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.errors import UserError
+
+
+class Prediction(NamedTuple):
+  """What a denoiser makes of x_t.
+
+  Attributes:
+    x_0: [B, ..., C].
+    log_variance: [B, ..., C] of p(x_{t-1} | x_t), one step of the whole chain, where the network
+      has learned it; otherwise None.
+    mean: [B, ..., C] of p(x_{t-1} | x_t), where the network gives it and x_0 is derived from it;
+      otherwise None.
+  """
+
+  x_0: jax.Array
+  log_variance: jax.Array | None = None
+  mean: jax.Array | None = None
+
+
+Network = Callable[[jax.Array, jax.Array], jax.Array]  # (x_t, t) -> output
+Denoiser = Callable[[jax.Array, jax.Array], Prediction]  # (x_t, t) -> Prediction
+
+
+class Mean(NamedTuple):
+  """A kind of prediction: how to make its target and how to read x_0 from it.
+
+  With a_t = sqrt(alphas_cumprod) and s_t = sqrt(1 - alphas_cumprod), x_t = a_t x_0 + s_t eps.
+
+  Attributes:
+    target: (schedule, x_0, eps, x_t, t) -> what the network is to return.
+    x_0: (schedule, output, x_t, t) -> x_0.
+    is_step: whether the output is the mean of p(x_{t-1} | x_t) itself: of one step, and no other.
+    needs_signal: whether x_0 cannot be read where x_T holds nothing of it (a last beta of 1).
+  """
+
+  target: Callable[..., jax.Array]
+  x_0: Callable[..., jax.Array]
+  is_step: bool = False
+  needs_signal: bool = False
+
+
+def _x_0_of_eps(schedule, eps, x_t, t):
+  """x_0 = x_t / a_t - sqrt(1 / alphas_cumprod - 1) eps (Eq. 15)."""
+  return (
+    extract(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
+    - extract(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
+  )
+
+
+def _x_0_of_previous(schedule, previous, x_t, t):
+  """The x_0 whose posterior mean (Eq. 7) is `previous`."""
+  coef1 = schedule.posterior_mean_coef1
+  return (
+    extract(1 / coef1, t, x_t) * previous
+    - extract(schedule.posterior_mean_coef2 / coef1, t, x_t) * x_t
+  )
+
+
+def _v(schedule, x_0, eps, x_t, t):
+  """v = a_t eps - s_t x_0 (App. D, Salimans & Ho 2022)."""
+  return (
+    extract(schedule.sqrt_alphas_cumprod, t, x_t) * eps
+    - extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_0
+  )
+
+
+def _x_0_of_v(schedule, v, x_t, t):
+  """x_0 = a_t x_t - s_t v."""
+  return (
+    extract(schedule.sqrt_alphas_cumprod, t, x_t) * x_t
+    - extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * v
+  )
+
+
+MEANS: Mapping[str, Mean] = {
+  'eps': Mean(
+    target=lambda schedule, x_0, eps, x_t, t: eps,
+    x_0=_x_0_of_eps,
+    needs_signal=True,
+  ),
+  'xstart': Mean(
+    target=lambda schedule, x_0, eps, x_t, t: x_0,
+    x_0=lambda schedule, output, x_t, t: output,
+  ),
+  'xprev': Mean(
+    target=lambda schedule, x_0, eps, x_t, t: q_posterior_mean_variance(schedule, x_0, x_t, t)[0],
+    x_0=_x_0_of_previous,
+    is_step=True,
+  ),
+  'v': Mean(target=_v, x_0=_x_0_of_v),
+}
+
+# Of variances that the network returns beside its prediction, as further channels:
+# (schedule, channels, x_t, t) -> log-variance. The others are tables of the schedule.
+VARIANCES: Mapping[str, Callable[..., jax.Array] | None] = {
+  'fixedsmall': None,
+  'fixedlarge': None,
+  'learned': lambda schedule, channels, x_t, t: channels,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameterization:
+  """What a network's output means.
+
+  Attributes:
+    mean: 'eps', the noise; 'xstart', x_0; 'xprev', the mean of p(x_{t-1} | x_t) itself; 'v', a
+      mixture of noise and x_0: the names of MEANS.
+    variance: of p(x_{t-1} | x_t): 'fixedsmall', the posterior's; 'fixedlarge', beta_t; 'learned',
+      whose logarithm the network returns in channels of its own: the names of VARIANCES.
+
+  Raises:
+    UserError: an unknown name.
+  """
+
+  mean: str = 'eps'
+  variance: str = 'fixedlarge'
+
+  def __post_init__(self):
+    check_choice('diffusion.mean_type', self.mean, MEANS)
+    check_choice('diffusion.var_type', self.variance, VARIANCES)
+
+  @property
+  def fixed_variance(self) -> str | None:
+    """The name of a variance that the schedule decides; None where the prediction carries it."""
+    return self.variance if VARIANCES[self.variance] is None else None
+
+  @property
+  def is_step(self) -> bool:
+    """Whether the network predicts one step of the whole chain, and no other."""
+    return MEANS[self.mean].is_step
+
+  @property
+  def needs_signal(self) -> bool:
+    """Whether x_0 cannot be read at a last beta of 1."""
+    return MEANS[self.mean].needs_signal
+
+  def channels(self, channels: int) -> int:
+    """Channels of the network's output for examples with so many."""
+    return channels if self.fixed_variance else 2 * channels
+
+  def input(self, schedule: NoiseSchedule, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    """What the network is given for x_t: x_t itself, for all of today's kinds."""
+    del schedule, t
+    return x_t
+
+  def target(
+    self, schedule: NoiseSchedule, x_0: jax.Array, eps: jax.Array, x_t: jax.Array, t: jax.Array
+  ) -> jax.Array:
+    """What the first C channels of the output are trained towards, [B, ..., C]."""
+    return MEANS[self.mean].target(schedule, x_0, eps, x_t, t)
+
+  def check_output(self, output: jax.Array, x_t: jax.Array) -> None:
+    """Raises a UserError for an output of another shape than [B, ..., channels(C)]."""
+    channels = self.channels(x_t.shape[-1])
+    if output.shape != (*x_t.shape[:-1], channels):
+      raise UserError(
+        f'the network returned {output.shape} for x_t of {x_t.shape}; '
+        f'diffusion.var_type={self.variance} needs {channels} channels'
+      )
+
+  def read(
+    self, schedule: NoiseSchedule, output: jax.Array, x_t: jax.Array, t: jax.Array
+  ) -> Prediction:
+    """What the output says of x_0.
+
+    Args:
+      schedule: NoiseSchedule.
+      output: [B, ..., channels(C)] of the network for input(schedule, x_t, t).
+      x_t: [B, ..., C].
+      t: int [B].
+
+    Raises:
+      UserError: an output of another shape.
+    """
+    self.check_output(output, x_t)
+    log_variance = None
+    if (log_variance_of := VARIANCES[self.variance]) is not None:
+      output, channels = jnp.split(output, 2, axis=-1)
+      log_variance = log_variance_of(schedule, channels, x_t, t)
+    x_0 = MEANS[self.mean].x_0(schedule, output, x_t, t)
+    return Prediction(x_0, log_variance, mean=output if self.is_step else None)
+
+
+def check_choice(field: str, value: object, choices: Any) -> None:
+  """Raises a UserError, naming the config path, for a value that is none of the choices."""
+  if value not in choices:
+    allowed = ', '.join(str(choice) for choice in choices)
+    raise UserError(f'{field} is {value!r}; it must be one of {allowed}')
+
+
+def make_network(
+  model: Any,
+  params: Any,
+  *,
+  labels: jax.Array | None = None,
+  train: bool = False,
+  rngs: Mapping[str, jax.Array] | None = None,
+  rows: jax.Array | None = None,
+) -> Network:
+  """The model with its parameters: the one place that applies a model.
+
+  Args:
+    model: has apply({'params': params}, x_t, t, ...), as flax modules do.
+    params: its parameters.
+    labels: int [B], the class of each example, for a model that takes labels.
+    train: whether to apply dropout.
+    rngs: keys of dropout, for train.
+    rows: int [B], each example's row in the global batch, for train; see nn.UNet.
+  """
+  choices: dict[str, Any] = {'train': True, 'rngs': rngs, 'rows': rows} if train else {}
+  if labels is not None:
+    choices['labels'] = labels
+  return lambda x_t, t: model.apply({'params': params}, x_t, t, **choices)
+
+
+def make_denoiser(
+  network: Network, parameterization: Parameterization, schedule: NoiseSchedule
+) -> Denoiser:
+  """The network, its output read."""
+
+  def denoiser(x_t, t):
+    output = network(parameterization.input(schedule, x_t, t), t)
+    return parameterization.read(schedule, output, x_t, t)
+
+  return denoiser

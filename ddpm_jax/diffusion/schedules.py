@@ -1,0 +1,293 @@
+"""Noise schedules: the betas, every table derived from them, and the timesteps of few steps.
+
+Tables are built in NumPy float64. t is 0-based throughout: t = 0 means one step of noise (the
+paper's t = 1).
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from ddpm_jax.errors import UserError
+
+COSINE_OFFSET = 0.008  # s of Nichol & Dhariwal 2021: keeps beta_0 from vanishing
+COSINE_MAX_BETA = 0.999
+KARRAS_RHO = 7  # Karras et al. 2022, Table 1
+MAX_SIGMA = 80.0  # likewise: beyond it x_T is noise as it is
+
+
+def _warmup(fraction):
+  def betas(num_timesteps, beta_start, beta_end):
+    warmup_steps = int(num_timesteps * fraction)
+    table = np.full(num_timesteps, beta_end, np.float64)
+    table[:warmup_steps] = np.linspace(beta_start, beta_end, warmup_steps, dtype=np.float64)
+    return table
+
+  return betas
+
+
+def _linear(num_timesteps, beta_start, beta_end):
+  return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+
+
+def _quad(num_timesteps, beta_start, beta_end):
+  return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
+
+
+def _const(num_timesteps, beta_start, beta_end):
+  del beta_start
+  return np.full(num_timesteps, beta_end, np.float64)
+
+
+def _jsd(num_timesteps, beta_start, beta_end):
+  del beta_start, beta_end
+  return 1.0 / np.linspace(num_timesteps, 1, num_timesteps, dtype=np.float64)
+
+
+def _cosine(num_timesteps, beta_start, beta_end):
+  del beta_start, beta_end
+  u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+  alphas_cumprod = np.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
+  return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], COSINE_MAX_BETA)
+
+
+SCHEDULES = {
+  'linear': _linear,
+  'quad': _quad,
+  'const': _const,
+  'jsd': _jsd,
+  'warmup10': _warmup(0.1),
+  'warmup50': _warmup(0.5),
+  'cosine': _cosine,
+}
+
+
+def make_betas(
+  name: str, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
+  """The betas of a named schedule.
+
+  Args:
+    name: linear, quad, const, jsd, warmup10 or warmup50 (the original program's), or cosine
+      (Eq. 17, Nichol & Dhariwal 2021). const reads beta_end only; jsd, which is 1/T, 1/(T-1), ...,
+      1, and cosine read neither end.
+    num_timesteps: T, at least 1.
+    beta_start: first beta, in (0, 1].
+    beta_end: last beta, in (0, 1].
+
+  Returns:
+    float64 [T].
+
+  Raises:
+    UserError: an unknown name, T below 1, a beta outside (0, 1].
+  """
+  if name not in SCHEDULES:
+    raise UserError(f'diffusion.schedule is {name!r}; it must be one of {", ".join(SCHEDULES)}')
+  if num_timesteps < 1:
+    raise UserError(f'diffusion.num_timesteps is {num_timesteps}; it must be at least 1')
+  for field, beta in (('beta_start', beta_start), ('beta_end', beta_end)):
+    if not 0 < beta <= 1:
+      raise UserError(f'diffusion.{field} is {beta}; a beta must lie in (0, 1]')
+  return SCHEDULES[name](num_timesteps, beta_start, beta_end)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoiseSchedule:
+  """The tables of a diffusion process, each float64 [T], cast where they are used.
+
+  With alpha_t = 1 - beta_t and alphas_cumprod_t = prod_{s <= t} alpha_s (the paper's alpha bar).
+  """
+
+  betas: np.ndarray
+  alphas_cumprod: np.ndarray
+  alphas_cumprod_prev: np.ndarray  # shifted by one; 1 at t = 0
+  sqrt_alphas_cumprod: np.ndarray
+  sqrt_one_minus_alphas_cumprod: np.ndarray
+  log_one_minus_alphas_cumprod: np.ndarray
+  sqrt_recip_alphas_cumprod: np.ndarray  # sqrt(1 / alphas_cumprod)
+  sqrt_recipm1_alphas_cumprod: np.ndarray  # sqrt(1 / alphas_cumprod - 1)
+  posterior_variance: np.ndarray  # beta tilde, Eq. 7; 0 at t = 0
+  posterior_log_variance_clipped: np.ndarray  # its log, with entry 1 in place of 0's log 0
+  posterior_mean_coef1: np.ndarray  # of x_0, Eq. 7
+  posterior_mean_coef2: np.ndarray  # of x_t, Eq. 7
+  fixedlarge_log_variance: np.ndarray  # log beta_t, with log posterior_variance[1] at t = 0
+
+  @property
+  def num_timesteps(self) -> int:
+    """T."""
+    return self.betas.shape[0]
+
+
+def make_schedule(betas: np.ndarray) -> NoiseSchedule:
+  """Builds every table from the betas (Eqs. 4 and 7, Ho et al. 2020).
+
+  At t = 0 the posterior is a point, and the original program takes posterior_variance[1] for the
+  logarithm of its variance and of fixedlarge's. With T = 1 there is no such entry: betas[0] stands
+  in. A last beta of 1 (jsd) makes the two sqrt_recip tables infinite there, by definition.
+
+  Args:
+    betas: [T], each in (0, 1].
+
+  Returns:
+    A NoiseSchedule.
+
+  Raises:
+    UserError: no betas, or one outside (0, 1].
+  """
+  betas = np.asarray(betas, np.float64)
+  if betas.ndim != 1 or betas.size < 1:
+    raise UserError(f'betas have shape {betas.shape}; a schedule needs [T] with T at least 1')
+  if not ((betas > 0) & (betas <= 1)).all():
+    raise UserError(f'betas lie in [{betas.min()}, {betas.max()}]; each must lie in (0, 1]')
+
+  alphas = 1 - betas
+  alphas_cumprod = np.cumprod(alphas)
+  alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
+  posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
+  first_variance = posterior_variance[1] if betas.size > 1 else betas[0]
+  with np.errstate(divide='ignore'):
+    recip_alphas_cumprod = 1 / alphas_cumprod
+  return NoiseSchedule(
+    betas=betas,
+    alphas_cumprod=alphas_cumprod,
+    alphas_cumprod_prev=alphas_cumprod_prev,
+    sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),
+    sqrt_one_minus_alphas_cumprod=np.sqrt(1 - alphas_cumprod),
+    log_one_minus_alphas_cumprod=np.log(1 - alphas_cumprod),
+    sqrt_recip_alphas_cumprod=np.sqrt(recip_alphas_cumprod),
+    sqrt_recipm1_alphas_cumprod=np.sqrt(recip_alphas_cumprod - 1),
+    posterior_variance=posterior_variance,
+    posterior_log_variance_clipped=np.log(np.append(first_variance, posterior_variance[1:])),
+    posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
+    posterior_mean_coef2=(1 - alphas_cumprod_prev) * np.sqrt(alphas) / (1 - alphas_cumprod),
+    fixedlarge_log_variance=np.log(np.append(first_variance, betas[1:])),
+  )
+
+
+def respace(schedule: NoiseSchedule, timesteps: np.ndarray) -> NoiseSchedule:
+  """The process seen at some of its timesteps only: betas re-derived from the kept alphas_cumprod.
+
+  The new timestep i is the old timesteps[i], with the same alphas_cumprod (Sec. 4 and Eq. 19,
+  Nichol & Dhariwal 2021).
+
+  Args:
+    schedule: NoiseSchedule, of NumPy tables.
+    timesteps: increasing ints [S] in [0, T-1].
+
+  Returns:
+    A NoiseSchedule with S timesteps.
+  """
+  timesteps = check_timesteps(schedule, timesteps)
+  kept = schedule.alphas_cumprod[timesteps]
+  return make_schedule(1 - kept / np.append(1.0, kept[:-1]))
+
+
+def check_timesteps(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
+  """The timesteps as int64 [S], if they can be those of a sampler.
+
+  Raises:
+    UserError: none, not ints, not strictly increasing, or outside [0, T-1].
+  """
+  array = np.asarray(timesteps)
+  if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+    raise UserError(f'timesteps are {timesteps!r}; they must be ints [S] with S at least 1')
+  if (np.diff(array) <= 0).any() or array[0] < 0 or array[-1] >= schedule.num_timesteps:
+    raise UserError(
+      f'timesteps are {array.tolist()}; they must increase strictly and lie in '
+      f'[0, {schedule.num_timesteps - 1}]'
+    )
+  return array.astype(np.int64)
+
+
+def sigmas(schedule: NoiseSchedule) -> np.ndarray:
+  """sqrt(1 / alphas_cumprod - 1) [T]: the noise of x_t / sqrt(alphas_cumprod), EDM's sigma."""
+  return np.asarray(schedule.sqrt_recipm1_alphas_cumprod, np.float64)
+
+
+def _space_by_sigma(schedule, num_steps, warp, unwarp):
+  """Evenly in warp(sigma), from the least sigma to the greatest, or to MAX_SIGMA."""
+  table = sigmas(schedule)
+  if not np.isfinite(table[-1]):
+    raise UserError(
+      'sample.spacing by noise level needs a schedule that keeps some signal; this one ends at '
+      'beta 1: use linspace, leading, trailing or quad'
+    )
+  ends = warp(table[0]), warp(max(min(table[-1], MAX_SIGMA), table[0]))
+  wanted = unwarp(np.linspace(*ends, num_steps))
+  return np.interp(np.log(wanted), np.log(table), np.arange(len(table)))
+
+
+def _space_linspace(schedule, num_steps):
+  return np.linspace(0, schedule.num_timesteps - 1, num_steps)
+
+
+def _space_leading(schedule, num_steps):
+  return np.arange(num_steps) * (schedule.num_timesteps / num_steps)
+
+
+def _space_trailing(schedule, num_steps):
+  return np.arange(1, num_steps + 1) * (schedule.num_timesteps / num_steps) - 1
+
+
+def _space_quad(schedule, num_steps):
+  return np.linspace(0, np.sqrt(schedule.num_timesteps - 1), num_steps) ** 2
+
+
+def _space_logsnr(schedule, num_steps):
+  return _space_by_sigma(schedule, num_steps, np.log, np.exp)
+
+
+def _space_karras(schedule, num_steps):
+  return _space_by_sigma(
+    schedule, num_steps, lambda x: x ** (1 / KARRAS_RHO), lambda x: x**KARRAS_RHO
+  )
+
+
+SPACINGS = {
+  'linspace': _space_linspace,
+  'leading': _space_leading,
+  'trailing': _space_trailing,
+  'quad': _space_quad,
+  'logsnr': _space_logsnr,
+  'karras': _space_karras,
+}
+
+
+def timestep_subsequence(schedule: NoiseSchedule, num_steps: int, spacing: str) -> np.ndarray:
+  """The S timesteps at which a sampler of few steps evaluates the network.
+
+  Args:
+    schedule: NoiseSchedule.
+    num_steps: S, in [1, T].
+    spacing: where they lie, rounded to integers and moved apart where two would be one:
+      linspace: evenly from 0 to T-1.
+      leading: 0, k, 2k, ... with k = T / S, DDIM's 'uniform'; the last lies at T-k, where x_T is
+        not quite noise.
+      trailing: T-1, T-1-k, ... with k = T / S (Lin et al. 2023); the first lies at k-1.
+      quad: evenly in sqrt(t), from 0 to T-1; DDIM's ends at 0.8 T.
+      logsnr: evenly in log(alphas_cumprod / (1 - alphas_cumprod)) (Lu et al. 2022).
+      karras: evenly in sigma^(1/7), with sigma as `sigmas` (Eq. 5, Karras et al. 2022).
+      These two go from 0 to where sigma is 80, or to T-1 if it never is. A single step is taken at
+      T-1, but for leading, which has it at 0.
+
+  Returns:
+    int64 [S], strictly increasing; all T of them for S = T.
+
+  Raises:
+    UserError: an unknown spacing, S outside [1, T], or a spacing that the schedule does not admit.
+  """
+  if spacing not in SPACINGS:
+    raise UserError(f'sample.spacing is {spacing!r}; it must be one of {", ".join(SPACINGS)}')
+  total = schedule.num_timesteps
+  if not 1 <= num_steps <= total:
+    raise UserError(
+      f'sample.num_steps is {num_steps}; it must lie in [1, {total}], the diffusion.num_timesteps'
+    )
+  if num_steps == 1 and spacing != 'leading':
+    return np.array([total - 1])
+  order = np.arange(num_steps)
+  rounded = np.rint(SPACINGS[spacing](schedule, num_steps)).astype(np.int64)
+  # The t_i are distinct and in range exactly if t_i - i never decreases and lies in [0, T - S].
+  return order + np.clip(np.maximum.accumulate(rounded - order), 0, total - num_steps)

@@ -1,0 +1,1 @@
+"""Evaluation: bounds, features, metrics, reports, figures."""

@@ -1,0 +1,164 @@
+"""Bits/dim of a split of the data: the terms for each image, on disk.
+
+WORKDIR/eval/step_XXXXXXXX/bpd-SPLIT_KEY/
+  bpd.npz     the bound, an image a row: total_bpd, prior_bpd, vb and mse at each t
+  terms.csv   its mean at each t
+"""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import devices, processes
+from ddpm_jax.data import Source
+from ddpm_jax.diffusion import Denoiser, NoiseSchedule, bpd_estimate, bpd_loop
+from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.evaluation.weights import Weights
+from ddpm_jax.sampling import fold_rows, make_noise_fn
+from ddpm_jax.storage import earlier, npz, shards
+from ddpm_jax.storage.files import written_whole
+from ddpm_jax.storage.identity import Identity
+
+
+def make_bpd_step(
+  denoiser_of: Callable[[Any], Denoiser],
+  schedule: NoiseSchedule,
+  *,
+  variance: str | None,
+  num_terms: int | None = None,
+) -> Callable[..., dict[str, jax.Array]]:
+  """The variational bound of a batch of images.
+
+  Args:
+    denoiser_of: params -> Denoiser, whose x_0 is clipped, as in the original program.
+    schedule: NoiseSchedule.
+    variance: as p_mean_variance.
+    num_terms: K, for the estimate of bpd_estimate; None computes all T terms.
+
+  Returns:
+    (params, batch, key) -> what bpd_loop or bpd_estimate returns. The batch has images uint8
+    [B, ..., C] and ids int [B]; row i is a function of (params, images[i], key, ids[i]).
+  """
+
+  def bpd_step(params, batch, key):
+    x_0 = scale_images(batch['images'])
+    keys = fold_rows(key, batch['ids'])
+    args = schedule, denoiser_of(params), x_0, make_noise_fn(keys, x_0.shape[1:])
+    if num_terms is None:
+      return bpd_loop(*args, variance=variance)
+
+    def draw(key):  # noise uses t < T
+      return jax.random.uniform(jax.random.fold_in(key, schedule.num_timesteps), (num_terms,))
+
+    return bpd_estimate(*args, jax.vmap(draw)(keys), variance=variance)
+
+  return bpd_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """Bits/dim of the first images of a split.
+
+  Attributes:
+    source: the split.
+    count: images.
+    step: (params, batch, key) -> the bound's arrays, compiled.
+    key: replicated.
+    sizes: of a batch.
+    identity: of the bound, but for the parameters.
+    num_terms: K of the estimate, or None for all terms.
+    num_timesteps: T.
+  """
+
+  source: Source
+  count: int
+  step: Callable[..., dict[str, jax.Array]]
+  key: jax.Array
+  sizes: devices.BatchSizes
+  identity: Identity
+  num_terms: int | None
+  num_timesteps: int
+
+  @property
+  def split(self) -> str:
+    """Name of the split."""
+    return self.source.split
+
+  def folder(self, parent: pathlib.Path, weights: Weights) -> pathlib.Path:
+    """Where an evaluation's folder has it."""
+    name = f'bpd-{self.split}' + (f'-{self.num_terms}-terms' if self.num_terms else '')
+    return weights.identify(self.identity).folder(parent, name)
+
+  def collect(self, parent: pathlib.Path, weights: Weights) -> dict[str, np.ndarray]:
+    """Computes the images that bpd.npz lacks; returns its arrays, by images."""
+
+    def compute(ids):
+      batch = {'images': self.source.read(ids), 'ids': ids.astype(np.int32)}
+      bound = self.step(weights.params, devices.split_over_devices(batch), self.key)
+      return devices.gather_from_devices(bound)
+
+    identity = weights.identify(self.identity)
+    file = shards.collect(
+      self.folder(parent, weights),
+      'bpd',
+      identity.facts(),
+      self.count,
+      compute,
+      sizes=self.sizes,
+      what=f'bits/dim {self.split}',
+      earlier=earlier.bound(parent, identity),
+    )
+    return {name: array[: self.count] for name, array in npz.open_npz(file).items()}
+
+  def measure(self, parent: pathlib.Path, weights: Weights) -> dict[str, Any]:
+    """Returns the figure; writes terms.csv, of the bound but not of an estimate."""
+    arrays = self.collect(parent, weights)
+    total, error = mean_and_error(arrays['total_bpd'])
+    figure = {
+      'metric': 'bpd',
+      'bpd_split': self.split,
+      'name': f'bits/dim ({self.split})',
+      'value': total,
+      'standard_error': error,
+      'count': self.count,
+      'split': f'{self.source.name} {self.split}, first {self.count} of {len(self.source)}',
+      'data_sha256': self.identity.data['sha256'],
+      'L_T': float(arrays['prior_bpd'].mean(dtype=np.float64)),
+    }
+    folder = self.folder(parent, weights)
+    if self.num_terms:
+      figure['terms'] = f'{self.num_terms} of {self.num_timesteps}, stratified'
+    else:
+      vb = arrays['vb'].mean(axis=0, dtype=np.float64)
+      figure |= {
+        'L_1..T-1': float(vb[1:].sum()),
+        'L_0': float(vb[0]),
+        'terms': 'all, one draw each',
+      }
+      if processes.is_primary():
+        write_terms(folder / 'terms.csv', arrays)
+    figure |= {'clip_denoised': True, 'seed': self.identity.seed}
+    figure['secs'] = shards.seconds(folder)
+    return figure
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
+  """(mean, standard error of the mean; None for one value), in float64."""
+  values = np.asarray(values, np.float64)
+  error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+  return float(values.mean()), error if error is None else float(error)
+
+
+def write_terms(file: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes the bound's mean at each t, as CSV."""
+  with written_whole(file) as partial, open(partial, 'w', newline='') as stream:
+    writer = csv.writer(stream)
+    writer.writerow(['t', 'vb_bpd', 'vb_standard_error', 'x_0_mse', 'x_0_mse_standard_error'])
+    for t in range(arrays['vb'].shape[1]):
+      vb, mse = mean_and_error(arrays['vb'][:, t]), mean_and_error(arrays['mse'][:, t])
+      writer.writerow([t, *vb, *mse])

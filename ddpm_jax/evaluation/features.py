@@ -1,0 +1,188 @@
+"""Features of images by a network, on disk: features.npz, one row an image."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from ddpm_jax import devices
+from ddpm_jax.errors import UserError
+from ddpm_jax.interop.inception_weights import INCEPTION_SHA256, load_inception
+from ddpm_jax.nn import digits_classifier, inception
+from ddpm_jax.storage import npz, shards
+from ddpm_jax.storage.identity import Identity
+
+DIGITS_FILE = pathlib.Path(digits_classifier.__file__).with_suffix('.npz')
+
+
+class Images(Protocol):
+  """A set of images of values 0..255."""
+
+  def read(self, indices: np.ndarray) -> np.ndarray:
+    """Returns [n, H, W, C], uint8 or float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureNetwork:
+  """A network that turns images into features and logits, ready to run on all devices.
+
+  Attributes:
+    name: what it is called in reports.
+    published: whether it has the weights that published numbers are measured with.
+    sha256: of its weights.
+    preprocessing: what it does to images.
+    params: replicated parameters.
+    step: (params, images [D, B, H, W, C]) -> dict of features [D, B, d] and logits [D, B, classes].
+  """
+
+  name: str
+  published: bool
+  sha256: str
+  preprocessing: str
+  params: Any
+  step: Callable[..., dict[str, jax.Array]]
+
+  def about(self) -> dict[str, Any]:
+    """What decides its features, and what a report says of it."""
+    return {name: getattr(self, name) for name in ('name', 'published', 'sha256', 'preprocessing')}
+
+  def num_features(self, image_shape: tuple[int, ...]) -> int:
+    """d, for images of a shape; nothing is computed."""
+    blank = np.zeros((devices.fitting_batch_sizes(1, 1).host, *image_shape), np.uint8)
+    output = jax.eval_shape(self.step, self.params, devices.split_over_devices(blank))
+    return output['features'].shape[-1]
+
+
+def make_feature_step(
+  network: Any, features: str, logits: str
+) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
+  """A network's features of a batch of images.
+
+  Args:
+    network: module whose output is a dict.
+    features, logits: the keys in it.
+
+  Returns:
+    (params, images [B, H, W, C] of values 0..255, uint8 or float32) -> dict of features [B, d] and
+    logits [B, classes].
+  """
+
+  def feature_step(params, images):
+    output = network.apply({'params': params}, images)
+    return {'features': output[features], 'logits': output[logits]}
+
+  return feature_step
+
+
+def inception_network(
+  weights: str | None, *, cache_dir: pathlib.Path, sha256: str | None
+) -> FeatureNetwork:
+  """The Inception network of FID; Args and Raises as load_inception."""
+  params, sha256 = load_inception(weights, cache_dir=cache_dir, sha256=sha256 or INCEPTION_SHA256)
+  published = sha256 == INCEPTION_SHA256
+  size = inception.IMAGE_SIZE
+  return FeatureNetwork(
+    name='InceptionV3 of 2015-12-05' + ('' if published else f' with other weights, {sha256[:8]}'),
+    published=published,
+    sha256=sha256,
+    preprocessing=f'bilinear to {size} x {size} as TensorFlow 1, (v - 128) / 128',
+    params=devices.replicate(params),
+    step=_compile(inception.InceptionV3(), '2048', 'logits_unbiased'),
+  )
+
+
+def digits_network() -> FeatureNetwork:
+  """The classifier of the embedded digits, which the package ships."""
+  params, sha256 = load_digits_classifier()
+  return FeatureNetwork(
+    name='digits classifier',
+    published=False,
+    sha256=sha256,
+    preprocessing='8 x 8 pixels, as they are',
+    params=devices.replicate(params),
+    step=_compile(digits_classifier.DigitsClassifier(), 'features', 'logits'),
+  )
+
+
+def _compile(network, features, logits):
+  step = make_feature_step(network, features, logits)
+  return devices.compile_batch_step(step, in_axes=(None, 0))
+
+
+def flat_names(params: Any) -> dict[str, Any]:
+  """{'Conv_0/kernel': leaf} of nested parameters."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+
+def load_digits_classifier(file: pathlib.Path = DIGITS_FILE) -> tuple[Any, str]:
+  """(params, sha256 of their file).
+
+  Raises:
+    UserError: the file is not that of this network.
+  """
+  images = np.zeros((1, *digits_classifier.IMAGE_SHAPE), np.uint8)
+  network = digits_classifier.DigitsClassifier()
+  like = jax.eval_shape(network.init, jax.random.key(0), images)['params']
+  with np.load(file) as stored:
+    arrays = dict(stored)
+  leaves = flat_names(like)
+  if {name: array.shape for name, array in arrays.items()} != {
+    name: leaf.shape for name, leaf in leaves.items()
+  }:
+    raise UserError(f'{file} is of another network; scripts/train_digits_classifier.py makes it')
+  params = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
+  return params, hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def collect_features(
+  folder: pathlib.Path,
+  network: FeatureNetwork,
+  images: Images,
+  num_images: int,
+  *,
+  identity: Identity,
+  batch_size: int,
+  what: str | None = None,
+) -> dict[str, np.ndarray]:
+  """Computes the features that the file lacks, of images 0, ..., num_images - 1.
+
+  Args:
+    folder: of the job; see shards.
+    network: FeatureNetwork.
+    images: Images.
+    num_images: N.
+    identity: of the images and the network; see features_identity.
+    batch_size: images at a time, over all devices.
+    what: word for the progress; None for silence.
+
+  Returns:
+    dict of ids, features float32 [N, d] and logits float32 [N, classes], mapped from the file.
+  """
+  sizes = devices.fitting_batch_sizes(batch_size, num_images)
+
+  def compute(ids):
+    batch = devices.split_over_devices(images.read(ids))
+    return devices.gather_from_devices(network.step(network.params, batch))
+
+  file = shards.collect(
+    folder,
+    'features',
+    identity.facts(),
+    num_images,
+    compute,
+    sizes=sizes,
+    what=what,
+  )
+  return {name: array[:num_images] for name, array in npz.open_npz(file).items()}
+
+
+def features_identity(images: Identity, network: FeatureNetwork) -> Identity:
+  """Of the features of images of an identity."""
+  return images.but(network=network.about())

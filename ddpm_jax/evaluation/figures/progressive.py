@@ -1,0 +1,105 @@
+"""Figures 6 and 10: the x_0 predictions of a chain, and their metrics against the step."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import devices, processes
+from ddpm_jax.diffusion import Denoiser, NoiseSchedule
+from ddpm_jax.evaluation.figures import plots
+from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_csv
+from ddpm_jax.evaluation.grids import make_grid, save_png, to_uint8
+from ddpm_jax.evaluation.images import ArrayImages
+from ddpm_jax.sampling import fold_rows, make_noise_fn
+from ddpm_jax.sampling.ancestral import ancestral_progressive
+
+
+def make_progressive_step(
+  denoiser_of: Callable[[Any], Denoiser],
+  schedule: NoiseSchedule,
+  shape: tuple[int, ...],
+  *,
+  every_steps: int,
+  variance: str | None,
+) -> Callable[..., jax.Array]:
+  """The x_0 predictions on the way of a chain (Fig. 6).
+
+  Returns:
+    (params, ids int [B], key) -> predictions of x_0, float32 [B, T // every_steps, *shape]; slot j
+    holds the one made at t = j every_steps. Ids give the same chain as in make_sample_step.
+  """
+
+  def progressive_step(params, ids, key):
+    noise_fn = make_noise_fn(fold_rows(key, ids), shape)
+    return ancestral_progressive(
+      schedule,
+      denoiser_of(params),
+      noise_fn(schedule.num_timesteps),
+      noise_fn,
+      every_steps=every_steps,
+      variance=variance,
+    )[1]
+
+  return progressive_step
+
+
+def progressive(run: Run) -> pathlib.Path:
+  """Draws chains, shows their predictions, and measures those at each slot."""
+  every = max(1, run.schedule.num_timesteps // run.num_slots)
+  step = devices.compile_batch_step(
+    make_progressive_step(
+      run.denoiser_of, run.schedule, run.image_shape, every_steps=every, variance=run.variance
+    )
+  )
+  key = run.key_of('sample')
+
+  def compute(ids):
+    predictions = step(run.weights.params, devices.split_over_devices(ids), key)
+    return {'predictions': to_uint8(devices.gather_from_devices(predictions))}
+
+  chains = run.identify(every_steps=every)
+  drawn = run.folder('predictions', chains)
+  predictions = run.collect(drawn, 'predictions', chains, run.num_samples, compute, what='chains')
+  scorer = run.make_scorer(('fid', 'is'))
+  measured = scorer.identity() | {'metrics': list(scorer.metrics)} if scorer else {}
+  counts = {'chains': run.num_samples, 'rows': run.num_images}
+  folder = run.folder(
+    'progressive', chains.but(choices={'every_steps': every, **counts, **measured})
+  )
+  slots = predictions.shape[1]
+  if processes.is_primary():
+    shown = np.unique(np.linspace(0, slots - 1, min(slots, NUM_COLUMNS)).astype(int))[::-1]
+    rows = predictions[: run.num_images][:, shown]
+    picture = make_grid(rows.reshape(-1, *rows.shape[2:]), columns=len(shown))
+    save_png(folder / 'progressive.png', picture)
+  if scorer:
+    _measure(run, scorer, folder, drawn, predictions, every, chains)
+  return folder
+
+
+def _measure(run, scorer, folder, drawn, predictions, every, chains):
+  """IS and FID of the predictions at each slot; their features go to the folder `drawn`."""
+  rows, values = [], {}
+  for slot in reversed(range(predictions.shape[1])):
+    reverse_steps = run.schedule.num_timesteps - slot * every
+    figures, _ = scorer.score(
+      drawn,
+      f'features-slot-{slot:03d}',
+      ArrayImages(predictions[:, slot]),
+      len(predictions),
+      identity=chains.but(choices={'every_steps': every, 'slot': slot}),
+      facts={},
+    )
+    for figure in figures:
+      rows.append((reverse_steps, figure['name'], figure['value'], figure['count']))
+      values.setdefault(figure['name'], []).append((reverse_steps, figure['value']))
+  if processes.is_primary():
+    write_csv(folder / 'progressive.csv', ('reverse_steps', 'metric', 'value', 'images'), rows)
+    panels = [
+      {'x': 'reverse steps', 'y': name, 'curves': [(name, *np.transpose(points), '.-')]}
+      for name, points in values.items()
+    ]
+    plots.plot_curves(folder / 'progressive_metrics.png', panels)

@@ -1,0 +1,76 @@
+"""Figure 7: samples that share the chain from x_T down to x_t, at several t."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import devices, processes
+from ddpm_jax.diffusion import Denoiser, NoiseSchedule
+from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_npz
+from ddpm_jax.evaluation.grids import make_grid, save_png, to_uint8
+from ddpm_jax.sampling import fold_rows, make_noise_fn
+from ddpm_jax.sampling.ancestral import ancestral
+
+FRACTIONS = (1.0, 0.75, 0.5, 0.25)  # of T
+
+
+def make_branch_step(
+  denoiser_of: Callable[[Any], Denoiser],
+  schedule: NoiseSchedule,
+  shape: tuple[int, ...],
+  *,
+  variance: str | None,
+) -> Callable[..., jax.Array]:
+  """Samples that share a chain down to x_t and go their own ways from there (Fig. 7).
+
+  Returns:
+    (params, batch, key) -> x_0 float32 [B, *shape], not clipped. The batch has int [B] arrays:
+    ids, the chains; branches, one's own way within a chain; and timesteps, the t of the last shared
+    x_t, in [0, T-1]: T-1 shares the first noise alone.
+  """
+  num_timesteps = schedule.num_timesteps
+
+  def branch_step(params, batch, key):
+    shared_keys = fold_rows(key, batch['ids'])
+    own_keys = jax.vmap(jax.random.fold_in)(shared_keys, num_timesteps + 1 + batch['branches'])
+
+    def noise_fn(t):
+      # The step at time t makes x_{t-1}.
+      keys = jnp.where(t > batch['timesteps'], shared_keys, own_keys)
+      return make_noise_fn(keys, shape)(t)
+
+    x_T = make_noise_fn(shared_keys, shape)(num_timesteps)
+    return ancestral(schedule, denoiser_of(params), x_T, noise_fn, variance=variance)
+
+  return branch_step
+
+
+def shared(run: Run) -> pathlib.Path:
+  """Draws NUM_COLUMNS branches of each chain at each t."""
+  total, chains = run.schedule.num_timesteps, run.num_images
+  timesteps = [max(0, round(fraction * total) - 1) for fraction in FRACTIONS]
+  shape = chains, len(timesteps), NUM_COLUMNS
+  step = devices.compile_batch_step(
+    make_branch_step(run.denoiser_of, run.schedule, run.image_shape, variance=run.variance)
+  )
+  key = run.key_of('sample')
+
+  def compute(ids):
+    chain, time, branch = (x.astype(np.int32) for x in np.unravel_index(ids, shape))
+    batch = {'ids': chain, 'branches': branch, 'timesteps': np.int32(timesteps)[time]}
+    x_0 = step(run.weights.params, devices.split_over_devices(batch), key)
+    return {'samples': to_uint8(devices.gather_from_devices(x_0))}
+
+  identity = run.identify(timesteps=timesteps, branches=NUM_COLUMNS, chains=chains)
+  folder = run.folder('shared', identity)
+  count = int(np.prod(shape))
+  images = run.collect(folder / 'rows', 'samples', identity, count, compute, what='samples')
+  if processes.is_primary():
+    shaped = images.reshape(*shape, *images.shape[1:])
+    write_npz(folder / 'shared.npz', {'samples': shaped, 'timesteps': timesteps})
+    save_png(folder / 'shared.png', make_grid(images, columns=NUM_COLUMNS))
+  return folder

@@ -1,0 +1,49 @@
+"""Images for people: rounding to uint8, grids, PNG files."""
+
+import pathlib
+
+import numpy as np
+
+from ddpm_jax.storage.files import written_whole
+
+MIN_CELL_PIXELS = 32  # smaller images are enlarged so that one can see them
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+  """float [-1, 1] -> uint8 [0, 255], clipped and rounded to the nearest level."""
+  return np.rint(np.clip(images, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
+
+
+def make_grid(images: np.ndarray, *, columns: int | None = None, padding: int = 2) -> np.ndarray:
+  """Lays images out in rows.
+
+  Args:
+    images: uint8 [N, H, W, C], N at least 1.
+    columns: images a row; by default the square root of N, rounded up.
+    padding: pixels between images.
+
+  Returns:
+    uint8 [height, width, 3]; missing cells and the padding are black.
+  """
+  images = np.asarray(images)
+  scale = -(-MIN_CELL_PIXELS // images.shape[1])
+  images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+  if images.shape[-1] == 1:
+    images = images.repeat(3, axis=-1)
+  count, height, width, _ = images.shape
+  columns = columns or int(np.ceil(np.sqrt(count)))
+  rows = -(-count // columns)
+  height, width = height + padding, width + padding
+  grid = np.zeros((rows * height + padding, columns * width + padding, 3), np.uint8)
+  for i, image in enumerate(images):
+    top, left = padding + i // columns * height, padding + i % columns * width
+    grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+  return grid
+
+
+def save_png(path: pathlib.Path, image: np.ndarray) -> None:
+  """Writes uint8 [H, W, 3] whole or not at all."""
+  from PIL import Image
+
+  with written_whole(path) as partial:
+    Image.fromarray(image).save(partial, format='PNG')

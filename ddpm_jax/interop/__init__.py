@@ -1,0 +1,1 @@
+"""Other programs' models as our parameters and back."""

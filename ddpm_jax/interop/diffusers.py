@@ -1,0 +1,413 @@
+"""Pipelines of the library diffusers (DDPMPipeline with a UNet2DModel) as our model and back.
+
+  down_blocks.0.resnets.1.conv1.weight       down_0_block_1/conv1/kernel
+  up_blocks.0.attentions.2.to_q.weight       up_1_attn_2/q/kernel, with two levels: they count up
+  mid_block.attentions.0.group_norm.weight   mid_attn_1/norm/scale
+
+A pipeline is a folder: model_index.json, unet/ (settings and weights), scheduler/. The first ones
+published have the files of unet/ and scheduler/ beside model_index.json, and other names for the
+layers of attention.
+
+The network is ours for one choice of its settings: convolutions of stride 2 pad at the end alone
+(downsample_padding 0), embeddings are [sin | cos] (flip_sin_to_cos False) with half - 1 in the
+denominator (freq_shift 1), and attention has one head (attention_head_dim null).
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion import schedules
+from ddpm_jax.errors import UserError
+from ddpm_jax.interop.safetensors_file import read_safetensors, write_safetensors
+from ddpm_jax.interop.tensors import params_from_tensors, tensors_from_params, torch_name
+from ddpm_jax.interop.torch_file import read_state_dict
+
+WEIGHTS = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')
+UNET_CONFIG = 'config.json'
+SCHEDULER_CONFIG = 'scheduler_config.json'
+_VERSION = '0.42.1'  # the library whose files these are like
+_LFS_POINTER = b'version https://git-lfs'
+_MAX_JSON_BYTES = 1 << 20
+_MAX_SHOWN = 100
+_MAX_LISTED = 8
+_BETAS_TOLERANCE = 1e-6  # the library computes in float32
+
+_SCHEDULERS = ('DDPMScheduler', 'DDIMScheduler')
+_SCHEDULES = {'linear': 'linear', 'quad': 'scaled_linear', 'cosine': 'squaredcos_cap_v2'}
+_PREDICTIONS = {'eps': 'epsilon', 'xstart': 'sample', 'v': 'v_prediction'}
+_VARIANCES = {'fixedlarge': 'fixed_large', 'fixedsmall': 'fixed_small'}
+
+# What the library takes where a file leaves a setting out; and what else means the same.
+_UNET_DEFAULTS = {
+  'act_fn': 'silu',
+  'add_attention': True,
+  'attention_head_dim': 8,
+  'attn_norm_num_groups': None,
+  'block_out_channels': [224, 448, 672, 896],
+  'center_input_sample': False,
+  'class_embed_type': None,
+  'down_block_types': ['DownBlock2D', 'AttnDownBlock2D', 'AttnDownBlock2D', 'AttnDownBlock2D'],
+  'downsample_padding': 1,
+  'downsample_type': 'conv',
+  'dropout': 0.0,
+  'flip_sin_to_cos': True,
+  'freq_shift': 0,
+  'in_channels': 3,
+  'layers_per_block': 2,
+  'mid_block_scale_factor': 1,
+  'mid_block_type': 'UNetMidBlock2D',
+  'norm_eps': 1e-5,
+  'norm_num_groups': 32,
+  'num_class_embeds': None,
+  'num_train_timesteps': None,
+  'out_channels': 3,
+  'resnet_time_scale_shift': 'default',
+  'sample_size': None,
+  'time_embedding_dim': None,
+  'time_embedding_type': 'positional',
+  'up_block_types': ['AttnUpBlock2D', 'AttnUpBlock2D', 'AttnUpBlock2D', 'UpBlock2D'],
+  'upsample_type': 'conv',
+}
+_SCHEDULER_DEFAULTS = {
+  'beta_end': 0.02,
+  'beta_schedule': 'linear',
+  'beta_start': 0.0001,
+  'clip_sample': True,
+  'clip_sample_range': 1.0,
+  'num_train_timesteps': 1000,
+  'prediction_type': 'epsilon',
+  'rescale_betas_zero_snr': False,
+  'thresholding': False,
+  'trained_betas': None,
+  'variance_type': 'fixed_small',
+}
+# Of a scheduler, which change nothing in a chain of all steps, or nothing unless `thresholding`.
+_FREE_SCHEDULER_SETTINGS = (
+  'dynamic_thresholding_ratio',
+  'sample_max_value',
+  'set_alpha_to_one',
+  'steps_offset',
+  'timestep_spacing',
+)
+_BETA_SETTINGS = ('beta_end', 'beta_schedule', 'beta_start', 'trained_betas')
+_SYNONYMS = {'swish': 'silu', 'fixed_small_log': 'fixed_small'}
+# Where our config chooses what a setting says; no other setting can be chosen.
+_UNET_FIELDS = {
+  'block_out_channels': 'model.ch and model.ch_mult',
+  'down_block_types': 'model.attn_resolutions',
+  'in_channels': 'data.channels',
+  'layers_per_block': 'model.num_res_blocks',
+  'out_channels': 'data.channels and diffusion.var_type',
+  'sample_size': 'data.image_size',
+  'up_block_types': 'model.attn_resolutions',
+}
+_SCHEDULER_FIELDS = {
+  'num_train_timesteps': 'diffusion.num_timesteps',
+  'prediction_type': 'diffusion.mean_type',
+  'variance_type': 'diffusion.var_type',
+}
+
+_OLD_ATTENTION = re.compile(r'(\.attentions\.\d+\.)(query|key|value|proj_attn)\.')
+_NEW_ATTENTION = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
+_LAYERS = {
+  'nin_shortcut': 'conv_shortcut',
+  'temb_proj': 'time_emb_proj',
+  'norm': 'group_norm',
+  'q': 'to_q',
+  'k': 'to_k',
+  'v': 'to_v',
+  'proj_out': 'to_out.0',
+}
+_MODULES = {
+  'norm_out': 'conv_norm_out',
+  'temb_dense0': 'time_embedding.linear_1',
+  'temb_dense1': 'time_embedding.linear_2',
+  'mid_block_1': 'mid_block.resnets.0',
+  'mid_attn_1': 'mid_block.attentions.0',
+  'mid_block_2': 'mid_block.resnets.1',
+}
+_KINDS = {'block': 'resnets', 'attn': 'attentions'}
+
+
+def find_pipeline(path: pathlib.Path) -> bool:
+  """Whether a folder is a pipeline, or the unet/ of one."""
+  path = pathlib.Path(path)
+  return (path / 'unet' / UNET_CONFIG).is_file() or (path / UNET_CONFIG).is_file()
+
+
+def read_pipeline(path: pathlib.Path, config: ConfigDict, params_like: Any) -> Any:
+  """Reads the network of a pipeline whose settings are those of our config.
+
+  Args:
+    path: the folder; with the scheduler's settings, those are compared too.
+    config: ConfigDict.
+    params_like: a tree of arrays or ShapeDtypeStructs, as UNet.init gives it.
+
+  Returns:
+    params.
+
+  Raises:
+    UserError: another network, a setting that differs from config or that we do not have, a
+      damaged file; in one line, which names it.
+  """
+  path = pathlib.Path(path)
+  unet = path / 'unet' if (path / 'unet').is_dir() else path
+  scheduler = path / 'scheduler' if (path / 'scheduler').is_dir() else path
+  _check_unet(unet / UNET_CONFIG, unet_settings(config))
+  if (scheduler / SCHEDULER_CONFIG).is_file():
+    _check_scheduler(scheduler / SCHEDULER_CONFIG, config.diffusion)
+  files = [unet / name for name in WEIGHTS if (unet / name).is_file()]
+  if not files:
+    raise UserError(f'{unet}: it has none of {", ".join(WEIGHTS)}')
+  with open(files[0], 'rb') as file:
+    if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+      raise UserError(f'{files[0]}: not the weights, but a pointer to them: run git lfs pull')
+  read = read_safetensors if files[0].suffix == '.safetensors' else read_state_dict
+  try:
+    return params_from_state_dict(read(files[0]), params_like)
+  except UserError as error:
+    raise UserError(f'{files[0]}: {str(error).removeprefix(f"{files[0]}: ")}') from error
+
+
+def write_pipeline(path: pathlib.Path, config: ConfigDict, params: Any) -> None:
+  """Writes a folder that DDPMPipeline.from_pretrained loads.
+
+  Args:
+    path: a folder, which is made.
+    config: ConfigDict.
+    params: the parameters to write, most often the moving average.
+
+  Raises:
+    UserError: the config has something that the library has not.
+  """
+  unet, scheduler = unet_settings(config), scheduler_settings(config.diffusion)
+  path = pathlib.Path(path)
+  index = {
+    '_class_name': 'DDPMPipeline',
+    '_diffusers_version': _VERSION,
+    'scheduler': ['diffusers', 'DDPMScheduler'],
+    'unet': ['diffusers', 'UNet2DModel'],
+  }
+  for name, settings in (
+    ('model_index.json', index),
+    (f'unet/{UNET_CONFIG}', unet),
+    (f'scheduler/{SCHEDULER_CONFIG}', scheduler),
+  ):
+    (path / name).parent.mkdir(parents=True, exist_ok=True)
+    (path / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + '\n')
+  write_safetensors(path / 'unet' / WEIGHTS[0], state_dict_from_params(params))
+
+
+def params_from_state_dict(state_dict: Mapping[str, np.ndarray], params_like: Any) -> Any:
+  """Our parameters from a UNet2DModel's state dict, with old or new names of attention layers.
+
+  Args, Returns and Raises as params_from_tensors.
+  """
+  renamed = {
+    _OLD_ATTENTION.sub(lambda found: f'{found[1]}{_NEW_ATTENTION[found[2]]}.', name): tensor
+    for name, tensor in state_dict.items()
+  }
+  if len(renamed) != len(state_dict):
+    raise UserError('it has layers of attention under old and new names')
+  return params_from_tensors(renamed, params_like, _make_place(params_like))
+
+
+def state_dict_from_params(params: Any) -> dict[str, np.ndarray]:
+  """A UNet2DModel's state dict, dict of arrays by name, from our parameters."""
+  return tensors_from_params(params, _make_place(params))
+
+
+def _make_place(params_like):
+  """(path, ndim) -> (name, layout) there; the tree says how many levels there are."""
+  num_levels = sum(bool(re.fullmatch(r'down_\d+_block_0', module)) for module in params_like)
+
+  def module_name(module):
+    if module in _MODULES:
+      return _MODULES[module]
+    side, _, rest = module.partition('_')
+    if side not in ('down', 'up'):
+      return module
+    level, kind, *number = rest.split('_')
+    level = int(level) if side == 'down' else num_levels - 1 - int(level)
+    return f'{side}_blocks.{level}.{_KINDS.get(kind, f"{kind}rs")}.{number[0] if number else 0}'
+
+  def place(path, ndim):
+    module = '.'.join([module_name(path[0]), *(_LAYERS.get(layer, layer) for layer in path[1:-1])])
+    is_shortcut = path[-2] == 'nin_shortcut'
+    return torch_name(module, path, ndim, 'conv_1x1' if is_shortcut else 'linear')
+
+  return place
+
+
+def unet_settings(config: ConfigDict) -> dict[str, Any]:
+  """The settings of UNet2DModel that make it our network.
+
+  Raises:
+    UserError: there are none.
+  """
+  if not config.model.resamp_with_conv:
+    raise UserError('model.resamp_with_conv=False: UNet2DModel of diffusers has no such network')
+  if config.model.ch_mult[0] != 1:
+    raise UserError(
+      f'model.ch_mult={tuple(config.model.ch_mult)}: UNet2DModel of diffusers has no such network, '
+      'for its first level is as wide as its first convolution; use a multiplier of 1 there'
+    )
+  resolutions = [config.data.image_size // 2**i for i in range(len(config.model.ch_mult))]
+  attends = [resolution in config.model.attn_resolutions for resolution in resolutions]
+  learned = config.diffusion.var_type == 'learned'
+  return _UNET_DEFAULTS | {
+    '_class_name': 'UNet2DModel',
+    '_diffusers_version': _VERSION,
+    'attention_head_dim': None,
+    'block_out_channels': [config.model.ch * mult for mult in config.model.ch_mult],
+    'down_block_types': ['AttnDownBlock2D' if attend else 'DownBlock2D' for attend in attends],
+    'downsample_padding': 0,
+    'flip_sin_to_cos': False,
+    'freq_shift': 1,
+    'in_channels': config.data.channels,
+    'layers_per_block': config.model.num_res_blocks,
+    'norm_eps': 1e-6,
+    'out_channels': config.data.channels * (2 if learned else 1),
+    'sample_size': config.data.image_size,
+    'up_block_types': ['AttnUpBlock2D' if attend else 'UpBlock2D' for attend in attends[::-1]],
+  }
+
+
+def scheduler_settings(diffusion: ConfigDict) -> dict[str, Any]:
+  """The settings of DDPMScheduler for config.diffusion.
+
+  Raises:
+    UserError: there are none.
+  """
+  for field, known in (('mean_type', _PREDICTIONS), ('var_type', _VARIANCES)):
+    if diffusion[field] not in known:
+      raise UserError(
+        f'diffusion.{field}={diffusion[field]}: DDPMScheduler of diffusers has nothing like it, '
+        f'only what is {" or ".join(known)} here'
+      )
+  settings = _SCHEDULER_DEFAULTS | {
+    '_class_name': 'DDPMScheduler',
+    '_diffusers_version': _VERSION,
+    'beta_end': diffusion.beta_end,
+    'beta_start': diffusion.beta_start,
+    'num_train_timesteps': diffusion.num_timesteps,
+    'prediction_type': _PREDICTIONS[diffusion.mean_type],
+    'variance_type': _VARIANCES[diffusion.var_type],
+  }
+  if diffusion.schedule in _SCHEDULES:
+    return settings | {'beta_schedule': _SCHEDULES[diffusion.schedule]}
+  return settings | {'trained_betas': _our_betas(diffusion).tolist()}
+
+
+def _our_betas(diffusion):
+  return schedules.make_betas(
+    diffusion.schedule,
+    diffusion.num_timesteps,
+    beta_start=diffusion.beta_start,
+    beta_end=diffusion.beta_end,
+  )
+
+
+def _check_unet(path, expected):
+  theirs = _UNET_DEFAULTS | _read_json(path)
+  if theirs['sample_size'] in (None, [expected['sample_size']] * 2):
+    theirs['sample_size'] = expected['sample_size']
+  theirs['dropout'] = expected['dropout']  # of training, where model.dropout says it
+  _compare(path, theirs, expected, _UNET_FIELDS)
+
+
+def _check_scheduler(path, diffusion):
+  theirs = _SCHEDULER_DEFAULTS | _read_json(path)
+  if theirs.get('_class_name') not in _SCHEDULERS:
+    raise UserError(f'{path}: it is a {_shown(theirs.get("_class_name"))}, not a DDPMScheduler')
+  expected = _SCHEDULER_DEFAULTS | {
+    '_class_name': theirs['_class_name'],
+    'num_train_timesteps': diffusion.num_timesteps,
+    'prediction_type': _PREDICTIONS.get(diffusion.mean_type, diffusion.mean_type),
+    'variance_type': _VARIANCES.get(diffusion.var_type, diffusion.var_type),
+  }
+  expected |= {name: theirs[name] for name in _BETA_SETTINGS}  # their result is compared below
+  expected |= {name: theirs[name] for name in _FREE_SCHEDULER_SETTINGS if name in theirs}
+  if theirs['_class_name'] != 'DDPMScheduler':
+    theirs['variance_type'] = expected['variance_type']
+  _compare(path, theirs, expected, _SCHEDULER_FIELDS)
+  betas, known = _their_betas(path, theirs), _our_betas(diffusion)
+  if betas.shape != known.shape or not np.allclose(betas, known, rtol=_BETAS_TOLERANCE, atol=0):
+    raise UserError(
+      f'{path}: its betas are not those of config.diffusion: beta_schedule, beta_start, beta_end '
+      f'and trained_betas say {_shown(theirs["beta_schedule"])} from {betas[0]:.6g} to '
+      f'{betas[-1]:.6g}, diffusion.schedule={diffusion.schedule} is from {known[0]:.6g} to '
+      f'{known[-1]:.6g}'
+    )
+
+
+def _their_betas(path, settings):
+  """float64 [T]."""
+  given = settings['trained_betas']
+  try:
+    if given is not None:
+      betas = np.array(given, np.float64)
+      if betas.shape == (settings['num_train_timesteps'],):
+        return betas
+      raise UserError(f'trained_betas of shape {betas.shape}')
+    if not all(isinstance(settings[name], int | float) for name in ('beta_start', 'beta_end')):
+      raise UserError('no numbers')
+    names = {theirs: name for name, theirs in _SCHEDULES.items()}
+    return schedules.make_betas(
+      names[settings['beta_schedule']],
+      settings['num_train_timesteps'],
+      beta_start=settings['beta_start'],
+      beta_end=settings['beta_end'],
+    )
+  except (LookupError, TypeError, ValueError) as error:
+    raise UserError(
+      f'{path}: no schedule known here: beta_schedule={_shown(settings["beta_schedule"])}, '
+      f'beta_start={_shown(settings["beta_start"])}, beta_end={_shown(settings["beta_end"])}, '
+      f'trained_betas={_shown(given)}; beta_schedule can be {" or ".join(_SCHEDULES.values())}'
+    ) from error
+
+
+def _compare(path, theirs, expected, fields):
+  """Raises a UserError that names the settings which differ; fields choose some in our config."""
+  differences = []
+  for name in sorted(theirs):
+    if name.startswith('_') and name != '_class_name':
+      continue
+    value = theirs[name]
+    value = _SYNONYMS.get(value, value) if isinstance(value, str) else value
+    if name not in expected:
+      name = ' '.join(name.split())[:_MAX_SHOWN]
+      differences.append(f'{name}={_shown(value)}, a setting not known here')
+    elif value != expected[name]:
+      can_be = f'config: {fields[name]}' if name in fields else 'the only one here'
+      differences.append(f'{name}={_shown(value)}, not {_shown(expected[name])} ({can_be})')
+  if differences:
+    more = f'; and {len(differences) - _MAX_LISTED} more' if len(differences) > _MAX_LISTED else ''
+    listed = '; '.join(differences[:_MAX_LISTED])
+    raise UserError(f'{path}: settings of another model: {listed}{more}')
+
+
+def _shown(value):
+  text = json.dumps(value)
+  return text if len(text) <= _MAX_SHOWN else f'{text[:_MAX_SHOWN]}...'
+
+
+def _read_json(path):
+  """The object of a JSON file of small size."""
+  if not path.is_file():
+    raise UserError(f'{path}: no such file')
+  if path.stat().st_size > _MAX_JSON_BYTES:
+    raise UserError(f'{path}: settings of more than {_MAX_JSON_BYTES} bytes')
+  try:
+    settings = json.loads(path.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{path}: not JSON: it is damaged') from error
+  if not isinstance(settings, dict):
+    raise UserError(f'{path}: not an object of settings')
+  return settings

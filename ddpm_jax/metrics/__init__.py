@@ -1,1 +1,0 @@
-"""Metrics of images: features, Frechet and kernel distances, scores, precision and recall."""

@@ -1,0 +1,550 @@
+"""The only file that turns config fields into objects."""
+
+import functools
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ddpm_jax import data, devices, processes
+from ddpm_jax.diffusion import (
+  Denoiser,
+  NoiseSchedule,
+  Parameterization,
+  make_betas,
+  make_denoiser,
+  make_network,
+  make_schedule,
+  timestep_subsequence,
+)
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import features, references
+from ddpm_jax.evaluation.bound import Bound, make_bpd_step
+from ddpm_jax.evaluation.evaluator import Evaluator
+from ddpm_jax.evaluation.figures import Run
+from ddpm_jax.evaluation.samples import Drawer, make_sample_step
+from ddpm_jax.evaluation.scores import Scorer
+from ddpm_jax.evaluation.weights import Weights, make_weights
+from ddpm_jax.nn.unet import UNet
+from ddpm_jax.sampling import SAMPLERS, clipped
+from ddpm_jax.sampling.ancestral import ancestral
+from ddpm_jax.sampling.solvers import default_num_steps, num_evaluations
+from ddpm_jax.storage.checkpoints import Checkpointer
+from ddpm_jax.storage.files import default_cache_dir
+from ddpm_jax.storage.identity import Identity
+from ddpm_jax.storage.logs import RunLog
+from ddpm_jax.storage.workdir import config_dict, deciding_fields
+from ddpm_jax.training import recipe
+from ddpm_jax.training.loop import Plan
+from ddpm_jax.training.step import TrainStep, make_train_step
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+MAX_STEPS_PER_DISPATCH = 20  # by default: a signal is heard after a dispatch
+STREAMS = (
+  'init',
+  'train',
+  'sample',
+  'bpd',
+  'interpolate',
+)  # of random numbers; their order is part of every result
+# Fields of config.eval that decide no figure, or stand in an identity by themselves.
+FREE_EVAL_FIELDS = ('step', 'watch', 'cache_dir', 'batch_size', 'inception_weights', 'samples')
+
+
+def names(field: Sequence[str]) -> list[str]:
+  """The names in a field of several: on the command line, 'a,b' is as good as "('a', 'b')"."""
+  return [name for name in ','.join(field).split(',') if name]
+
+
+def key(seed: int, stream: str) -> jax.Array:
+  """The key of one of STREAMS; threefry, whose numbers are the same on every platform."""
+  root = jax.random.key(seed, impl='threefry2x32')
+  return jax.random.fold_in(root, STREAMS.index(stream))
+
+
+# Diffusion and model.
+
+
+def betas(config: ConfigDict) -> np.ndarray:
+  """The betas of a config.diffusion."""
+  return make_betas(
+    config.schedule,
+    config.num_timesteps,
+    beta_start=config.beta_start,
+    beta_end=config.beta_end,
+  )
+
+
+def schedule(config: ConfigDict) -> NoiseSchedule:
+  """NoiseSchedule of config.diffusion."""
+  return make_schedule(betas(config.diffusion))
+
+
+def parameterization(config: ConfigDict) -> Parameterization:
+  """What the network's output means, of a config.diffusion."""
+  return Parameterization(mean=config.mean_type, variance=config.var_type)
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+  """(H, W, C)."""
+  return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def model(config: ConfigDict) -> UNet:
+  """UNet of config.model; with a learned variance it has twice the channels."""
+  return UNet(
+    ch=config.model.ch,
+    ch_mult=tuple(config.model.ch_mult),
+    num_res_blocks=config.model.num_res_blocks,
+    attn_resolutions=tuple(config.model.attn_resolutions),
+    out_ch=parameterization(config.diffusion).channels(config.data.channels),
+    dropout=config.model.dropout,
+    resamp_with_conv=config.model.resamp_with_conv,
+    dtype=DTYPES[config.model.dtype],
+    remat=config.model.remat,
+    winograd=devices.on_cpu() and config.model.dtype == 'float32',
+  )
+
+
+def init_params(config: ConfigDict) -> Any:
+  """Fresh parameters; wrap it in jax.jit or jax.eval_shape."""
+  x = jnp.zeros((1, *image_shape(config)))
+  t = jnp.zeros((1,), jnp.int32)
+  return model(config).init(key(config.seed, 'init'), x, t)['params']
+
+
+def denoiser_of(config: ConfigDict, clip: str = 'static') -> Callable[[Any], Denoiser]:
+  """params -> Denoiser, its x_0 clipped."""
+  network, noise, meaning = model(config), schedule(config), parameterization(config.diffusion)
+
+  def denoiser(params):
+    return clipped(make_denoiser(make_network(network, params), meaning, noise), clip)
+
+  return denoiser
+
+
+# Data.
+
+
+def source(config: ConfigDict, split: str | None = None) -> data.Source:
+  """The data set of config.data, or another split of it."""
+  opened = data.make_source(
+    config.data.source,
+    dir=config.data.dir,
+    image_size=config.data.image_size,
+    channels=config.data.channels,
+    split=split or config.data.split,
+  )
+  if config.data.on_damage == 'skip':
+    opened = data.Substitutes(opened)
+  if processes.count() > 1:
+    fingerprint = data.fingerprint(opened)
+    processes.check_same('data', {opened.name: f'{len(opened)} images, sha256 {fingerprint[:12]}'})
+  return opened
+
+
+def batches(
+  config: ConfigDict, data_source: data.Source, skipped_batches: Sequence[int] = ()
+) -> data.Batches:
+  """The batches of each step, this process's share; those skipped are numbers of batches."""
+  made = data.make_batches(
+    data_source,
+    seed=config.seed,
+    global_batch_size=config.train.global_batch_size,
+    process_index=processes.index(),
+    process_count=processes.count(),
+    memory_limit_bytes=int(config.data.memory_limit_gib * 2**30),
+    num_workers=config.data.num_workers,
+    skipped_batches=skipped_batches,
+  )
+  if processes.count() > 1 and (sha256 := made.sha256()) is not None:
+    processes.check_same('data', {data_source.name: f'sha256 of all images {sha256[:12]}'})
+  return made
+
+
+def device_data(config: ConfigDict, batches: data.Batches) -> Any:
+  """All images, replicated, where the devices gather the batches themselves; else None."""
+  if devices.on_cpu():  # which has no use for them all before they are due
+    return None
+  images = batches.images
+  if images is None or images.nbytes > config.data.device_limit_gib * 2**30:
+    return None
+  return devices.replicate(images)
+
+
+# Training.
+
+
+def steps_per_dispatch(config: ConfigDict) -> int:
+  """How many training steps the devices take before they ask for more.
+
+  On a CPU it is one: there a dispatch costs nothing, and what XLA compiles within a loop runs at
+  0.6 of its speed outside.
+
+  Raises:
+    UserError: a number that does not divide all intervals.
+  """
+  fields = (
+    'log_every_steps',
+    'checkpoint_every_steps',
+    'sample_every_steps',
+    'eval_every_steps',
+  )
+  intervals = {field: config.train[field] for field in fields if config.train[field] > 0}
+  given = config.train.steps_per_dispatch
+  if given is None:
+    common = math.gcd(*intervals.values())
+    given = max(n for n in range(1, MAX_STEPS_PER_DISPATCH + 1) if common % n == 0)
+  if given < 1:
+    raise UserError(f'train.steps_per_dispatch is {given}; it must be at least 1')
+  for field, interval in intervals.items():
+    if interval % given:
+      raise UserError(
+        f'train.steps_per_dispatch is {given}, which does not divide train.{field}={interval}; '
+        'change one of the two'
+      )
+  return 1 if devices.on_cpu() else given
+
+
+def plan(config: ConfigDict) -> Plan:
+  """How long training is, and what it does on the way."""
+  return Plan(
+    num_steps=config.train.num_steps,
+    log_every_steps=config.train.log_every_steps,
+    checkpoint_every_steps=config.train.checkpoint_every_steps,
+    sample_every_steps=config.train.sample_every_steps,
+    eval_every_steps=config.train.eval_every_steps,
+    steps_per_dispatch=steps_per_dispatch(config),
+  )
+
+
+def learning_rate(config: ConfigDict) -> recipe.LearningRate:
+  """step -> learning rate."""
+  return recipe.make_learning_rate(config.optim.learning_rate, config.optim.warmup_steps)
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  """Clipping and Adam, as config.optim says."""
+  return recipe.make_optimizer(
+    learning_rate(config),
+    grad_clip=config.optim.grad_clip,
+    b1=config.optim.adam_b1,
+    b2=config.optim.adam_b2,
+    eps=config.optim.adam_eps,
+  )
+
+
+def train_step(config: ConfigDict) -> TrainStep:
+  """The training step over all devices, compiled, as devices.compile_train_step returns it."""
+  step = make_train_step(
+    model(config),
+    schedule(config),
+    optimizer(config),
+    learning_rate(config),
+    parameterization=parameterization(config.diffusion),
+    loss_type=config.diffusion.loss_type,
+    ema_decay=config.optim.ema_decay,
+    random_flip=config.data.random_flip,
+    grad_accum_steps=config.train.grad_accum_steps,
+    axis_name=devices.AXIS,
+  )
+  return devices.compile_train_step(step, several=steps_per_dispatch(config) > 1)
+
+
+def checkpointer(
+  config: ConfigDict, path: pathlib.Path, *, read_only: bool = False
+) -> Checkpointer:
+  """The checkpoints of WORKDIR."""
+  return Checkpointer(
+    path / 'checkpoints',
+    config_dict(config),
+    keep_last=config.train.keep_last_checkpoints,
+    keep_every_steps=config.train.keep_checkpoint_every_steps or None,
+    read_only=read_only,
+    is_primary=processes.is_primary(),
+  )
+
+
+def run_log(config: ConfigDict, path: pathlib.Path, start_step: int) -> RunLog:
+  """What training tells, from a step on."""
+  return RunLog(
+    path if processes.is_primary() else None,
+    start_step=start_step,
+    num_steps=config.train.num_steps,
+    images_per_step=config.train.global_batch_size,
+  )
+
+
+def restore_weights(config: ConfigDict, path: pathlib.Path, step: int | None = None) -> Weights:
+  """The moving average of a step, or of the newest that verifies, on every device."""
+  params_like = jax.eval_shape(lambda: init_params(config))
+  with checkpointer(config, path, read_only=True) as checkpoints:
+    step, params, checksum = checkpoints.restore_ema(params_like, step)
+  return make_weights(step, devices.replicate(params), checksum)
+
+
+# Sampling.
+
+
+def timesteps(config: ConfigDict) -> np.ndarray:
+  """The timesteps of config.sample, int64 [S]."""
+  num_steps = config.sample.num_steps
+  if num_steps is None:
+    num_steps = default_num_steps(config.sample.sampler, config.diffusion.num_timesteps)
+  return timestep_subsequence(schedule(config), num_steps, config.sample.spacing)
+
+
+def sampler(config: ConfigDict) -> Callable[..., Any]:
+  """The sampler of config.sample: (schedule, denoiser, x_T, noise_fn) -> x_0."""
+  choices = {'timesteps': timesteps(config)}
+  choices['variance'] = parameterization(config.diffusion).fixed_variance
+  if config.sample.eta is not None:
+    choices['eta'] = config.sample.eta
+  return functools.partial(SAMPLERS[config.sample.sampler], **choices)
+
+
+def model_identity(config: ConfigDict) -> Identity:
+  """What the model and the process are, for every result of theirs."""
+  fields = deciding_fields(config, 'model')
+  dtype = fields.pop('dtype')
+  return Identity(model=fields, diffusion=deciding_fields(config, 'diffusion'), dtype=dtype)
+
+
+def samples_identity(config: ConfigDict) -> Identity:
+  """What decides samples, but for the parameters."""
+  count, sample = len(timesteps(config)), config.sample
+  is_whole = count == config.diffusion.num_timesteps
+  sampler = {
+    'sampler': sample.sampler,
+    'num_steps': count,
+    'spacing': None if is_whole else sample.spacing,
+    'eta': (sample.eta or 0.0) if sample.sampler == 'ddim' else None,
+    'clip': sample.clip,
+  }
+  return model_identity(config).but(sampler=sampler, seed=sample.seed)
+
+
+def sampler_words(config: ConfigDict) -> str:
+  """The sampler for a report, such as 'ddim, 50 of 1000 steps (trailing), eta 0.0'."""
+  sample, total = config.sample, config.diffusion.num_timesteps
+  count = len(timesteps(config))
+  words = [sample.sampler, f'{total} steps']
+  if count < total:
+    words[1] = f'{count} of {total} steps ({sample.spacing})'
+  evaluations = num_evaluations(sample.sampler, count)
+  if evaluations != count:
+    words.append(f'{evaluations} evaluations')
+  if SAMPLERS[sample.sampler] is ancestral:
+    words.append(config.diffusion.var_type)
+  if sample.sampler == 'ddim':
+    words.append(f'eta {sample.eta or 0.0}')
+  if sample.clip != 'static':
+    words.append(f'clip {sample.clip}')
+  return ', '.join(words)
+
+
+def drawer(config: ConfigDict, max_samples: int) -> Drawer:
+  """The compiled sampler of config.sample.
+
+  Args:
+    config: ConfigDict.
+    max_samples: samples that are asked for at once; sample.batch_size at most go through together.
+  """
+  step = make_sample_step(
+    denoiser_of(config, config.sample.clip), schedule(config), image_shape(config), sampler(config)
+  )
+  return Drawer(
+    step=devices.compile_batch_step(step),
+    key=devices.replicate(key(config.sample.seed, 'sample')),
+    sizes=devices.fitting_batch_sizes(config.sample.batch_size, max_samples),
+    identity=samples_identity(config),
+    words=sampler_words(config),
+  )
+
+
+# Evaluation.
+
+
+def cache_dir(config: ConfigDict) -> pathlib.Path:
+  """Where weights and reference features are kept between runs."""
+  return pathlib.Path(config.eval.cache_dir or default_cache_dir()).expanduser()
+
+
+def feature_network(config: ConfigDict) -> features.FeatureNetwork:
+  """The network of config.eval.network, with its weights, ready to run.
+
+  Raises:
+    UserError: weights that cannot be used, or images that it does not take.
+  """
+  if config.eval.network == 'digits':
+    return features.digits_network()
+  if config.data.channels != 3:
+    raise UserError(
+      f'eval.network=inception takes images of three channels, not data.channels='
+      f'{config.data.channels}; use eval.metrics=bpd, or eval.network=digits for the digits'
+    )
+  return features.inception_network(
+    config.eval.inception_weights,
+    cache_dir=cache_dir(config),
+    sha256=config.eval.inception_sha256,
+  )
+
+
+def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
+  """Metrics of images against the reference of config.eval.
+
+  Raises:
+    UserError: weights, reference or data that cannot be used.
+  """
+  network, count = feature_network(config), config.eval.reference_examples
+  if config.eval.reference:
+    path = pathlib.Path(config.eval.reference).expanduser()
+    opened = references.open_file(path, count, image_shape=image_shape(config))
+  else:
+    opened = references.open_source(source(config, config.eval.reference_split), count)
+  return Scorer(
+    metrics=metrics,
+    network=network,
+    opened=opened,
+    image_shape=image_shape(config),
+    cache=references.open_cache(cache_dir(config)),
+    batch_size=config.eval.batch_size,
+  )
+
+
+def bounds(config: ConfigDict, splits: Sequence[str], num_terms: int | None) -> list[Bound]:
+  """The bound on splits of the data, by one compiled step.
+
+  Args:
+    config: ConfigDict.
+    splits: their names.
+    num_terms: K of the estimate, or None for all terms.
+  """
+  step = devices.compile_batch_step(
+    make_bpd_step(
+      denoiser_of(config),
+      schedule(config),
+      variance=parameterization(config.diffusion).fixed_variance,
+      num_terms=num_terms,
+    )
+  )
+  bounds = []
+  for split in splits:
+    opened = source(config, split)
+    count = min(len(opened), config.eval.bpd_examples or len(opened))
+    identity = model_identity(config).but(
+      seed=config.eval.seed,
+      data=references.source_identity(opened),
+      choices={'terms': num_terms} if num_terms else None,
+    )
+    bounds.append(
+      Bound(
+        source=opened,
+        count=count,
+        step=step,
+        key=devices.replicate(key(config.eval.seed, 'bpd')),
+        sizes=devices.fitting_batch_sizes(config.eval.batch_size, count),
+        identity=identity,
+        num_terms=num_terms,
+        num_timesteps=config.diffusion.num_timesteps,
+      )
+    )
+  return bounds
+
+
+def evaluator(config: ConfigDict) -> Evaluator:
+  """All measurements that config.eval names."""
+  metrics = names(config.eval.metrics)
+  of_images = [metric for metric in metrics if metric != 'bpd']
+  splits = names(config.eval.bpd_splits) if 'bpd' in metrics else []
+  bounds_of = bounds(config, splits, config.eval.bpd_terms) if splits else []
+  identity, images_scorer, images_drawer = model_identity(config), None, None
+  facts = {bound.split: bound.identity.data for bound in bounds_of}
+  if of_images:
+    images_scorer = scorer(config, of_images)
+    images_drawer = drawer(config, config.eval.num_samples)
+    of_scorer = images_scorer.identity()
+    identity = images_drawer.identity.but(network=of_scorer['network'])
+    facts |= of_scorer['data']
+  return Evaluator(
+    metrics=metrics,
+    bounds=bounds_of,
+    scorer=images_scorer,
+    drawer=images_drawer,
+    num_samples=config.eval.num_samples,
+    rounding=config.eval.rounding,
+    identity=identity.but(data=facts, choices=eval_choices(config)),
+    about={
+      'parameters': f'moving average of decay {config.optim.ema_decay}',
+      **about_config(config),
+    },
+    notes=_notes(config),
+  )
+
+
+def eval_choices(config: ConfigDict) -> dict[str, Any]:
+  """The fields of config.eval that decide a report."""
+  fields = config_dict(config)['eval']
+  fields |= {name: names(fields[name]) for name in ('metrics', 'bpd_splits')}
+  return {name: value for name, value in fields.items() if name not in FREE_EVAL_FIELDS}
+
+
+def about_config(config: ConfigDict) -> dict[str, str]:
+  """What a report says of the config."""
+  text = json.dumps(config_dict(config), sort_keys=True)
+  return {'config_sha256': hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _notes(config):
+  trained_on = config.data.split
+  if trained_on == 'all' or 'test' in trained_on:
+    return [f'The test images were trained on: data.split is {trained_on}.']
+  return []
+
+
+def training_evaluator(config: ConfigDict) -> Evaluator:
+  """The Evaluator of evaluations during training: fewer images, and the bound by its estimate."""
+  config = config.copy_and_resolve_references()
+  config.eval.update(
+    num_samples=config.train.eval_num_samples,
+    bpd_examples=config.train.eval_bpd_examples,
+    bpd_terms=min(config.train.eval_bpd_terms, config.diffusion.num_timesteps),
+  )
+  return evaluator(config)
+
+
+def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run:
+  """What the paper's tables and figures need of a trained model."""
+  diffusion = config.diffusion
+  return Run(
+    workdir=path,
+    weights=weights,
+    identity=model_identity(config).but(seed=config.sample.seed),
+    schedule=schedule(config),
+    denoiser_of=denoiser_of(config),
+    variance=parameterization(diffusion).fixed_variance,
+    kind=(diffusion.mean_type, diffusion.loss_type, diffusion.var_type),
+    image_shape=image_shape(config),
+    split=config.reproduce.split,
+    bpd_splits=names(config.eval.bpd_splits),
+    metrics=names(config.eval.metrics),
+    num_samples=config.reproduce.num_samples,
+    num_slots=config.reproduce.num_slots,
+    num_images=config.reproduce.num_images,
+    batch_size=config.sample.batch_size,
+    is_paper_data='cifar10' in config.data.source and diffusion.num_timesteps == 1000,
+    key_of=lambda stream: devices.replicate(key(config.sample.seed, stream)),
+    open_source=lambda split: source(config, split),
+    make_bound=lambda split: bounds(config, [split], None)[0],
+    make_scorer=lambda metrics: scorer(config, metrics),
+    make_drawer=lambda count: drawer(config, count),
+    make_evaluator=lambda: evaluator(config),
+  )

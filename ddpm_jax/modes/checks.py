@@ -1,0 +1,194 @@
+"""Where the values of config fields are checked, before anything is built or compiled."""
+
+import hashlib
+import pathlib
+from collections.abc import Iterable
+
+import jax
+from ml_collections import ConfigDict
+
+from ddpm_jax import devices, processes
+from ddpm_jax.diffusion.losses import check_loss
+from ddpm_jax.diffusion.prediction import check_choice
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.figures import FIGURES
+from ddpm_jax.evaluation.scores import METRICS, check_count
+from ddpm_jax.modes import build
+from ddpm_jax.nn.unet import NUM_GROUPS
+from ddpm_jax.sampling import CLIPS
+from ddpm_jax.sampling.solvers import check_sampler
+from ddpm_jax.storage.files import default_cache_dir
+from ddpm_jax.storage.workdir import config_dict, flatten
+
+NETWORKS = ('inception', 'digits')  # of the features
+
+
+def prepare(config: ConfigDict) -> None:
+  """Checks the config, and turns on the cache of compiled programs, saying where it is.
+
+  Raises:
+    UserError: a value that cannot work; or processes with different configs or programs.
+  """
+  check(config)
+  if processes.count() > 1:
+    processes.check_same('config', _shared_fields(config))
+  line = devices.use_compilation_cache(config.compilation_cache, default_cache_dir)
+  processes.say(f'cache of compiled programs: {line}')
+
+
+def _shared_fields(config):
+  """What the processes of a run must agree on: fields other than paths, and this very program."""
+  own = ('compilation_cache', 'data.dir', 'eval.cache_dir', 'eval.inception_weights')
+  fields = flatten(config_dict(config))
+  digest = hashlib.sha256()
+  for file in sorted(pathlib.Path(__file__).parents[1].rglob('*.py')):
+    digest.update(file.read_bytes())
+  program = {'jax': jax.__version__, 'program': digest.hexdigest()[:12]}
+  return {name: value for name, value in fields.items() if name not in own} | program
+
+
+def check(config: ConfigDict) -> None:
+  """Raises a UserError for the first value that cannot work, before anything compiles."""
+  _check_diffusion(config.diffusion)
+  _check_model(config.model, config.data.image_size)
+  _check_numbers(config)
+  _check_sample(config)
+  sizes = devices.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
+  parts = config.train.grad_accum_steps
+  if parts < 1 or sizes.device % parts:
+    raise UserError(
+      f'train.grad_accum_steps is {parts}; it must divide the {sizes.device} images of a device '
+      f'(train.global_batch_size={sizes.global_})'
+    )
+  build.steps_per_dispatch(config)
+  devices.batch_sizes(config.sample.batch_size, 'sample.batch_size')
+  devices.batch_sizes(config.eval.batch_size, 'eval.batch_size')
+  _check_eval(config)
+
+
+def check_metrics(metrics: Iterable[str]) -> None:
+  """Raises a UserError if there is nothing to measure."""
+  if not list(metrics):
+    raise UserError(
+      f'eval.metrics is empty; name some of {", ".join(("bpd", *METRICS))}, as in '
+      '--config.eval.metrics=bpd,fid'
+    )
+
+
+def _check_diffusion(config):
+  parameterization = build.parameterization(config)
+  check_loss(parameterization, config.loss_type)
+  if build.betas(config)[-1] == 1 and parameterization.needs_signal:
+    raise UserError(
+      f'diffusion.schedule={config.schedule} ends at beta 1, where x_T holds nothing of x_0 and '
+      f'mean_type={parameterization.mean} cannot be sampled; use mean_type=xstart, v or xprev'
+    )
+
+
+def _check_model(config, image_size):
+  check_choice('model.dtype', config.dtype, build.DTYPES)
+  if config.dtype == 'bfloat16' and devices.lacks_bfloat16():
+    raise UserError(f'model.dtype is bfloat16, which {devices.lacks_bfloat16()} lacks; use float32')
+  if not config.ch_mult:
+    raise UserError('model.ch_mult is empty; give one multiplier a level, such as (1, 2, 2)')
+  halvings = len(config.ch_mult) - 1
+  if image_size < 1 or image_size % 2**halvings:
+    raise UserError(
+      f'data.image_size is {image_size}; the {halvings + 1} levels of model.ch_mult halve it '
+      f'{halvings} times, so it must be a multiple of {2**halvings}'
+    )
+  resolutions = [image_size // 2**level for level in range(halvings + 1)]
+  for resolution in config.attn_resolutions:
+    if resolution not in resolutions:
+      raise UserError(
+        f'model.attn_resolutions has {resolution}, which never occurs; '
+        f'the resolutions are {", ".join(map(str, resolutions))}'
+      )
+  for mult in config.ch_mult:
+    if mult < 1 or config.ch < 1 or config.ch * mult % NUM_GROUPS:
+      raise UserError(
+        f'model.ch is {config.ch} and model.ch_mult has {mult}; '
+        f'each product must be a positive multiple of {NUM_GROUPS}, the groups of a norm'
+      )
+
+
+def _check_sample(config):
+  sample = config.sample
+  check_choice('sample.clip', sample.clip, CLIPS)
+  check_sampler(
+    build.schedule(config),
+    sample.sampler,
+    len(build.timesteps(config)),
+    eta=sample.eta,
+    is_step=build.parameterization(config.diffusion).is_step,
+  )
+
+
+def _check_eval(config):
+  for metric in build.names(config.eval.metrics):
+    check_choice('eval.metrics', metric, ('bpd', *METRICS))
+  check_count('eval.num_samples says', config.eval.num_samples, build.names(config.eval.metrics))
+  if config.train.eval_every_steps:
+    check_metrics(build.names(config.eval.metrics))
+    count = config.train.eval_num_samples
+    check_count('train.eval_num_samples says', count, build.names(config.eval.metrics))
+  for what in build.names(config.reproduce.what):
+    check_choice('reproduce.what', what, FIGURES)
+  check_choice('eval.rounding', config.eval.rounding, ('uint8', 'float'))
+  check_choice('eval.network', config.eval.network, NETWORKS)
+  if config.eval.network == 'digits' and build.image_shape(config) != (8, 8, 1):
+    raise UserError(
+      'eval.network=digits takes images of 8 x 8 pixels and one channel, not '
+      f'data.image_size={config.data.image_size} and data.channels={config.data.channels}; '
+      'use eval.network=inception'
+    )
+  for field in ('bpd_examples', 'bpd_terms', 'reference_examples', 'step'):
+    value = config.eval[field]
+    if value is not None and value < (0 if field == 'step' else 1):
+      raise UserError(f'eval.{field} is {value}; leave it out or give a positive number')
+  if (config.eval.bpd_terms or 0) > config.diffusion.num_timesteps:
+    raise UserError(
+      f'eval.bpd_terms is {config.eval.bpd_terms}; there are '
+      f'{config.diffusion.num_timesteps} terms (diffusion.num_timesteps)'
+    )
+  if config.eval.watch and (config.eval.samples or config.eval.step is not None):
+    raise UserError('eval.watch goes with neither eval.samples nor eval.step; leave them out')
+
+
+def _check_numbers(config):
+  check_choice('data.channels', config.data.channels, (1, 3))
+  check_choice('train.on_nonfinite', config.train.on_nonfinite, ('stop', 'skip'))
+  check_choice('data.on_damage', config.data.on_damage, ('stop', 'skip'))
+  at_least = {
+    'model.num_res_blocks': 1,
+    'optim.warmup_steps': 0,
+    'train.num_steps': 0,
+    'train.log_every_steps': 1,
+    'train.checkpoint_every_steps': 1,
+    'train.keep_last_checkpoints': 1,
+    'train.keep_checkpoint_every_steps': 0,
+    'train.sample_every_steps': 0,
+    'train.num_samples': 1,
+    'train.eval_every_steps': 0,
+    'train.eval_num_samples': 2,
+    'train.eval_bpd_examples': 1,
+    'train.eval_bpd_terms': 1,
+    'sample.num_samples': 1,
+    'eval.num_samples': 2,
+    'reproduce.num_samples': 2,
+    'reproduce.num_images': 1,
+    'reproduce.num_slots': 1,
+    'data.num_workers': 0,
+    'data.memory_limit_gib': 0,
+    'data.device_limit_gib': 0,
+    'optim.learning_rate': 0,
+    'optim.grad_clip': 0,
+  }
+  for field, least in at_least.items():
+    section, name = field.split('.')
+    if not config[section][name] >= least:
+      raise UserError(f'{field} is {config[section][name]}; it must be at least {least}')
+  for field in ('model.dropout', 'optim.ema_decay', 'optim.adam_b1', 'optim.adam_b2'):
+    section, name = field.split('.')
+    if not 0 <= config[section][name] < 1:
+      raise UserError(f'{field} is {config[section][name]}; it must lie in [0, 1)')

@@ -1,0 +1,34 @@
+"""--mode=reproduce: writes the paper's tables and figures that config.reproduce.what names."""
+
+import contextlib
+
+from ml_collections import ConfigDict
+
+from ddpm_jax import processes
+from ddpm_jax.evaluation.figures import FIGURES
+from ddpm_jax.modes import build, checks
+from ddpm_jax.modes.evaluate import restored
+from ddpm_jax.storage.workdir import find_workdir, locked, open_workdir
+
+
+def reproduce(config: ConfigDict, workdir: str) -> None:
+  """Makes each figure of the step that config.eval.step says.
+
+  Args:
+    config: ConfigDict.
+    workdir: folder of the run.
+
+  Raises:
+    UserError: a config, checkpoint, data set or weights that cannot be used.
+  """
+  checks.prepare(config)
+  path = open_workdir(find_workdir(workdir))
+  with contextlib.ExitStack() as stack:
+    if processes.is_primary():
+      stack.enter_context(locked(path, 'eval'))
+    weights = stack.enter_context(restored(config, path, config.eval.step))
+    run = build.figures_run(config, path, weights)
+    for name in build.names(config.reproduce.what):
+      processes.say(f'{name} of step {weights.step}')
+      folder = FIGURES[name](run)
+      processes.say(f'done: {folder}')

@@ -1,0 +1,270 @@
+"""The U-Net of the original program (Appendix B, Ho et al. 2020), NHWC, in Flax.
+
+Modules bear the original's variable names, so that `down_0_block_1/conv1/kernel` here is
+`down_0/block_1/conv1/W` there (see interop/tf_ddpm.py).
+
+Parameters are float32. With dtype=bfloat16 the convolutions and matrix products compute in
+bfloat16; norms, softmax, the timestep embedding and the output stay float32.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.nn import winograd
+
+NUM_GROUPS = 32
+NORM_EPSILON = 1e-6  # the default of TF 1's contrib group_norm
+MAX_PERIOD = 10_000
+ZERO_SCALE = 1e-10  # the original's "zero" initialiser
+
+
+def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
+  """Sinusoidal embedding [sin | cos] of integer timesteps (Vaswani et al. 2017).
+
+  Follows the original program: frequencies 10000^(-k / (half - 1)), and one column of zeros if dim
+  is odd.
+
+  Args:
+    t: int [B], not scaled.
+    dim: at least 4.
+
+  Returns:
+    float32 [B, dim].
+  """
+  half = dim // 2
+  frequencies = jnp.exp(-jnp.log(MAX_PERIOD) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+  angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+  embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+  return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def _kernel_init(scale=1.0):
+  return nn.initializers.variance_scaling(scale, 'fan_avg', 'uniform')
+
+
+def _conv(features, *, dtype, name, strides=1, scale=1.0, convolve=None):
+  # TF's SAME: with stride 2 on an even size it pads 0 before and 1 after.
+  return nn.Conv(
+    features,
+    (3, 3),
+    strides=(strides, strides),
+    padding='SAME',
+    dtype=dtype,
+    kernel_init=_kernel_init(scale),
+    name=name,
+    conv_general_dilated=convolve,
+  )
+
+
+def _winograd_conv(x, kernel, *args, **kwargs):
+  if not winograd.applies(x.shape, kernel.shape):
+    return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+  return winograd.conv3x3(x, kernel)
+
+
+def _winograd_upsample_conv(x, kernel, *args, **kwargs):
+  del args, kwargs
+  return winograd.upsample_conv3x3(x, kernel)
+
+
+def _dense(features, *, dtype, name, scale=1.0):
+  return nn.Dense(features, dtype=dtype, kernel_init=_kernel_init(scale), name=name)
+
+
+def _norm(name):
+  # Two-pass variance, as in TF: E[x^2] - E[x]^2 loses digits.
+  return nn.GroupNorm(
+    NUM_GROUPS, epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name
+  )
+
+
+class ExampleDropout(nn.Module):
+  """Dropout whose masks are drawn per example, from the example's row in the global batch.
+
+  So the masks do not depend on how the batch is split over devices.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x, rows, *, train):
+    """x [B, ...]; rows int [B], the key of each example's mask."""
+    if not train or self.rate == 0.0:
+      return x
+    key = self.make_rng('dropout')
+
+    def keep_mask(row):
+      return jax.random.bernoulli(jax.random.fold_in(key, row), 1.0 - self.rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(keep_mask)(rows), x / (1.0 - self.rate), 0)
+
+
+class ResnetBlock(nn.Module):
+  """norm-swish-conv, plus the timestep, norm-swish-dropout-conv, plus the (projected) input."""
+
+  features: int
+  dropout: float
+  dtype: Any
+  winograd: bool = False
+
+  @nn.compact
+  def __call__(self, x, temb, rows, train):
+    """x [B, H, W, C], temb [B, D], rows int [B] -> [B, H, W, features]."""
+    convolve = _winograd_conv if self.winograd else None
+    h = nn.swish(_norm('norm1')(x)).astype(self.dtype)
+    h = _conv(self.features, dtype=self.dtype, name='conv1', convolve=convolve)(h)
+    temb = _dense(self.features, dtype=self.dtype, name='temb_proj')(nn.swish(temb))
+    h = h + temb[:, None, None, :]
+    h = nn.swish(_norm('norm2')(h)).astype(self.dtype)
+    h = ExampleDropout(self.dropout, name='dropout')(h, rows, train=train)
+    h = _conv(self.features, dtype=self.dtype, name='conv2', scale=ZERO_SCALE, convolve=convolve)(h)
+    if x.shape[-1] != self.features:
+      x = _dense(self.features, dtype=self.dtype, name='nin_shortcut')(x)
+    return x + h
+
+
+class AttnBlock(nn.Module):
+  """Self-attention over all positions, one head, inside a residual connection."""
+
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    """[B, H, W, C] -> [B, H, W, C]."""
+    batch, height, width, channels = x.shape
+    h = _norm('norm')(x).astype(self.dtype).reshape(batch, height * width, channels)
+    q = _dense(channels, dtype=self.dtype, name='q')(h)
+    k = _dense(channels, dtype=self.dtype, name='k')(h)
+    v = _dense(channels, dtype=self.dtype, name='v')(h)
+    logits = jnp.einsum('bqc,bkc->bqk', q, k, preferred_element_type=jnp.float32)
+    weights = nn.softmax(logits * channels**-0.5, axis=-1).astype(self.dtype)
+    h = jnp.einsum('bqk,bkc->bqc', weights, v)
+    h = _dense(channels, dtype=self.dtype, name='proj_out', scale=ZERO_SCALE)(h)
+    return x + h.reshape(x.shape)
+
+
+class Downsample(nn.Module):
+  """Halves height and width: a convolution of stride 2, or the mean of 2 x 2 pixels."""
+
+  with_conv: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    """[B, H, W, C] -> [B, H/2, W/2, C]."""
+    if self.with_conv:
+      return _conv(x.shape[-1], dtype=self.dtype, name='conv', strides=2)(x)
+    return nn.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+class Upsample(nn.Module):
+  """Doubles height and width by repeating each pixel, then convolves if asked to."""
+
+  with_conv: bool
+  dtype: Any
+  winograd: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    """[B, H, W, C] -> [B, 2H, 2W, C]."""
+    if self.with_conv and self.winograd:
+      conv = _conv(x.shape[-1], dtype=self.dtype, name='conv', convolve=_winograd_upsample_conv)
+      return conv(x)
+    x = x.repeat(2, axis=1).repeat(2, axis=2)
+    if self.with_conv:
+      x = _conv(x.shape[-1], dtype=self.dtype, name='conv')(x)
+    return x
+
+
+class UNet(nn.Module):
+  """Predicts, from x_t and t, the noise (or what its Parameterization says), [B, H, W, out_ch].
+
+  Attributes:
+    ch: base width; every level has a multiple of it. All widths are multiples of 32.
+    ch_mult: width of each level over ch; the number of levels is its length.
+    num_res_blocks: residual blocks a level on the way down, and one more on the way up.
+    attn_resolutions: heights at which each residual block is followed by attention. The middle has
+      one attention block whatever they are.
+    out_ch: channels of the output.
+    dropout: rate, in training.
+    resamp_with_conv: resample with a convolution.
+    dtype: of the computation; parameters are float32.
+    remat: keep the input of each block alone for the backward pass: less memory, more time.
+    winograd: convolve as winograd.py does, which is equal to rounding, and faster on a CPU.
+  """
+
+  ch: int
+  ch_mult: tuple[int, ...]
+  num_res_blocks: int
+  attn_resolutions: tuple[int, ...]
+  out_ch: int
+  dropout: float = 0.0
+  resamp_with_conv: bool = True
+  dtype: Any = jnp.float32
+  remat: bool = False
+  winograd: bool = False
+
+  @nn.compact
+  def __call__(self, x, t, train=False, rows=None):
+    """Applies the network.
+
+    Args:
+      x: float [B, H, W, C]; height and width divide by 2^(levels - 1).
+      t: int [B].
+      train: apply dropout, from rngs={'dropout': key}.
+      rows: int [B], each example's row in the global batch, which keys its dropout masks; by
+        default 0, ..., B-1.
+
+    Returns:
+      float32 [B, H, W, out_ch].
+    """
+    if rows is None:
+      rows = jnp.arange(x.shape[0])
+
+    # With remat, what a block computes is computed again in the backward pass, and not kept.
+    resnet_block = nn.remat(ResnetBlock, static_argnums=(4,)) if self.remat else ResnetBlock
+    attn_block = nn.remat(AttnBlock) if self.remat else AttnBlock
+
+    def block(features, name):
+      module = resnet_block(features, self.dropout, self.dtype, self.winograd, name=name)
+      return lambda h: module(h, temb, rows, train)
+
+    def attend(h, name):
+      if h.shape[1] not in self.attn_resolutions:
+        return h
+      return attn_block(self.dtype, name=name)(h)
+
+    temb = timestep_embedding(t, self.ch)
+    temb = _dense(4 * self.ch, dtype=self.dtype, name='temb_dense0')(temb)
+    temb = _dense(4 * self.ch, dtype=self.dtype, name='temb_dense1')(nn.swish(temb))
+
+    h = _conv(self.ch, dtype=self.dtype, name='conv_in')(x)
+    skips = [h]
+    last_level = len(self.ch_mult) - 1
+    for level, mult in enumerate(self.ch_mult):
+      for i in range(self.num_res_blocks):
+        h = block(self.ch * mult, f'down_{level}_block_{i}')(h)
+        h = attend(h, f'down_{level}_attn_{i}')
+        skips.append(h)
+      if level != last_level:
+        h = Downsample(self.resamp_with_conv, self.dtype, name=f'down_{level}_downsample')(h)
+        skips.append(h)
+
+    h = block(h.shape[-1], 'mid_block_1')(h)
+    h = attn_block(self.dtype, name='mid_attn_1')(h)
+    h = block(h.shape[-1], 'mid_block_2')(h)
+
+    for level, mult in reversed(list(enumerate(self.ch_mult))):
+      for i in range(self.num_res_blocks + 1):
+        h = jnp.concatenate([h, skips.pop()], axis=-1)
+        h = block(self.ch * mult, f'up_{level}_block_{i}')(h)
+        h = attend(h, f'up_{level}_attn_{i}')
+      if level != 0:
+        name = f'up_{level}_upsample'
+        h = Upsample(self.resamp_with_conv, self.dtype, self.winograd, name=name)(h)
+
+    h = nn.swish(_norm('norm_out')(h))
+    return _conv(self.out_ch, dtype=jnp.float32, name='conv_out', scale=ZERO_SCALE)(h)

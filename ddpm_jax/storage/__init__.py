@@ -1,0 +1,1 @@
+"""Files, folders of runs, checkpoints, shards and logs. Knows no mathematics."""

@@ -1,0 +1,129 @@
+"""Files that are whole or absent, and locks that last as long as their process."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from ddpm_jax.errors import DiskError, UserError, WriteError
+
+
+@contextlib.contextmanager
+def written_whole(file: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields the path to write to; `file` has all of it afterwards, or is as it was.
+
+  That holds for a loss of power too: content and name are on disk when this ends.
+
+  Args:
+    file: pathlib.Path, of a file or of a folder that is not there.
+
+  Raises:
+    WriteError: it cannot.
+  """
+  partial = file.with_name(f'.{file.name}.partial')
+  _remove(partial)
+  try:
+    yield partial
+    (sync_below if partial.is_dir() else sync)(partial)
+    partial.replace(file)
+    sync(file.parent)
+  except Exception as error:
+    _remove(partial)
+    cause = disk_error(error)
+    if cause is None or isinstance(error, DiskError):
+      raise
+    raise WriteError(file, cause) from error
+
+
+def _remove(partial):
+  with contextlib.suppress(OSError):
+    (shutil.rmtree if partial.is_dir() else os.remove)(partial)
+
+
+def disk_error(error: BaseException) -> OSError | None:
+  """The OSError that an exception is; or puts into words only, as Rust and C++ do; or None."""
+  if isinstance(error, OSError):
+    return error
+  words = re.search('No space left on device|Disk quota exceeded|File too large', str(error))
+  return OSError(words[0]) if words else None
+
+
+def make_writable(folder: pathlib.Path) -> None:
+  """Makes a folder where there is none; raises an OSError if nothing can be written there."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryFile(dir=folder):
+    pass
+
+
+def sync(path: pathlib.Path) -> None:
+  """Waits until a file's content, or a folder's names, are on disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can, for folders
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def sync_below(folder: pathlib.Path) -> None:
+  """As sync, for a folder and all that is in it, at any depth."""
+  for parent, _, names in os.walk(folder, topdown=False):
+    for name in names:
+      sync(pathlib.Path(parent, name))
+    sync(pathlib.Path(parent))
+
+
+def read_json(file: pathlib.Path) -> Any:
+  """What a JSON file has.
+
+  Args:
+    file: pathlib.Path.
+
+  Raises:
+    FileNotFoundError: there is none.
+    UserError: it is not JSON, as after damage.
+  """
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise UserError(f'{file} is damaged ({error}): put back what it had, or delete it') from error
+
+
+def write_text(file: pathlib.Path, text: str) -> None:
+  """Writes a text file, as written_whole says."""
+  with written_whole(file) as partial:
+    partial.write_text(text)
+
+
+@contextlib.contextmanager
+def held(file: pathlib.Path, *, waiting_for: str) -> Iterator[None]:
+  """Holds a lock file, once no other process does.
+
+  Args:
+    file: pathlib.Path; its folder is made.
+    waiting_for: what to say that one waits for, if one has to.
+  """
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with open(file, 'a') as stream:
+    try:
+      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      print(f'waits for {waiting_for}', flush=True)
+      fcntl.flock(stream, fcntl.LOCK_EX)
+    yield
+
+
+def default_cache_dir() -> pathlib.Path:
+  """$XDG_CACHE_HOME/ddpm_jax, by default ~/.cache/ddpm_jax."""
+  # A relative or empty value is to be ignored, says the XDG specification.
+  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', ''))
+  return (cache if cache.is_absolute() else pathlib.Path.home() / '.cache') / 'ddpm_jax'

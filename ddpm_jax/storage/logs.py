@@ -1,0 +1,234 @@
+"""What a run tells: WORKDIR/metrics.jsonl, WORKDIR/tensorboard, and lines for the terminal."""
+
+import contextlib
+import datetime
+import json
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.errors import NotFiniteError, WriteError
+from ddpm_jax.storage.files import write_text
+
+LOG_EVERY_SECS = 10
+
+
+class Progress:
+  """How far a long job is: a bar on a terminal; in a log, a line every ten seconds."""
+
+  def __init__(self, what: str, total: int, *, done: int = 0, unit: str = 'images'):
+    """Begins.
+
+    Args:
+      what: a word or two on the job.
+      total: number of units in the whole job.
+      done: how many were there before.
+      unit: what is counted.
+    """
+    from tqdm import tqdm
+
+    self._what, self._total, self._before, self._done = what, total, done, done
+    self._start = self._last_print = time.perf_counter()
+    bar = dict(total=total, initial=done, desc=what, unit=f' {unit}', file=sys.stdout)
+    self._bar = tqdm(**bar, disable=None, leave=False)  # None: only on a terminal
+
+  def add(self, count: int) -> None:
+    """Counts so many more as done."""
+    self._done += count
+    if not self._bar.disable:
+      self._bar.update(count)
+      return
+    now = time.perf_counter()
+    if now - self._last_print >= LOG_EVERY_SECS or self._done == self._total:
+      self._last_print = now
+      rate = (self._done - self._before) / max(now - self._start, 1e-9)
+      eta = duration((self._total - self._done) / max(rate, 1e-9))
+      print(f'{self._what} {self._done}/{self._total}  {rate:.2f}/s  ETA {eta}', flush=True)
+
+  def close(self) -> None:
+    """Ends the bar."""
+    self._bar.close()
+
+
+class RunLog:
+  """Collects each step's metrics, stops the run on a non-finite loss, and writes logged steps.
+
+  A step's metrics are fetched and written while the next step runs. What an interrupted run logged
+  beyond the step that it goes on from is dropped: those steps are logged again.
+  """
+
+  def __init__(
+    self, workdir: pathlib.Path | None, *, start_step: int, num_steps: int, images_per_step: int
+  ):
+    """Opens the files.
+
+    Args:
+      workdir: pathlib.Path, or None to check losses only (all processes but the first).
+      start_step: steps done before.
+      num_steps: step at which the run ends, for the ETA.
+      images_per_step: global batch size.
+    """
+    self._num_steps = num_steps
+    self._images_per_step = images_per_step
+    self._first_step = start_step + 1
+    self._pending = None  # (step, metrics on device, whether to write them) of the newest step
+    self._losses = []  # since the last logged step
+    self._file = self._tensorboard = None
+    self._thread_errors = []
+    if workdir is not None:
+      from tensorboardX import SummaryWriter
+
+      threading.excepthook = self._note_thread_error
+
+      _drop_after(workdir / 'metrics.jsonl', start_step)
+      self._file = open(workdir / 'metrics.jsonl', 'a')  # noqa: SIM115
+      self._tensorboard = SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=start_step + 1, max_queue=100
+      )
+    self.restart_clock(start_step)
+
+  def restart_clock(self, step: int) -> None:
+    """Leaves the time up to now out of the rates."""
+    self._clock_step, self._clock = step, time.perf_counter()
+
+  def add(self, step: int, metrics: Mapping[str, Any], *, write: bool = False) -> None:
+    """Takes metrics of steps that are still being computed, and checks those before them.
+
+    Args:
+      step: the last of them.
+      metrics: dict of arrays [K], or of scalars for one step.
+      write: whether the last step is one to write.
+
+    Raises:
+      as check.
+    """
+    self.check()
+    self._pending = step, metrics, write
+
+  def check(self) -> None:
+    """Waits for the newest steps, and writes the last of them where that was asked for.
+
+    Raises:
+      NotFiniteError: a metric of one of them is not finite.
+      WriteError: a file cannot be written.
+    """
+    if self._pending is None:
+      return
+    step, metrics, write = self._pending
+    self._pending = None
+    start, steps = self._clock, step - self._clock_step
+    values = {name: np.atleast_1d(x) for name, x in jax.device_get(metrics).items()}
+    for i, loss in enumerate(values['loss'], step - len(values['loss']) + 1):
+      of_step = {name: float(array[i - step - 1]) for name, array in values.items()}
+      if not np.isfinite([*of_step.values()]).all():
+        raise NotFiniteError(i, of_step)
+      self._losses.append(float(loss))
+      if i == self._first_step:
+        self.restart_clock(step)  # it was compiled
+    if write:
+      self._write(step, of_step, steps / max(time.perf_counter() - start, 1e-9))
+
+  def _write(self, step, values, rate):
+    """Writes a step's metrics, and loss_mean over the steps since the last written."""
+    values = values | {
+      'loss_mean': sum(self._losses) / len(self._losses),
+      'steps_per_sec': rate,
+      'images_per_sec': rate * self._images_per_step,
+    }
+    self._losses.clear()
+    self.restart_clock(step)
+    if self._file is None:
+      return
+    self._check_tensorboard()
+    try:
+      self._file.write(json.dumps({'step': step, **values}) + '\n')
+      self._file.flush()
+    except OSError as error:
+      raise WriteError(self._file.name, error) from error
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, value, step)
+    print(progress_line(step, self._num_steps, values), flush=True)
+
+  def figures(self, step: int, figures: Sequence[Mapping[str, Any]]) -> None:
+    """Shows the figures of an evaluation in TensorBoard, and says them.
+
+    Args:
+      step: that was measured.
+      figures: list of dicts with name and value.
+    """
+    if self._file is None:
+      return
+    self._check_tensorboard()
+    for figure in figures:
+      self._tensorboard.add_scalar(f'eval/{figure["name"]}', figure['value'], step)
+    print(
+      f'step {step}: ' + '  '.join(f'{f["name"]} {f["value"]:.4g}' for f in figures), flush=True
+    )
+
+  def picture(self, step: int, png: pathlib.Path) -> None:
+    """Shows a PNG file in TensorBoard."""
+    if self._file is None:
+      return
+    from PIL import Image
+
+    self._check_tensorboard()
+    self._tensorboard.add_image('samples', np.asarray(Image.open(png)), step, dataformats='HWC')
+
+  def _check_tensorboard(self):
+    """Raises what ended TensorBoard's writer: without it, events would pile up, and then block."""
+    for error in self._thread_errors:
+      if isinstance(error, OSError):
+        raise WriteError(self._tensorboard.logdir, error)
+      raise error
+
+  def _note_thread_error(self, hook):
+    if type(hook.thread).__module__.startswith('tensorboardX.'):
+      self._thread_errors.append(hook.exc_value)
+    else:
+      threading.__excepthook__(hook)
+
+  def close(self) -> None:
+    """Writes out what is pending."""
+    if self._file is None:
+      return
+    try:
+      with contextlib.closing(self._file):
+        self._check_tensorboard()
+        self._tensorboard.close()
+    except OSError as error:
+      raise WriteError(self._file.name, error) from error
+    finally:
+      threading.excepthook = threading.__excepthook__
+
+
+def _drop_after(path, step):
+  """Drops the lines of later steps, and what is none, such as one that a kill cut off."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text(errors='replace').splitlines():
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+      if json.loads(line)['step'] <= step:
+        kept.append(line + '\n')
+  write_text(path, ''.join(kept))
+
+
+def duration(seconds: float) -> str:
+  """'1:02:03'."""
+  return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def progress_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
+  """One line on how a run stands."""
+  eta = duration((num_steps - step) / values['steps_per_sec'])
+  return (
+    f'step {step}/{num_steps}  loss {values["loss_mean"]:.4f}  '
+    f'grad_norm {values["grad_norm"]:.3f}  lr {values["learning_rate"]:.2e}  '
+    f'{values["steps_per_sec"]:.2f} steps/s  {values["images_per_sec"]:.0f} images/s  ETA {eta}'
+  )

@@ -1,0 +1,204 @@
+"""The folder of a run: made, locked against a second process, and tied to one config.
+
+format.json      the version of this layout; a workdir of a newer program is refused, untouched
+config.json      the config of the run
+import.json      where its first checkpoint came from, if from another program
+metrics.jsonl    one object a logged step
+tensorboard/     the same for TensorBoard, and sample grids
+checkpoints/     the states of the run
+samples/         step_XXXXXXXX/SAMPLER_KEY/samples.npz and grid.png
+eval/            step_XXXXXXXX/: reports, bounds and features, each NAME_KEY/; best.json
+reproduce/       step_XXXXXXXX/FIGURE_KEY/
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax import processes
+from ddpm_jax.errors import UserError, WriteError
+from ddpm_jax.storage.files import make_writable, read_json, write_text
+
+FORMAT = 2  # 1 had one folder of results a step, and no FORMAT_FILE
+FORMAT_FILE = 'format.json'
+
+# What decides the course of a run. Everything else (how long, how often to log, where the data lie)
+# may change when it goes on.
+FIXED_FIELDS = (
+  'seed',
+  'data.source',
+  'data.split',
+  'data.image_size',
+  'data.channels',
+  'data.random_flip',
+  'diffusion',
+  'model',
+  'optim',
+  'train.global_batch_size',
+)
+
+
+# What changes how steps are computed, but not what.
+FREE_FIELDS = ('model.remat',)
+
+
+def config_dict(config: ConfigDict) -> dict[str, Any]:
+  """The config as plain JSON values."""
+  return json.loads(config.to_json())
+
+
+def deciding_fields(config: ConfigDict, section: str) -> dict[str, Any]:
+  """A section's plain values without FREE_FIELDS."""
+  values = config_dict(config)[section]
+  return {name: x for name, x in values.items() if f'{section}.{name}' not in FREE_FIELDS}
+
+
+def open_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Makes the folder, or says why it cannot be used.
+
+  Returns:
+    its pathlib.Path.
+
+  Raises:
+    UserError: not a folder, or not writable.
+  """
+  path = pathlib.Path(workdir).expanduser()
+  check_format(path)
+  try:
+    make_writable(path)
+  except OSError as error:
+    raise UserError(
+      f'--workdir={workdir} cannot be written ({error.strerror}); give a folder that can'
+    ) from error
+  blind = processes.not_shared_with(path)
+  if blind is not None:
+    raise UserError(
+      f'--workdir={path} of process {blind} is not the folder of process 0: give one on a file '
+      'system that all processes share'
+    )
+  return path
+
+
+def find_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """The folder of a run that has been trained.
+
+  Raises:
+    UserError: it holds no checkpoints.
+  """
+  path = pathlib.Path(workdir).expanduser()
+  if not (path / 'checkpoints').is_dir():
+    raise UserError(
+      f'--workdir={workdir} holds no checkpoint; run --mode=train first, or check the path'
+    )
+  check_format(path)
+  return path
+
+
+def check_format(path: pathlib.Path) -> None:
+  """Raises a UserError for a workdir of a newer program. One without a version is of the first."""
+  file = path / FORMAT_FILE
+  if not file.is_file():
+    return
+  found = read_json(file)
+  version = found.get('format') if isinstance(found, dict) else None
+  if not isinstance(version, int):
+    raise UserError(f'{file} is damaged: put back what it had, or delete it')
+  if version > FORMAT:
+    raise UserError(
+      f'--workdir={path} is of a newer version of this program (format {version}; this one knows '
+      f'up to {FORMAT}): update the program, or give another workdir'
+    )
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, mode: str) -> Iterator[None]:
+  """Holds WORKDIR for one process of a mode; the lock goes with the process, however it ends.
+
+  Raises:
+    UserError: another process holds it.
+  """
+  with open(path / f'.{mode}.lock', 'a+') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise UserError(
+        f'--workdir={path} is in use by another --mode={mode} (process {file.read().strip()}); '
+        'wait for it, stop it, or give another workdir'
+      ) from error
+    try:
+      file.truncate(0)
+      os.write(file.fileno(), str(os.getpid()).encode())
+    except OSError as error:
+      raise WriteError(file.name, error) from error
+    yield
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'section.field': value} of nested dicts."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def differing_fields(
+  stored: Mapping[str, Any],
+  current: Mapping[str, Any],
+  fields: Sequence[str],
+  *,
+  stored_name: str,
+  free: Sequence[str] = FREE_FIELDS,
+) -> list[str]:
+  """Compares two configs.
+
+  Args:
+    stored: dict of plain values, as config_dict gives it.
+    current: likewise.
+    fields: paths of the sections or fields to compare.
+    stored_name: what to call the first in the lines.
+    free: fields of them that may differ.
+
+  Returns:
+    a line for each field that differs, such as 'model.ch: checkpoint 64, config 128'; sorted.
+  """
+  stored, current = flatten(stored), flatten(current)
+  names = sorted(
+    name
+    for name in stored.keys() | current.keys()
+    if name not in free and any(f'{name}.'.startswith(f'{field}.') for field in fields)
+  )
+  return [
+    f'{name}: {stored_name} {stored.get(name, "absent")}, config {current.get(name, "absent")}'
+    for name in names
+    if stored.get(name, 'absent') != current.get(name, 'absent')
+  ]
+
+
+def store_config(path: pathlib.Path, config: ConfigDict) -> None:
+  """Writes config.json, once the run that is already there, if any, is found to be the same one.
+
+  Raises:
+    UserError: a field that decides the course of the run differs; all such are named.
+  """
+  file = path / 'config.json'
+  current = config_dict(config)
+  if file.exists():
+    stored = read_json(file)
+    differing = differing_fields(stored, current, FIXED_FIELDS, stored_name='workdir')
+    if differing:
+      raise UserError(
+        f'--workdir={path} holds a run of another config ({"; ".join(differing)}); '
+        'give another workdir, or the config of that run'
+      )
+  write_text(path / FORMAT_FILE, json.dumps({'format': FORMAT}) + '\n')
+  write_text(file, json.dumps(current, indent=2) + '\n')

@@ -1,0 +1,107 @@
+"""The training step (Alg. 1): plain values in, a pure function of arrays on one device out.
+
+Everything random is drawn per example, from its row in the global batch, so that results do not
+depend on how a batch is split over devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.losses import training_losses
+from ddpm_jax.diffusion.prediction import Parameterization, make_network
+from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.sampling.noise import fold_rows
+from ddpm_jax.training.recipe import LearningRate, schedule_count
+from ddpm_jax.training.state import TrainState, apply_gradients
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+  model: Any,
+  schedule: NoiseSchedule,
+  optimizer: optax.GradientTransformation,
+  learning_rate_fn: LearningRate,
+  *,
+  parameterization: Parameterization,
+  loss_type: str,
+  ema_decay: float,
+  random_flip: bool,
+  grad_accum_steps: int = 1,
+  axis_name: str | None = None,
+) -> TrainStep:
+  """One step of Alg. 1: draw t and noise, descend, average.
+
+  Args:
+    model: UNet, or another model that make_network applies.
+    schedule: NoiseSchedule.
+    optimizer: optax transformation.
+    learning_rate_fn: step -> learning rate, for the metrics.
+    parameterization, loss_type: as training_losses.
+    ema_decay: of the parameters' moving average.
+    random_flip: mirror each image left-right with probability 1/2.
+    grad_accum_steps: parts of the batch that go through one after another, their gradients summed:
+      less memory, and the step of the whole batch, to rounding.
+    axis_name: of the devices that share a batch, each with an equal part; None for one device.
+
+  Returns:
+    (state, batch, data, key) -> (state, metrics), metrics being scalars: loss and grad_norm (before
+    clipping), each of the global batch, and learning_rate. With data None the batch is images uint8
+    [B, H, W, C]; otherwise it is indices int32 [B] of data uint8 [N, H, W, C] on the device.
+  """
+
+  def loss_fn(params, x_0, t, noise, rows, dropout_key):
+    network = make_network(model, params, train=True, rngs={'dropout': dropout_key}, rows=rows)
+    return training_losses(
+      schedule, network, x_0, t, noise, parameterization=parameterization, loss_type=loss_type
+    ).mean()
+
+  def accumulate(params, examples, dropout_key):
+    def of_part(part):
+      return jax.value_and_grad(loss_fn)(params, *part, dropout_key)
+
+    parts = jax.tree.map(lambda x: x.reshape(grad_accum_steps, -1, *x.shape[1:]), examples)
+    zeros = jax.tree.map(
+      jnp.zeros_like, jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts))
+    )
+    total, _ = jax.lax.scan(
+      lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), zeros, parts
+    )
+    return jax.tree.map(lambda x: x / grad_accum_steps, total)
+
+  def draw(key, shape):
+    t_key, noise_key, flip_key = jax.random.split(key, 3)
+    t = jax.random.randint(t_key, (), 0, schedule.num_timesteps)
+    return t, jax.random.normal(noise_key, shape), jax.random.bernoulli(flip_key)
+
+  def train_step(state, batch, data, key):
+    images = batch if data is None else data[batch]
+    rows = jnp.arange(images.shape[0])
+    if axis_name is not None:
+      rows += images.shape[0] * jax.lax.axis_index(axis_name)
+    draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    t, noise, flip = jax.vmap(draw, in_axes=(0, None))(fold_rows(draw_key, rows), images.shape[1:])
+    x_0 = scale_images(images)
+    if random_flip:
+      x_0 = jnp.where(flip[:, None, None, None], x_0[:, :, ::-1], x_0)
+    examples = x_0, t, noise, rows
+    if grad_accum_steps == 1:
+      loss, grads = jax.value_and_grad(loss_fn)(state.params, *examples, dropout_key)
+    else:
+      loss, grads = accumulate(state.params, examples, dropout_key)
+    if axis_name is not None:
+      loss, grads = jax.lax.pmean((loss, grads), axis_name)
+    metrics = {
+      'loss': loss,
+      'grad_norm': optax.tree.norm(grads),
+      'learning_rate': learning_rate_fn(schedule_count(state.opt_state)),
+    }
+    return apply_gradients(state, grads, optimizer, ema_decay=ema_decay), metrics
+
+  return train_step

@@ -1,0 +1,20 @@
+"""The step that takes features and logits from a network's output."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.evaluation.features import make_feature_step
+
+
+class Network:
+  """Its output, by names: the mean of each channel, once times params."""
+
+  def apply(self, variables, images):
+    mean = images.mean(axis=(1, 2))
+    return {'pool': mean, 'last': mean * variables['params'], 'other': mean}
+
+
+def test_feature_step_names_what_it_takes():
+  output = make_feature_step(Network(), 'pool', 'last')(2.0, jnp.ones((3, 4, 4, 1)))
+  assert output.keys() == {'features', 'logits'}
+  np.testing.assert_array_equal(output['logits'], 2 * np.ones((3, 1)))

@@ -1,0 +1,44 @@
+"""Images for people."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.evaluation import grids
+
+
+def test_uint8_and_scaled_images_are_inverse():
+  levels = np.arange(256, dtype=np.uint8)
+  np.testing.assert_array_equal(grids.to_uint8(np.asarray(scale_images(levels))), levels)
+
+
+def test_uint8_clips_and_rounds_to_the_nearest_level():
+  x = np.array([-3.0, -1.0, 0.003, 0.005, 1.0, 7.0])
+  assert grids.to_uint8(x).tolist() == [0, 0, 128, 128, 255, 255]
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_grid_shows_each_image_in_its_place(channels):
+  images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones(
+    (1, 40, 40, channels), np.uint8
+  )
+  grid = grids.make_grid(images, columns=3, padding=2)
+  assert grid.shape == (2 * 42 + 2, 3 * 42 + 2, 3)
+  centres = grid[22::42, 22::42]
+  assert centres[..., 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+  assert (grid[:2] == 0).all()
+
+
+def test_small_images_are_enlarged_pixel_by_pixel():
+  image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
+  grid = grids.make_grid(image, padding=0)
+  assert grid.shape == (32, 32, 3)
+  np.testing.assert_array_equal(grid[::4, ::4, 0], image[0, :, :, 0])
+
+
+def test_png_holds_the_pixels(tmp_path):
+  image = np.random.RandomState(0).randint(0, 256, (5, 7, 3), np.uint8)
+  grids.save_png(tmp_path / 'grid.png', image)
+  np.testing.assert_array_equal(np.asarray(PIL.Image.open(tmp_path / 'grid.png')), image)
+  assert [path.name for path in tmp_path.iterdir()] == ['grid.png']

@@ -1,0 +1,114 @@
+"""What is built from a config: steps, keys, data on the devices, identities and their names."""
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import devices
+from ddpm_jax.errors import UserError
+from ddpm_jax.modes import build
+from ddpm_jax.modes.checks import check
+from ddpm_jax.sampling import SAMPLERS
+from tests.tiny import tiny_config
+
+
+def test_inception_takes_no_grey_images():
+  config = tiny_config(**{'eval.network': 'inception'})
+  check(config)  # one may train on them
+  with pytest.raises(UserError, match=r'not data.channels=1; use eval.metrics=bpd, or') as raised:
+    build.feature_network(config)
+  assert '\n' not in str(raised.value)
+
+
+def test_an_accelerator_takes_as_many_steps_as_all_intervals_allow(monkeypatch):
+  config = tiny_config(**{'train.log_every_steps': 100, 'train.checkpoint_every_steps': 250})
+  assert build.steps_per_dispatch(config) == 1
+  monkeypatch.setattr(devices, 'on_cpu', lambda: False)
+  assert build.steps_per_dispatch(config) == 10
+  config.train.update(log_every_steps=100, checkpoint_every_steps=1000)
+  assert build.steps_per_dispatch(config) == 20
+
+
+def test_a_cpu_takes_single_steps_whatever_is_asked_for(monkeypatch):
+  config = tiny_config(**{'train.log_every_steps': 8, 'train.checkpoint_every_steps': 12})
+  config.train.steps_per_dispatch = 4
+  assert build.steps_per_dispatch(config) == build.plan(config).steps_per_dispatch == 1
+  monkeypatch.setattr(devices, 'on_cpu', lambda: False)
+  assert build.steps_per_dispatch(config) == build.plan(config).steps_per_dispatch == 4
+
+
+def test_accelerators_hold_the_data_that_fit(monkeypatch):
+  config = tiny_config()
+  assert build.device_data(config, None) is None  # a CPU does not even ask for them
+  batches = build.batches(config, build.source(config))
+  monkeypatch.setattr(devices, 'on_cpu', lambda: False)
+  np.testing.assert_array_equal(build.device_data(config, batches), batches.images)
+  config.data.device_limit_gib = 1e-6
+  assert build.device_data(config, batches) is None
+
+
+def test_learned_variance_doubles_the_output():
+  config = tiny_config(**{'diffusion.loss_type': 'kl', 'diffusion.var_type': 'learned'})
+  check(config)
+  params = jax.eval_shape(lambda: build.init_params(config))
+  assert params['conv_out']['kernel'].shape[-1] == 2
+
+
+def test_streams_and_seeds_have_keys_of_their_own():
+  keys = [build.key(seed, stream) for seed in (0, 1) for stream in build.STREAMS]
+  assert len({jax.random.key_data(key).tobytes() for key in map(jax.device_get, keys)}) == len(keys)
+
+
+def test_several_names_may_come_as_one_string():
+  assert build.names(('bpd', 'fid')) == build.names(('bpd,fid',)) == ['bpd', 'fid']
+  assert build.names(()) == []
+
+
+def test_a_report_says_which_sampler():
+  def words(**fields):
+    return build.sampler_words(tiny_config(**{f'sample.{k}': v for k, v in fields.items()}))
+
+  assert words() == 'ancestral, 10 steps, fixedlarge'
+  assert words(num_steps=4) == 'ancestral, 4 of 10 steps (trailing), fixedlarge'
+  assert words(sampler='ddim', num_steps=5) == 'ddim, 5 of 10 steps (trailing), eta 0.0'
+  assert words(sampler='ddim', eta=1.0) == 'ddim, 10 steps, eta 1.0'
+  assert words(sampler='heun', num_steps=5) == 'heun, 5 of 10 steps (trailing), 9 evaluations'
+  assert words(sampler='heun', spacing='karras', num_steps=2).startswith(
+    'heun, 2 of 10 steps (karras)'
+  )
+  assert words(sampler='unipc_2', num_steps=2, spacing='quad', clip='none') == (
+    'unipc_2, 2 of 10 steps (quad), clip none'
+  )
+
+
+def test_few_steps_are_the_default_of_all_samplers_but_ancestral():
+  def count(name):
+    config = tiny_config(**{'diffusion.num_timesteps': 1000, 'sample.sampler': name})
+    return len(build.timesteps(config))
+
+  assert {name: count(name) for name in SAMPLERS} == {
+    **dict.fromkeys(SAMPLERS, 20),
+    'ancestral': 1000,
+  }
+
+
+def test_identities_tell_samplers_apart_and_leave_the_whole_chain_as_it_is():
+  choices = [
+    {'num_steps': 5},
+    {'num_steps': 5, 'spacing': 'quad'},
+    {'clip': 'dynamic'},
+    {'sampler': 'ddim'},
+    {'sampler': 'ddim', 'eta': 1.0},
+    {'sampler': 'dpmpp_2m'},
+    {'seed': 1},
+  ]
+
+  def identity(**fields):
+    return build.samples_identity(tiny_config(**{f'sample.{k}': v for k, v in fields.items()}))
+
+  whole = identity()
+  assert whole == identity(num_steps=10) == identity(num_steps=10, spacing='quad')
+  identities = [whole, *(identity(**fields) for fields in choices)]
+  assert len({one.key() for one in identities}) == len(identities)
+  assert all(identities.index(one) == i for i, one in enumerate(identities))
+  assert identity(sampler='ddim', eta=0.0) == identity(sampler='ddim')

@@ -1,0 +1,114 @@
+"""Every value that cannot work is named, with what can, before anything compiles."""
+
+import pytest
+
+from ddpm_jax import devices
+from ddpm_jax.errors import UserError
+from ddpm_jax.modes.checks import check, check_metrics
+from tests.tiny import tiny_config
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('diffusion.schedule', 'cosin', "diffusion.schedule is 'cosin'; it must be one of linear, "),
+    ('diffusion.num_timesteps', 0, 'diffusion.num_timesteps is 0; it must be at least 1'),
+    ('diffusion.beta_start', 0.0, r'diffusion.beta_start is 0.0; a beta must lie in \(0, 1\]'),
+    ('diffusion.beta_end', 1.5, r'diffusion.beta_end is 1.5; a beta must lie in \(0, 1\]'),
+    ('diffusion.mean_type', 'noise', "type is 'noise'; it must be one of eps, xstart, xprev, v$"),
+    ('diffusion.var_type', 'small', "var_type is 'small'; it must be one of fixedsmall, "),
+    ('diffusion.loss_type', 'l1', "loss_type is 'l1'; it must be one of mse, kl"),
+    ('diffusion.var_type', 'learned', 'loss_type=mse does not train .*learned; use loss_type=kl'),
+    ('diffusion.schedule', 'jsd', 'ends at beta 1.*use mean_type=xstart, v or xprev$'),
+    ('data.image_size', 9, r'data.image_size is 9; the 2 levels .* must be a multiple of 2'),
+    ('data.image_size', 0, 'data.image_size is 0'),
+    ('data.channels', 4, 'data.channels is 4; it must be one of 1, 3'),
+    ('model.attn_resolutions', (16,), 'has 16, which never occurs; the resolutions are 8, 4'),
+    ('model.ch', 48, 'model.ch is 48 and .* multiple of 32'),
+    ('model.ch_mult', (), 'model.ch_mult is empty'),
+    ('model.ch_mult', (1, 0), 'model.ch_mult has 0'),
+    ('model.dtype', 'float16', "model.dtype is 'float16'; it must be one of float32, bfloat16"),
+    ('model.dropout', 1.0, r'model.dropout is 1.0; it must lie in \[0, 1\)'),
+    ('model.num_res_blocks', 0, 'model.num_res_blocks is 0; it must be at least 1'),
+    ('optim.ema_decay', 1.0, r'optim.ema_decay is 1.0; it must lie in \[0, 1\)'),
+    ('optim.learning_rate', -1.0, 'optim.learning_rate is -1.0; it must be at least 0'),
+    ('train.log_every_steps', 0, 'train.log_every_steps is 0; it must be at least 1'),
+    ('train.global_batch_size', 18, 'global_batch_size is 18; .* multiple of the 4 .* as 16'),
+    ('train.global_batch_size', 0, 'train.global_batch_size is 0; .* such as 4'),
+    ('train.grad_accum_steps', 3, 'train.grad_accum_steps is 3; it must divide the 4 images of a '),
+    ('train.grad_accum_steps', 0, 'train.grad_accum_steps is 0; '),
+    ('train.steps_per_dispatch', 0, 'train.steps_per_dispatch is 0; it must be at least 1'),
+    ('train.steps_per_dispatch', 2, '2, which does not divide train.log_every_steps=1; change'),
+    ('sample.batch_size', 6, 'sample.batch_size is 6; .* 4 devices, such as 4'),
+    ('sample.num_samples', 0, 'sample.num_samples is 0; it must be at least 1'),
+    ('sample.sampler', 'plms', "sample.sampler is 'plms'; it must be one of ancestral, ddim, "),
+    ('sample.spacing', 'even', "sample.spacing is 'even'; it must be one of linspace, "),
+    ('sample.num_steps', 11, r'sample.num_steps is 11; it must lie in \[1, 10\]'),
+    ('sample.num_steps', 0, r'sample.num_steps is 0; it must lie in \[1, 10\]'),
+    ('sample.eta', 0.5, 'sample.eta is 0.5, but sample.sampler=ancestral has none'),
+    ('sample.clip', 'soft', "sample.clip is 'soft'; it must be one of none, static, dynamic"),
+  ],
+)
+def test_names_what_cannot_work(field, value, message):
+  config = tiny_config(**{'model.ch_mult': (1, 2)})
+  check(config)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=message) as raised:
+    check(config)
+  assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(('metric', 'least'), [('kid', 4), ('pr', 4), ('fid', 2)])
+def test_metrics_have_the_samples_that_they_need(metric, least):
+  fields = {'eval.metrics': (metric,), 'eval.num_samples': least, 'train.eval_num_samples': least}
+  check(tiny_config(**fields, **{'train.eval_every_steps': 2}))
+  if least > 2:
+    check(tiny_config(**fields | {'train.eval_num_samples': 2}))  # no such evaluations
+    message = rf'eval_num_samples says 3 images; {metric} \(eval.metrics\) needs 4 at least'
+    with pytest.raises(UserError, match=message):
+      check(tiny_config(**fields | {'train.eval_num_samples': 3, 'train.eval_every_steps': 2}))
+    with pytest.raises(UserError, match=r'eval\.num_samples says 3 images'):
+      check(tiny_config(**fields | {'eval.num_samples': 3}))
+
+
+def test_no_metrics_are_refused_where_something_is_to_be_measured():
+  message = (
+    r'^eval\.metrics is empty; name some of bpd, fid, is, kid, pr, as in --config\.eval\.met'
+  )
+  check_metrics(('fid',))
+  with pytest.raises(UserError, match=message) as raised:
+    check_metrics(())
+  assert '\n' not in str(raised.value)
+  for nothing in ((), ('',)):
+    check(tiny_config(**{'eval.metrics': nothing}))  # one may train without
+    with pytest.raises(UserError, match=message):
+      check(tiny_config(**{'eval.metrics': nothing, 'train.eval_every_steps': 2}))
+
+
+def test_steps_per_dispatch_names_the_interval_that_it_does_not_divide():
+  config = tiny_config(**{'train.log_every_steps': 8, 'train.checkpoint_every_steps': 12})
+  for given, field in ((8, 'checkpoint_every_steps=12'), (12, 'log_every_steps=8')):
+    config.train.steps_per_dispatch = given
+    with pytest.raises(UserError, match=f'does not divide train.{field}'):
+      check(config)
+  config.train.steps_per_dispatch = 4
+  check(config)
+
+
+def test_bfloat16_is_refused_where_it_is_lacking(monkeypatch):
+  monkeypatch.setattr(devices, 'lacks_bfloat16', lambda: 'V100 (compute capability 7.0)')
+  check(tiny_config())
+  with pytest.raises(UserError, match=r'bfloat16, which V100 .* lacks; use float32'):
+    check(tiny_config(**{'model.dtype': 'bfloat16'}))
+
+
+def test_a_prediction_of_one_step_is_refused_for_longer_ones():
+  xprev = {'diffusion.mean_type': 'xprev', 'diffusion.var_type': 'fixedlarge'}
+  check(tiny_config(**xprev))
+  message = (
+    r'of 10 steps cannot use a prediction of one step alone \(diffusion\.mean_type\): use '
+    r'sample\.sampler=ancestral with all steps$'
+  )
+  for choice in ({'sample.sampler': 'ddim'}, {'sample.num_steps': 9}):
+    with pytest.raises(UserError, match=message):
+      check(tiny_config(**xprev, **choice))

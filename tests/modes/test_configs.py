@@ -1,0 +1,85 @@
+"""The configs are the paper's, and all of them build."""
+
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import cifar10
+from ddpm_jax.modes import build
+from ddpm_jax.modes.checks import check
+
+NAMES = sorted(path.stem for path in pathlib.Path('configs').glob('*.py'))
+
+
+def load(name):
+  return importlib.import_module(f'configs.{name}').get_config()
+
+
+def num_params(config):
+  params = jax.eval_shape(lambda: build.init_params(config))
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_config_passes_the_checks(name):
+  check(load(name))
+
+
+@pytest.mark.parametrize(
+  ('name', 'count'),
+  [
+    ('cifar10', 35_746_307),
+    ('celebahq256', 113_673_219),
+    ('lsun_bedroom256', 113_673_219),
+    ('lsun_church256', 113_673_219),
+    ('lsun_cat256', 113_673_219),
+    ('lsun_bedroom256_large', 255_677_955),
+  ],
+)
+def test_models_have_the_papers_number_of_parameters(name, count):
+  assert num_params(load(name)) == count
+
+
+def test_cifar10_is_the_papers():
+  config = load('cifar10')
+  assert config.diffusion.to_dict() == {
+    'schedule': 'linear', 'num_timesteps': 1000, 'beta_start': 1e-4, 'beta_end': 0.02,
+    'mean_type': 'eps', 'var_type': 'fixedlarge', 'loss_type': 'mse',
+  }  # fmt: skip
+  assert (config.model.ch, config.model.ch_mult, config.model.num_res_blocks) == (
+    128,
+    (1, 2, 2, 2),
+    2,
+  )
+  assert (config.model.attn_resolutions, config.model.dropout) == ((16,), 0.1)
+  assert (config.optim.learning_rate, config.optim.warmup_steps) == (2e-4, 5000)
+  assert (config.optim.grad_clip, config.optim.ema_decay) == (1.0, 0.9999)
+  assert (config.train.global_batch_size, config.train.num_steps) == (128, 800_000)
+  assert config.data.random_flip
+
+
+def test_256_models_are_the_papers():
+  for name in ('celebahq256', 'lsun_bedroom256', 'lsun_church256', 'lsun_cat256'):
+    config = load(name)
+    assert (config.optim.learning_rate, config.train.global_batch_size) == (2e-5, 64)
+    assert (config.diffusion.var_type, config.model.dropout) == ('fixedsmall', 0.0)
+
+
+@pytest.mark.parametrize('mean_type', cifar10.PREDICTIONS)
+@pytest.mark.parametrize('var_type', cifar10.VARIANCES)
+def test_ablations_are_arguments(mean_type, var_type):
+  config = cifar10.get_config(f'{mean_type}-kl-{var_type}')
+  check(config)
+  assert config.diffusion.mean_type == mean_type
+  assert config.diffusion.var_type == var_type
+  assert config.diffusion.loss_type == 'kl'
+  assert num_params(config) == (35_749_766 if var_type == 'learned' else 35_746_307)
+
+
+@pytest.mark.parametrize('ablation', ['eps', 'eps-kl', 'eps-kl-small', 'learned-kl-eps'])
+def test_unknown_ablation_lists_the_known(ablation):
+  with pytest.raises(ValueError, match='PREDICTION-LOSS-VARIANCE; they are eps or xstart or xprev'):
+    cifar10.get_config(ablation)

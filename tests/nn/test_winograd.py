@@ -1,0 +1,100 @@
+"""Winograd's convolutions: what the plain ones are, to rounding, and their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.nn import winograd
+
+SHAPES = {  # of images, and output channels
+  'one chunk': ((3, 8, 8, 32), 64),
+  'oblong': ((2, 4, 6, 5), 3),
+  'smallest': ((1, 2, 2, 1), 1),
+  'one row of tiles': ((1, 2, 20, 40), 32),
+}
+
+
+def plain(x, kernel):
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+
+
+def plain_upsample(x, kernel):
+  return plain(x.repeat(2, axis=1).repeat(2, axis=2), kernel)
+
+
+PAIRS = {
+  'conv': (winograd.conv3x3, plain, 1),
+  'upsample': (winograd.upsample_conv3x3, plain_upsample, 2),
+}
+
+
+def values_and_gradients(convolve, x, kernel, dy):
+  y, gradients = jax.vjp(convolve, x, kernel)
+  return [y, *gradients(dy)]
+
+
+def exact(convolve, *arrays):
+  """In float64."""
+  with jax.enable_x64(True):
+    return values_and_gradients(convolve, *(jnp.asarray(np.asarray(a, np.float64)) for a in arrays))
+
+
+@pytest.mark.parametrize('chunk_bytes', [winograd.CHUNK_BYTES, 1])  # 1: a row of tiles at a time
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('pair', PAIRS)
+def test_equals_the_plain_convolution_to_rounding(
+  pair, shape, chunk_bytes, relative_error, monkeypatch
+):
+  monkeypatch.setattr(winograd, 'CHUNK_BYTES', chunk_bytes)
+  convolve, plain_convolve, scale = PAIRS[pair]
+  (batch, height, width, channels), out_channels = SHAPES[shape]
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (batch, height, width, channels))
+  kernel = jax.random.normal(keys[1], (3, 3, channels, out_channels))
+  dy = jax.random.normal(keys[2], (batch, height * scale, width * scale, out_channels))
+  actual = values_and_gradients(convolve, x, kernel, dy)
+  expected = exact(plain_convolve, x, kernel, dy)
+  rounding = values_and_gradients(plain_convolve, x, kernel, dy)
+  for output, rounded, truth in zip(actual, rounding, expected, strict=True):
+    assert relative_error(output, truth) < max(2 * relative_error(rounded, truth), 6e-7)
+
+
+def test_images_go_through_in_chunks_of_their_own():
+  x = jax.ShapeDtypeStruct((16, 32, 32, 128), np.float32)
+  kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), np.float32)
+  text = str(jax.make_jaxpr(winograd.conv3x3)(x, kernel))
+  assert 'length=8' in text  # two images of 4 MiB at a time
+
+
+def test_applies_to_what_it_can_do_and_what_pays():
+  assert winograd.applies((1, 8, 8, 32), (3, 3, 32, 64))
+  for x_shape, kernel_shape in [
+    ((1, 7, 8, 32), (3, 3, 32, 64)),
+    ((1, 8, 7, 32), (3, 3, 32, 64)),
+    ((1, 8, 8, 3), (3, 3, 3, 64)),
+    ((1, 8, 8, 32), (3, 3, 32, 3)),
+    ((1, 8, 8, 32), (1, 1, 32, 64)),
+  ]:
+    assert not winograd.applies(x_shape, kernel_shape)
+
+
+def test_network_is_the_same_with_it(relative_error, unet_small, reference):
+  model, params = unet_small
+  x, t = reference('unet_small')['x'], reference('unet_small')['t']
+  fast = model.clone(winograd=True)
+
+  def loss(model, params, x):
+    return jnp.sum(jnp.square(model.apply({'params': params}, x, t)))
+
+  run = jax.jit(jax.value_and_grad(loss, argnums=(1, 2)), static_argnums=0)
+  plain_value, plain_gradients = run(model, params, x)
+  value, gradients = run(fast, params, x)
+  assert relative_error(value, plain_value) < 1e-5
+  flat, plain_flat = (
+    np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    for tree in (gradients, plain_gradients)
+  )
+  assert relative_error(flat, plain_flat) < 1e-5

@@ -1,0 +1,176 @@
+"""What a run tells."""
+
+import errno
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from ddpm_jax.errors import WriteError
+from ddpm_jax.storage import logs
+
+
+def make_log(workdir, start_step=0):
+  return logs.RunLog(workdir, start_step=start_step, num_steps=10, images_per_step=4)
+
+
+def metrics(loss):
+  """Of one step, or of those of a list of losses."""
+  losses = np.atleast_1d(loss)
+  return {
+    'loss': losses,
+    'grad_norm': np.full(losses.shape, 2.0),
+    'learning_rate': np.full(losses.shape, 0.1),
+  }
+
+
+def lines(workdir):
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_logged_step_has_its_own_loss_and_the_mean_since_the_last(tmp_path, capsys):
+  log = make_log(tmp_path)
+  for step, loss in enumerate([1.0, 2.0, 6.0, 8.0], start=1):
+    log.add(step, metrics(loss), write=step in (3, 4))
+  log.check()
+  log.close()
+  assert [(line['step'], line['loss'], line['loss_mean']) for line in lines(tmp_path)] == [
+    (3, 6.0, 3.0),
+    (4, 8.0, 8.0),
+  ]
+  for line in lines(tmp_path):
+    assert line['images_per_sec'] == pytest.approx(4 * line['steps_per_sec'])
+  out = capsys.readouterr().out
+  assert 'step 3/10  loss 3.0000' in out
+  assert 'ETA' in out
+
+
+def test_resumed_log_drops_later_steps_and_a_cut_off_line(tmp_path):
+  log = make_log(tmp_path)
+  for step in range(1, 6):
+    log.add(step, metrics(float(step)), write=True)
+  log.check()
+  log.close()
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('7\n{}\n{"step": 6, "lo')
+  log = make_log(tmp_path, start_step=3)
+  log.add(4, metrics(40.0), write=True)
+  log.check()
+  log.close()
+  assert [(line['step'], line['loss']) for line in lines(tmp_path)] == [
+    (1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)
+  ]  # fmt: skip
+
+
+def test_a_step_is_fetched_and_written_while_the_next_one_runs(tmp_path, monkeypatch):
+  fetched = []
+  monkeypatch.setattr(logs.jax, 'device_get', lambda tree: fetched.append(tree) or tree)
+  log = make_log(tmp_path)
+  first = metrics(1.0)
+  log.add(1, first, write=True)
+  assert (fetched, lines(tmp_path)) == ([], [])
+  log.add(2, metrics(2.0))  # which has been dispatched
+  assert (fetched, [line['step'] for line in lines(tmp_path)]) == ([first], [1])
+  log.close()
+
+
+@pytest.mark.parametrize('loss', [float('nan'), float('inf')])
+def test_non_finite_loss_is_raised_with_its_step(tmp_path, loss):
+  log = make_log(tmp_path)
+  log.add(1, metrics(1.0))
+  log.add(2, metrics(loss))
+  with pytest.raises(FloatingPointError, match=f'the loss is {loss} at step 2'):
+    log.add(3, metrics(1.0))
+
+
+def test_steps_of_one_dispatch_count_one_by_one(tmp_path):
+  log = make_log(tmp_path)
+  log.add(3, metrics([1.0, 2.0, 6.0]), write=True)
+  log.add(6, metrics([4.0, float('nan'), 1.0]))
+  with pytest.raises(FloatingPointError, match='nan at step 5'):
+    log.check()
+  log.close()
+  assert [(line['step'], line['loss'], line['loss_mean']) for line in lines(tmp_path)] == [
+    (3, 6.0, 3.0)
+  ]
+
+
+def test_process_that_does_not_write_still_checks():
+  log = make_log(None)
+  log.add(1, metrics(float('nan')))
+  with pytest.raises(FloatingPointError, match='step 1'):
+    log.check()
+
+
+@pytest.mark.parametrize('name', ['loss', 'grad_norm'])
+def test_any_metric_may_be_the_one_that_is_not_finite(tmp_path, name):
+  log = make_log(tmp_path)
+  log.add(1, metrics(1.0) | {name: np.array([np.inf])})
+  with pytest.raises(logs.NotFiniteError, match=f'the {name} is inf at step 1') as info:
+    log.check()
+  assert (info.value.step, info.value.metrics['learning_rate']) == (1, 0.1)
+  log.close()
+
+
+def test_full_disk_is_said_in_one_line(tmp_path):
+  log = make_log(tmp_path)
+  (tmp_path / 'metrics.jsonl').unlink()
+  (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+  log._file = open(tmp_path / 'metrics.jsonl', 'a')  # noqa: SIM115
+  log.add(1, metrics(1.0), write=True)
+  with pytest.raises(WriteError, match=r'metrics\.jsonl cannot be written \(No space left'):
+    log.check()
+  with pytest.raises(WriteError, match=r'metrics\.jsonl cannot be written \(No space left'):
+    log.close()
+
+
+@pytest.mark.parametrize(
+  ('error', 'raised', 'words'),
+  [
+    (
+      OSError(errno.ENOSPC, 'No space left on device'),
+      WriteError,
+      r'tensorboard cannot be written \(No space left',
+    ),
+    (RuntimeError('a defect'), RuntimeError, 'a defect'),
+  ],
+)
+def test_end_of_the_background_writer_ends_the_run(tmp_path, monkeypatch, error, raised, words):
+  from tensorboardX.record_writer import RecordWriter
+
+  def fail(*args):
+    raise error
+
+  log = make_log(tmp_path)
+  monkeypatch.setattr(RecordWriter, 'write', fail)
+
+  def write_on():
+    for step in range(1, 500):
+      log.add(step, metrics(1.0), write=True)
+      time.sleep(0.01)
+
+  with pytest.raises(raised, match=words):
+    write_on()
+  monkeypatch.undo()
+  with pytest.raises(raised, match=words):
+    log.figures(1, [{'name': 'fid', 'value': 1.0}])
+  with pytest.raises(raised, match=words):
+    log.close()
+  assert threading.excepthook is threading.__excepthook__
+
+
+def test_another_threads_error_is_not_tensorboards(tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(threading, '__excepthook__', lambda hook: seen.append(hook.exc_value))
+  log = make_log(tmp_path)
+  thread = threading.Thread(target=(tmp_path / 'gone').unlink)
+  thread.start()
+  thread.join()
+  log.close()
+  assert [type(error) for error in seen] == [FileNotFoundError]
+
+
+def test_duration():
+  assert logs.duration(3723.4) == '1:02:03'

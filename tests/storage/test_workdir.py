@@ -1,0 +1,99 @@
+"""The folder of a run: one process a mode, one config."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from ddpm_jax.errors import UserError, WriteError
+from ddpm_jax.storage.workdir import (
+  deciding_fields,
+  differing_fields,
+  find_workdir,
+  locked,
+  open_workdir,
+  store_config,
+)
+from tests.tiny import tiny_config
+
+
+def test_makes_missing_folders_and_leaves_nothing_in_them(tmp_path):
+  path = open_workdir(tmp_path / 'a/b')
+  assert path.is_dir()
+  assert list(path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match=r'--workdir=.*/file/run cannot be written \(Not a dir'):
+    open_workdir(tmp_path / 'file/run')
+
+
+def test_second_process_of_a_mode_is_refused_and_told_of_the_first(tmp_path):
+  with locked(tmp_path, 'train'):
+    with locked(tmp_path, 'sample'):
+      pass
+    with (
+      pytest.raises(UserError, match=r'in use by another --mode=train \(process \d+\)'),
+      locked(tmp_path, 'train'),
+    ):
+      pass
+  with locked(tmp_path, 'train'):
+    pass
+
+
+def test_lock_on_a_full_disk_names_its_file(tmp_path, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'write', fail)
+  with (
+    pytest.raises(WriteError, match=r'\.train\.lock cannot be written \(No space left'),
+    locked(tmp_path, 'train'),
+  ):
+    pass
+
+
+def test_config_that_decides_the_course_must_stay(tmp_path):
+  store_config(tmp_path, tiny_config())
+  with pytest.raises(
+    UserError, match=r'model\.ch: workdir 32, config 64; seed: workdir 0, config 7'
+  ):
+    store_config(tmp_path, tiny_config(**{'model.ch': 64, 'seed': 7}))
+  assert json.loads((tmp_path / 'config.json').read_text())['model']['ch'] == 32
+
+
+def test_damaged_config_is_named(tmp_path):
+  (tmp_path / 'config.json').touch()
+  with pytest.raises(UserError, match=r'config\.json is damaged'):
+    store_config(tmp_path, tiny_config())
+
+
+def test_length_and_logging_may_change(tmp_path):
+  store_config(tmp_path, tiny_config())
+  store_config(tmp_path, tiny_config(**{'train.num_steps': 99, 'train.log_every_steps': 7}))
+  assert json.loads((tmp_path / 'config.json').read_text())['train']['num_steps'] == 99
+
+
+def test_fields_that_decide_nothing_are_left_out():
+  fields = deciding_fields(tiny_config(), 'model')
+  assert fields['ch'] == 32
+  assert 'remat' not in fields
+
+
+def test_differing_fields_knows_sections_fields_and_absence():
+  stored = {'model': {'ch': 1, 'gone': 2}, 'modelling': 3, 'data': {'dir': 4, 'size': 5}}
+  current = {'model': {'ch': 1, 'new': 6}, 'modelling': 4, 'data': {'dir': 9, 'size': 8}}
+  assert differing_fields(stored, current, ('model', 'data.size'), stored_name='old') == [
+    'data.size: old 5, config 8',
+    'model.gone: old 2, config absent',
+    'model.new: old absent, config 6',
+  ]
+
+
+def test_workdir_without_checkpoints_is_not_found(tmp_path):
+  with pytest.raises(UserError, match='holds no checkpoint'):
+    find_workdir(tmp_path)
+  (tmp_path / 'checkpoints').mkdir()
+  assert find_workdir(tmp_path) == tmp_path

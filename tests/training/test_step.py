@@ -1,0 +1,147 @@
+"""The training step on one device: what is drawn, and what is learnt."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax.diffusion import Parameterization, make_betas, make_schedule
+from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.training.recipe import make_optimizer
+from ddpm_jax.training.state import init_train_state
+from ddpm_jax.training.step import make_train_step
+from tests.tiny import MODEL, SCHEDULE, fresh_params, random_params
+
+
+class Blank:
+  """In place of a UNet: predicts params['image'], moved by params['slope'] times t."""
+
+  def apply(self, variables, x, t, train=False, rows=None, rngs=None):
+    params = variables['params']
+    image = jnp.broadcast_to(params['image'][None], x.shape)
+    return image + params['slope'] * t.astype(jnp.float32).reshape(-1, 1, 1, 1)
+
+
+def make_blank_loss(*, num_timesteps=10, random_flip=False):
+  """Returns (batch, prediction, slope, seed, data) -> loss of the blank network for x_0."""
+  optimizer = optax.sgd(0.0)
+  step = jax.jit(
+    make_train_step(
+      Blank(),
+      make_schedule(make_betas('linear', num_timesteps)),
+      optimizer,
+      optax.constant_schedule(0.0),
+      parameterization=Parameterization('xstart', 'fixedlarge'),
+      loss_type='mse',
+      ema_decay=0.9,
+      random_flip=random_flip,
+    )
+  )
+
+  def loss(batch, prediction, slope=0.0, seed=0, data=None):
+    state = init_train_state({'image': prediction, 'slope': jnp.float32(slope)}, optimizer)
+    return float(step(state, batch, data, jax.random.key(seed))[1]['loss'])
+
+  return loss
+
+
+def test_images_are_scaled_to_the_interval_from_minus_one_to_one():
+  scaled = scale_images(np.array([0, 51, 255], np.uint8))
+  assert scaled.dtype == jnp.float32
+  np.testing.assert_allclose(scaled, [-1, -0.6, 1], rtol=1e-6)
+
+
+def test_half_of_the_images_are_mirrored_left_to_right():
+  count = 2000
+  row = np.random.default_rng(0).integers(0, 256, (1, 6, 3), np.uint8)
+  picture = np.repeat(row, 4, axis=0)  # upside down it is the same
+  images = np.broadcast_to(picture, (count, 4, 6, 3))
+  prediction = scale_images(picture)
+  mirrored = jnp.mean(jnp.square(prediction[:, ::-1] - prediction))
+  assert make_blank_loss()(images, prediction) < 1e-12
+  share = make_blank_loss(random_flip=True)(images, prediction) / mirrored
+  assert share == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(count))
+
+
+def test_timesteps_are_uniform_from_zero_to_the_last():
+  count, T = 20_000, 4
+  images = np.full((count, 1, 1, 1), 255, np.uint8)  # x_0 = 1; the loss is (1 - t)^2
+  squares = np.square(1 - np.arange(T))
+  loss = make_blank_loss(num_timesteps=T)(images, jnp.zeros((1, 1, 1)), slope=1.0)
+  std_error = squares.std() / np.sqrt(count)
+  assert loss == pytest.approx(squares.mean(), abs=5 * std_error)
+  # A single timestep is always the first.
+  loss = make_blank_loss(num_timesteps=1)(images, jnp.ones((1, 1, 1)), slope=1.0)
+  assert loss < 1e-12
+
+
+def test_another_key_draws_other_timesteps():
+  loss = make_blank_loss(num_timesteps=100)
+  images = np.zeros((8, 2, 2, 1), np.uint8)
+  assert len({loss(images, jnp.zeros((2, 2, 1)), slope=1.0, seed=seed) for seed in range(5)}) == 5
+
+
+def test_a_batch_of_indices_is_gathered_from_the_data():
+  data = np.random.default_rng(0).integers(0, 256, (20, 2, 3, 1), np.uint8)
+  indices = np.array([3, 19, 0, 3], np.int32)
+  loss, prediction = make_blank_loss(random_flip=True), jnp.zeros((2, 3, 1))
+  expected = np.square(np.asarray(scale_images(data[indices]))).mean()
+  assert loss(indices, prediction, data=data) == loss(data[indices], prediction)
+  assert loss(indices, prediction, data=data) == pytest.approx(expected, rel=1e-6)
+
+
+RATE = optax.constant_schedule(1e-2)
+# Not the usual epsilon, with which rounding noise would move parameters by the whole rate.
+OPTIMIZER = make_optimizer(RATE, grad_clip=1.0, eps=1e-3)
+
+
+@functools.cache
+def unet_step(grad_accum_steps=1):
+  return jax.jit(
+    make_train_step(
+      MODEL,
+      SCHEDULE,
+      OPTIMIZER,
+      RATE,
+      parameterization=Parameterization('eps', 'fixedlarge'),
+      loss_type='mse',
+      ema_decay=0.9,
+      random_flip=True,
+      grad_accum_steps=grad_accum_steps,
+    )
+  )
+
+
+def test_training_lowers_the_loss_on_a_fixed_set():
+  step = unet_step()
+  images = np.random.default_rng(0).integers(0, 2, (16, 4, 4, 1)).astype(np.uint8) * 255
+  state = init_train_state(fresh_params(), OPTIMIZER)
+  key = jax.random.key(1)
+  _, before = step(state, images, None, key)
+  for _ in range(60):
+    state, metrics = step(state, images, None, key)
+  # The same timesteps and noise as at first: they are drawn from the key and the step's number.
+  _, after = step(state.replace(step=jnp.zeros((), jnp.int32)), images, None, key)
+  # The network starts at 0, and the noise has size 1.
+  assert before['loss'] == pytest.approx(1, abs=0.2)
+  assert after['loss'] < 0.7 * before['loss']
+  assert int(state.step) == 60
+  assert metrics['learning_rate'] == pytest.approx(1e-2)
+  assert metrics['grad_norm'] > 0
+  assert all(value.shape == () for value in metrics.values())
+
+
+def test_gradients_of_parts_add_up_to_those_of_the_batch(relative_error):
+  images = np.random.default_rng(1).integers(0, 256, (16, 4, 4, 1), np.uint8)
+  state, key = init_train_state(random_params(MODEL), OPTIMIZER), jax.random.key(2)
+  whole, whole_metrics = unet_step()(state, images, None, key)
+  accumulated, metrics = unet_step(grad_accum_steps=4)(state, images, None, key)
+  assert relative_error(metrics['loss'], whole_metrics['loss']) < 1e-6
+  assert relative_error(metrics['grad_norm'], whole_metrics['grad_norm']) < 1e-5
+  for of_parts, of_batch in zip(
+    jax.tree.leaves(accumulated.params), jax.tree.leaves(whole.params), strict=True
+  ):
+    np.testing.assert_allclose(of_parts, of_batch, rtol=1e-4, atol=1e-6)
