@@ -1,45 +1,54 @@
 # make digits     trains on the embedded digits, draws samples, measures them: runs/digits/
 # make test       lint and the whole suite but the slow tests
 # make test-slow  the slow tests
-# make lint       ruff
+# make test-newest  the suite on the newest Python that is there, in .venv-newest
+# make lint       ruff, and the types of the public interface
 #
 # Each sets up what it needs in .venv first. PYTHON chooses the interpreter to make it with.
 
 PYTHON ?= python3
-RUN := .venv/bin/python
+NEWEST = $(shell scripts/newest_python)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
 
-.PHONY: digits test test-slow lint clean
+.PHONY: digits test test-slow test-newest suite lint clean
 
 DIGITS := main.py --config=configs/digits.py --workdir=runs/digits
 
-digits: .venv/run
+digits: $(VENV)/run
 	$(RUN) $(DIGITS)
 	$(RUN) $(DIGITS) --mode=sample
 	$(RUN) $(DIGITS) --mode=eval
 	$(RUN) $(DIGITS) --mode=reproduce --config.reproduce.what=compression
 
-test: lint
-	$(RUN) -m pytest -q -n 2
+test: lint suite
 
-test-slow: .venv/dev
+test-slow: $(VENV)/dev
 	$(RUN) -m pytest -q -m slow -n 2
 
-lint: .venv/dev
+test-newest:
+	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) suite
+
+suite: $(VENV)/dev
+	$(RUN) -m pytest -q -n 2
+
+lint: $(VENV)/dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-newest runs
 
-.venv/pip:
-	$(PYTHON) -m venv .venv
+$(VENV)/pip:
+	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --upgrade pip
 	touch $@
 
-.venv/run: requirements.txt | .venv/pip
+$(VENV)/run: requirements.txt | $(VENV)/pip
 	$(RUN) -m pip install -q -r requirements.txt
 	touch $@
 
-.venv/dev: requirements-dev.txt .venv/run
+$(VENV)/dev: requirements-dev.txt $(VENV)/run
 	$(RUN) -m pip install -q -r requirements-dev.txt
 	touch $@
