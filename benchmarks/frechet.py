@@ -1,25 +1,24 @@
-"""Times of the Frechet distance, and the memory of statistics: python benchmarks/frechet.py."""
+"""Times of the Frechet distance, and the memory of its statistics.
+
+python benchmarks/frechet.py [--rounds=7]
+"""
 
 import multiprocessing
-import os
 import pathlib
-import platform
-import resource
 import statistics
 import sys
-import time
 
 import numpy as np
 import scipy
+from interleaved import machine, parse, peak_mib, seconds
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from ddpm_jax.metrics.frechet import accumulate, frechet_distance
+from ddpm_jax.evaluation.metrics.frechet import accumulate, frechet_distance
 
 DIMENSIONS = 2048  # of Inception's pool_3
 COUNT = 10_000
 BLOCK = 1000
-REPEATS = 7
 
 
 def blocks(count, *, seed):
@@ -30,40 +29,29 @@ def blocks(count, *, seed):
     yield np.abs(rng.standard_normal((BLOCK, DIMENSIONS), dtype=np.float32)) * scales
 
 
-def median_secs(function):
-  """Median wall time of the repeats."""
-  times = []
-  for _ in range(REPEATS):
-    start = time.perf_counter()
-    function()
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
-
-
-def peak_mib(count):
-  """Largest resident memory of a process that accumulates so many rows."""
+def peak_of(count):
+  """Largest resident memory of a process that accumulates so many rows, MiB."""
   accumulate(blocks(count, seed=0))
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts KiB
+  return peak_mib()
 
 
 def main():
-  """Prints the table."""
-  print(f'{platform.platform()}, {platform.machine()}, {os.cpu_count()} cores')
-  print(f'python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}')
+  """Prints machine, versions and results."""
+  rounds = parse(__doc__, rounds=7).rounds
+  print(f'{machine()}, numpy {np.__version__}, scipy {scipy.__version__}')
 
   # Each in a process of its own: a process's peak never falls.
   context = multiprocessing.get_context('spawn')
   for count in (COUNT // 2, 4 * COUNT):
     with context.Pool(1) as pool:
-      peak = pool.apply(peak_mib, (count,))
-    print(f'accumulate {count} x {DIMENSIONS}: peak {peak:.0f} MiB')
+      print(f'accumulate {count} x {DIMENSIONS}: peak {pool.apply(peak_of, (count,)):.0f} MiB')
 
   rows = list(blocks(COUNT, seed=0))
-  secs = median_secs(lambda: accumulate(rows))
-  print(f'accumulate {COUNT} x {DIMENSIONS}: {secs:.2f} s (median of {REPEATS})')
+  secs = statistics.median(seconds(lambda: accumulate(rows)) for _ in range(rounds))
+  print(f'accumulate {COUNT} x {DIMENSIONS}: {secs:.2f} s (median of {rounds})')
   a, b = accumulate(rows), accumulate(blocks(COUNT, seed=1))
-  secs = median_secs(lambda: frechet_distance(a, b))
-  print(f'frechet_distance, d = {DIMENSIONS}: {secs:.2f} s (median of {REPEATS})')
+  secs = statistics.median(seconds(lambda: frechet_distance(a, b)) for _ in range(rounds))
+  print(f'frechet_distance, d = {DIMENSIONS}: {secs:.2f} s (median of {rounds})')
 
 
 if __name__ == '__main__':

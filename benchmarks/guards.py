@@ -6,72 +6,52 @@ Of configs/cifar10.py: its steps and the saving and verification of its state ar
 guards' work by itself.
 """
 
-import argparse
 import pathlib
 import statistics
 import tempfile
-import time
 
-from turns import machine, print_table
+from interleaved import machine, parse, print_table, seconds
+from worker import Training, build, make_config, versions
 
-
-def parse_args():
-  """The command line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--batch', type=int, default=16, help='images a step')
-  parser.add_argument('--rounds', type=int, default=7, help='turns of each')
-  return parser.parse_args()
-
-
-def timed(work):
-  """Seconds of work()."""
-  start = time.perf_counter()
-  work()
-  return time.perf_counter() - start
+from ddpm_jax import processes
+from ddpm_jax.storage.logs import RunLog
+from ddpm_jax.storage.manifest import find_fault, write_manifest
 
 
 def main():
   """Prints machine, versions and the table."""
-  args = parse_args()
-  import ours
-
-  from ddpm_jax import checkpoints, logs, parallel
-  from ddpm_jax.checkpoints import Checkpointer
-  from ddpm_jax.workdir import config_dict
-
-  print(machine())
-  print(ours.versions(), end='\n\n')
-  training = ours.TrainStep(args.batch)
-  training.turn(1)
-  config = training.config
-  step_secs = statistics.median(training.turn(1) for _ in range(args.rounds))
-  with tempfile.TemporaryDirectory() as folder:
-    directory = pathlib.Path(folder)
+  args = parse(__doc__, batch=16, rounds=7, config='cifar10')
+  print(machine(), versions(), sep='\n', end='\n\n')
+  config = make_config(args.config, args.batch, {'train.keep_last_checkpoints': 1})
+  training = Training(config)
+  training.seconds(1)
+  step_secs = statistics.median(training.seconds(1) for _ in range(args.rounds))
+  with tempfile.TemporaryDirectory() as workdir:
+    path = pathlib.Path(workdir)
     saving, whole = [], []
-    with Checkpointer(directory, config_dict(config), keep_last=1) as checkpointer:
+    with build.checkpointer(config, path) as checkpointer:
       for step in range(args.rounds):
-        start = time.perf_counter()
-        checkpointer.save(step, training.state)
-        saving.append(time.perf_counter() - start)
-        checkpointer.wait()
-        whole.append(time.perf_counter() - start)
-    newest = directory / str(args.rounds - 1)
+        saving.append(seconds(lambda: checkpointer.save(step, training.state)))  # noqa: B023
+        whole.append(saving[-1] + seconds(checkpointer.wait))
+    newest = path / 'checkpoints' / str(args.rounds - 1)
     size = sum(file.stat().st_size for file in newest.rglob('*') if file.is_file())
-    checksums = [timed(lambda: checkpoints.write_manifest(newest)) for _ in range(args.rounds)]
-    verifying = [timed(lambda: checkpoints.find_fault(newest)) for _ in range(args.rounds)]
-    log = logs.RunLog(None, start_step=0, num_steps=1, images_per_step=args.batch)
+    checksums = [seconds(lambda: write_manifest(newest)) for _ in range(args.rounds)]
+    verifying = [seconds(lambda: find_fault(newest)) for _ in range(args.rounds)]
+  log = RunLog(None, start_step=0, num_steps=1, images_per_step=args.batch)
 
-    def guards():
-      log.add(1, training.metrics)
-      log.check()
-      parallel.stop_agreed(0, False)
+  def guard():
+    log.add(1, training.metrics)
+    log.check()
+    processes.stop_agreed(0, False)
 
-    per_step = [timed(guards) for _ in range(100 * args.rounds)]
-
+  guard_secs = statistics.median(seconds(guard) for _ in range(100 * args.rounds))
   interval = config.train.checkpoint_every_steps
-  between = interval * step_secs
   rows = [
-    (what, f'{statistics.median(secs):.3f}', f'{statistics.median(secs) / between:.4%}')
+    (
+      what,
+      f'{statistics.median(secs):.3f}',
+      f'{statistics.median(secs) / (interval * step_secs):.4%}',
+    )
     for what, secs in {
       'save, until training goes on': saving,
       'save, all of it, in the background': whole,
@@ -79,7 +59,6 @@ def main():
       'verification, when a run goes on': verifying,
     }.items()
   ]
-  guard_secs = statistics.median(per_step)
   rows.append(
     ('metrics and signals, each step', f'{guard_secs:.6f}', f'{guard_secs / step_secs:.4%}')
   )

@@ -6,49 +6,56 @@ The pictures are noise, in the number and size of CIFAR-10, in memory; and PNG f
 are needed. Pipeline and step take turns, so that each has the whole machine.
 """
 
-import argparse
-import contextlib
-import pathlib
 import statistics
 import tempfile
 
-from turns import Worker, machine, print_table, ratio, steady, take_turns
+import PIL.Image
+from interleaved import alternate, machine, parse, print_table, ratio, seconds
+from worker import Training, build, devices, make_config, random_source, versions
 
+from ddpm_jax.modes import huge_pages
+
+NUM_IMAGES = 50_000
 NUM_FILES = 5_000
 
 
-def parse_args():
-  """The command line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--batch', type=int, default=16, help='images a step')
-  parser.add_argument('--rounds', type=int, default=7, help='turns of each')
-  return parser.parse_args()
+def make_pipeline(config, source, num_batches):
+  """() -> images/s of so many batches, up to the arrays that a step is called with."""
+  iterator = build.batches(config, source).iterate(0)
+
+  def take():
+    for _ in range(num_batches):
+      devices.split_over_devices(next(iterator))
+
+  return lambda: num_batches * config.train.global_batch_size / seconds(take)
 
 
 def main():
   """Prints machine, versions and the table."""
-  args = parse_args()
+  huge_pages.restart_with_them()
+  args = parse(__doc__, batch=16, rounds=7, config='cifar10')
   print(machine())
-  with contextlib.ExitStack() as stack:
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
+  print(versions(), end='\n\n')
+  config = make_config(args.config, args.batch, {'data.num_workers': 0})
+  training = Training(config)
 
-    def start(where, *arguments):
-      worker = Worker(where, *arguments, huge=True)
-      stack.callback(worker.close)
-      return worker
+  def train():
+    training.seconds(1)  # not counted
+    return args.batch / training.seconds(1)
 
-    folder = pathlib.Path(folder)
-    step = start('ours:TrainStep', args.batch)
-    memory = start('ours:Pipeline', args.batch)
-    files = start('ours:Pipeline', args.batch, str(folder), NUM_FILES)
-    turns = {
-      'training step': lambda: args.batch / steady(step, 1),
-      'in memory': lambda: memory.call('turn', 4_000),
-      'PNG files': lambda: files.call('turn', 100),
+  with tempfile.TemporaryDirectory() as folder:
+    pictures = random_source(config, NUM_IMAGES)
+    for i in range(NUM_FILES):
+      PIL.Image.fromarray(pictures.read([i])[0]).save(f'{folder}/{i:05d}.png')
+    folder_changes = {'data.source': f'folder:{folder}', 'data.memory_limit_gib': 0.0}
+    of_files = make_config(args.config, args.batch, {'data.num_workers': 0, **folder_changes})
+    functions = {
+      'training step': train,
+      'in memory': make_pipeline(config, pictures, 4_000),
+      'PNG files': make_pipeline(of_files, build.source(of_files), 100),
     }
-    take_turns(turns, 1)
-    rates = take_turns(turns, args.rounds)
-    print(step.call('facts')['versions'], end='\n\n')
+    alternate(functions, 1)
+    rates = alternate(functions, args.rounds)
   print_table(
     ['', 'images/s', 'over the step'],
     [

@@ -8,23 +8,23 @@
 
 All in float32 on all cores; on a GPU also in bfloat16, by autocast. A step is loss, backward,
 clipping, Adam (fused) and EMA; noise, timesteps, flips and the batch's pictures are drawn as in
-ours.
+ours. interleaved.py starts this file as a process, as it does worker.py.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
-import time
 import types
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from interleaved import DATA_BYTES, peak_mib, seconds, serve
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
-from turns import DATA_BYTES, OTHER_NETWORKS
 
 DROPOUT = 0.1
 NUM_TIMESTEPS = 1000
@@ -120,127 +120,119 @@ def count_flops(function):
   return counter.get_total_flops()
 
 
-def versions():
-  """Names and versions, in words."""
-  from importlib.metadata import version
-
+def about(network, function):
+  """Parameters, FLOPs of a call, and versions."""
   names = ('torch', 'diffusers', 'denoising-diffusion-pytorch')
   found = [name for name in names if importlib.util.find_spec(name.replace('-', '_'))]
-  return ', '.join(f'{name} {version(name)}' for name in found)
+  return {
+    'parameters': sum(p.numel() for p in network.parameters()),
+    'flops': count_flops(function),
+    'versions': ', '.join(f'{name} {importlib.metadata.version(name)}' for name in found),
+  }
 
 
-class TrainStep:
-  """Training in PyTorch."""
+def training(name, config, batch, steps, dtype):
+  """Task: seconds of a step, and of several."""
+  if config not in NETWORKS or (name == 'ddp' and config != 'cifar10'):
+    raise ValueError(f'no network like that of {config}')
+  device = os.environ['JAX_PLATFORMS']
+  torch.set_default_device(device)
+  network = make_network(name, config).to(device).train()
+  autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+  optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
+  warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / WARMUP_STEPS, 1))
+  ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+  alphas_cumprod = np.cumprod(1 - np.linspace(*BETAS, NUM_TIMESTEPS))
+  scales = [
+    torch.tensor(table, dtype=torch.float32)[:, None, None, None]
+    for table in (np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod))
+  ]
+  size = NETWORKS[config].image_size
+  num_images = max(DATA_BYTES // (3 * size**2), batch)
+  data = torch.randint(0, 256, (num_images, 3, size, size), dtype=torch.uint8)
 
-  def __init__(self, name, batch_size, config='cifar10', device='cpu', dtype='float32'):
-    if name in OTHER_NETWORKS and config != 'cifar10':
-      raise ValueError(f'no network like that of {config}')
-    torch.set_default_device(device)
-    self._memory_format = memory_format(name)
-    self._batch_size = batch_size
-    self._network = make_network(name, config).to(device).train()
-    self._autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
-    self._run = torch.compile(self._network) if name == 'compile' else self._network
-    self._optimizer = torch.optim.Adam(self._network.parameters(), LEARNING_RATE, fused=True)
-    self._warmup = torch.optim.lr_scheduler.LambdaLR(
-      self._optimizer, lambda step: min(step / WARMUP_STEPS, 1)
-    )
-    self._ema = AveragedModel(self._network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
-    alphas_cumprod = np.cumprod(1 - np.linspace(*BETAS, NUM_TIMESTEPS))
-    self._scales = [
-      torch.tensor(table, dtype=torch.float32)[:, None, None, None]
-      for table in (np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod))
-    ]
-    size = NETWORKS[config].image_size
-    num_images = max(DATA_BYTES // (3 * size**2), batch_size)
-    self._images = torch.randint(0, 256, (num_images, 3, size, size), dtype=torch.uint8)
-
-  def _step(self, run):
-    images = self._images[torch.randint(len(self._images), (self._batch_size,))]
+  def train(run):
+    images = data[torch.randint(len(data), (batch,))]
     x_start = images.float() / 127.5 - 1
-    flip = torch.rand(self._batch_size, 1, 1, 1) < 0.5
+    flip = torch.rand(batch, 1, 1, 1) < 0.5
     x_start = torch.where(flip, x_start.flip(-1), x_start)
     noise = torch.randn_like(x_start)
-    t = torch.randint(NUM_TIMESTEPS, (self._batch_size,))
-    x_t = self._scales[0][t] * x_start + self._scales[1][t] * noise
-    x_t = x_t.contiguous(memory_format=self._memory_format)
-    with self._autocast:
+    t = torch.randint(NUM_TIMESTEPS, (batch,))
+    x_t = scales[0][t] * x_start + scales[1][t] * noise
+    x_t = x_t.contiguous(memory_format=memory_format(name))
+    with autocast:
       loss = functional.mse_loss(run(x_t, t).float(), noise)
-    self._optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
-    self._optimizer.step()
-    self._warmup.step()
-    self._ema.update_parameters(self._network)
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    warmup.step()
+    ema.update_parameters(network)
     return loss
 
-  def facts(self):
-    """Parameters, FLOPs of a step, and versions."""
-    return {
-      'parameters': sum(p.numel() for p in self._network.parameters()),
-      'flops': count_flops(lambda: self._step(self._network)),
-      'versions': versions(),
-    }
+  run = torch.compile(network) if name == 'compile' else network
 
-  def turn(self, num_steps):
-    """Seconds of so many steps."""
-    start = time.perf_counter()
-    for _ in range(num_steps):
-      loss = self._step(self._run)
+  def train_steps(count):
+    for _ in range(count):
+      loss = train(run)
     loss.item()  # waits for all of it
-    return time.perf_counter() - start
+
+  def facts():
+    peak = peak_mib()  # counting takes memory
+    return {**about(network, lambda: train(network)), 'peak_mib': peak}
+
+  return {
+    'step': lambda: seconds(lambda: train_steps(1)),
+    'steps': lambda: seconds(lambda: train_steps(steps)),
+    'facts': facts,
+  }
 
 
-class SampleStep:
-  """Sampling in PyTorch: diffusers' DDPMScheduler in a Python loop."""
+def inference(name, config, batch, timesteps):
+  """Task: seconds of evaluations; of a chain, by diffusers' DDPMScheduler in a Python loop."""
+  from diffusers import DDPMScheduler
 
-  def __init__(self, name, batch_size, num_timesteps):
-    from diffusers import DDPMScheduler
+  if config != 'cifar10':
+    raise ValueError(f'no network like that of {config}')
+  network = make_network(name).eval()
+  run = torch.compile(network) if name == 'compile' else network
+  scheduler = DDPMScheduler(
+    timesteps,
+    beta_start=BETAS[0],
+    beta_end=BETAS[1],
+    variance_type='fixed_large',
+    clip_sample=True,
+  )
 
-    network = make_network(name).eval()
-    self._module = network
-    self._run = torch.compile(network) if name == 'compile' else network
-    self._scheduler = DDPMScheduler(
-      num_timesteps,
-      beta_start=BETAS[0],
-      beta_end=BETAS[1],
-      variance_type='fixed_large',
-      clip_sample=True,
-    )
-    self._memory_format = memory_format(name)
-    self._shape = (batch_size, 3, 32, 32)
-    self._x = self._noise()
+  def draw_noise():
+    return torch.randn(batch, 3, 32, 32).contiguous(memory_format=memory_format(name))
 
-  def _noise(self):
-    return torch.randn(self._shape).contiguous(memory_format=self._memory_format)
-
-  def _times(self, t):
-    return torch.full(self._shape[:1], t)
-
-  @torch.inference_mode()
-  def network(self, num_evaluations):
-    """Seconds of so many evaluations of the network, one after the other."""
-    t = self._times(self._scheduler.config.num_train_timesteps // 2)
-    start = time.perf_counter()
-    for _ in range(num_evaluations):
-      self._run(self._x, t)
-    return time.perf_counter() - start
+  x_T = draw_noise()
 
   @torch.inference_mode()
-  def chain(self):
-    """Seconds of a batch of samples, from noise to images in NumPy."""
-    start = time.perf_counter()
-    x = self._noise()
-    for t in self._scheduler.timesteps:
-      x = self._scheduler.step(self._run(x, self._times(int(t))), t, x).prev_sample
+  def evaluate(count):
+    t = torch.full((batch,), timesteps // 2)
+    for _ in range(count):
+      run(x_T, t)
+
+  @torch.inference_mode()
+  def chain():  # to images in NumPy
+    x = draw_noise()
+    for t in scheduler.timesteps:
+      x = scheduler.step(run(x, torch.full((batch,), int(t))), t, x).prev_sample
     x.numpy()
-    return time.perf_counter() - start
 
   @torch.inference_mode()
-  def facts(self):
-    """Parameters, FLOPs of an evaluation, and versions."""
-    return {
-      'parameters': sum(p.numel() for p in self._module.parameters()),
-      'flops': count_flops(lambda: self._module(self._x, self._times(0))),
-      'versions': versions(),
-    }
+  def facts():
+    return about(network, lambda: network(x_T, torch.zeros(batch, dtype=torch.int64)))
+
+  return {
+    'evaluation': lambda: seconds(lambda: evaluate(1)),
+    'evaluations': lambda: seconds(lambda: evaluate(timesteps)),
+    'chain': lambda: seconds(chain),
+    'facts': facts,
+  }
+
+
+if __name__ == '__main__':
+  serve({'training': training, 'inference': inference})

@@ -1,4 +1,10 @@
-"""Where a training step's time goes: XLA's own events, sorted by what an op computes."""
+"""Where a training step's time goes: XLA's own events, sorted by what an op computes.
+
+  taskset -c 0 python benchmarks/profiles.py [--batch=16] [--config=cifar10]
+
+It runs on one core: with more, XLA's events of ops that run in its pool of threads end before the
+ops do. The peak is the better of jax's and NumPy's product of two large matrices.
+"""
 
 import collections
 import gzip
@@ -6,11 +12,26 @@ import json
 import os
 import pathlib
 import re
+import statistics
+import sys
 import tempfile
 
 import jax
-from ours import TrainStep, flops_by_primitive, inner_jaxprs, matmul_flops
+from interleaved import NUM_CORES, alternate, machine, parse, print_table
+from worker import (
+  Training,
+  build,
+  flops_by_primitive,
+  inner_jaxprs,
+  make_config,
+  matmul,
+  training_jaxpr,
+  versions,
+)
 
+from ddpm_jax.modes import huge_pages
+
+NUM_STEPS = 3
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%([\w.\-]+) = .*? ([a-z][a-z0-9\-]*)\(')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%([\w.\-]+) .*\{$')
 _CALLED = re.compile(r'(?:calls|to_apply)=%([\w.\-]+)')
@@ -23,45 +44,60 @@ CONVOLUTIONS = 'other convolutions'
 MATMULS = 'other matrix products'
 
 
-class Profile(TrainStep):
-  """A training step whose ops are timed."""
+def profile(training):
+  """({op: seconds a step}, seconds of a step)."""
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      seconds = training.seconds(NUM_STEPS)
+    (file,) = pathlib.Path(folder).rglob('*.trace.json.gz')
+    with gzip.open(file) as trace:
+      events = json.load(trace)['traceEvents']
+  times = self_times(events)
+  return {op: secs / NUM_STEPS for op, secs in times.items()}, seconds / NUM_STEPS
 
-  def __init__(self, *args, **kwargs):
+
+def main():
+  """Prints machine, versions and the table."""
+  huge_pages.restart_with_them()
+  args = parse(__doc__, batch=16, rounds=7, config='cifar10')
+  if NUM_CORES != 1:
+    sys.exit('run it on one core: taskset -c 0 python benchmarks/profiles.py')
+  print(machine(), versions(), sep='\n')
+  with tempfile.TemporaryDirectory() as programs:
     # The program that runs is known by what XLA writes when it compiles it.
-    self._programs = tempfile.TemporaryDirectory()
-    flags = f'--xla_dump_to={self._programs.name} --xla_dump_hlo_as_text'
+    flags = f'--xla_dump_to={programs} --xla_dump_hlo_as_text'
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
-    super().__init__(*args, **kwargs)
-    self.turn(1)
+    jax.config.update('jax_compilation_cache_dir', None)
+    config = make_config(args.config, args.batch)
+    training = Training(config)
+    training.seconds(2)
+    times, step_secs = profile(training)
+    files = pathlib.Path(programs).glob('*after_optimizations.txt')
+    kinds = op_kinds(max(files, key=lambda file: file.stat().st_size).read_text())
+  products = {library: matmul(library)['product'] for library in ('jax', 'numpy')}
+  rates = alternate(products, args.rounds)
+  peak = statistics.median(max(pair) for pair in zip(*rates.values(), strict=True))
 
-  def profile(self, num_steps):
-    """(seconds of each kind of op, seconds in all), each a step."""
-    with tempfile.TemporaryDirectory() as folder:
-      with jax.profiler.trace(folder):
-        seconds = self.turn(num_steps)
-      (file,) = pathlib.Path(folder).rglob('*.trace.json.gz')
-      with gzip.open(file) as trace:
-        events = json.load(trace)['traceEvents']
-    kinds = op_kinds(self._program())
-    totals = collections.Counter()
-    for op, secs in self_times(events).items():
-      totals[kinds.get(op, 'other')] += secs / num_steps
-    return dict(totals.most_common()), seconds / num_steps
-
-  def flops_of_kinds(self):
-    """FLOPs a step of the kinds that have most, as they are computed."""
-    jaxpr = self.traced().jaxpr
-    flops, filtering = flops_by_primitive(jaxpr), filtering_flops(jaxpr)
-    return {
-      FILTERING_PRODUCTS: filtering,
-      CONVOLUTIONS: flops['conv_general_dilated'],
-      MATMULS: flops['dot_general'] - filtering,
-    }
-
-  def _program(self):
-    """The step's optimised HLO: the largest program that was compiled."""
-    files = pathlib.Path(self._programs.name).glob('*after_optimizations.txt')
-    return max(files, key=lambda file: file.stat().st_size).read_text()
+  totals = collections.Counter()
+  for op, secs in times.items():
+    totals[kinds.get(op, 'other')] += secs
+  jaxpr = training_jaxpr(config, winograd=build.model(config).winograd)
+  flops, filtering = flops_by_primitive(jaxpr), filtering_flops(jaxpr)
+  flops_of_kinds = {
+    FILTERING_PRODUCTS: filtering,
+    CONVOLUTIONS: flops['conv_general_dilated'],
+    MATMULS: flops['dot_general'] - filtering,
+  }
+  rows = []
+  for kind, secs in totals.most_common():
+    row = [kind, f'{secs:.3f}', f'{secs / totals.total():.1%}', '', '']
+    if kind in flops_of_kinds:
+      rate = flops_of_kinds[kind] / secs
+      row[3:] = f'{rate / 1e9:.0f}', f'{rate / peak:.2f}'
+    rows.append(row)
+  print(f'{args.config}, batch {args.batch}: {step_secs:.3f} s a step, ', end='')
+  print(f'ops {totals.total():.3f} s, peak {peak / 1e9:.0f} GFLOP/s\n')
+  print_table(['', 's/step', 'share', 'GFLOP/s', 'of peak'], rows)
 
 
 def filtering_flops(jaxpr):
@@ -69,8 +105,8 @@ def filtering_flops(jaxpr):
   total = 0
   for eqn in jaxpr.eqns:
     is_filtering = _MINIMAL_FILTERING in str(eqn.params.get('name', ''))
-    count = matmul_flops if is_filtering else filtering_flops
-    total += sum(count(inner) for inner in inner_jaxprs(eqn.params))
+    for inner in inner_jaxprs(eqn.params):
+      total += flops_by_primitive(inner).total() if is_filtering else filtering_flops(inner)
   return total
 
 
@@ -129,3 +165,7 @@ def _kind(opcode, line, bodies):
   if opcode in ('copy', 'transpose', 'bitcast') or '_copy_' in line.partition('=')[0]:
     return 'copies and transposes'
   return 'loss, clipping, Adam, EMA and random numbers'
+
+
+if __name__ == '__main__':
+  main()

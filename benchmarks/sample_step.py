@@ -1,95 +1,72 @@
 """Sampling with the network of configs/cifar10.py, against PyTorch: the network and whole chains.
 
   python benchmarks/sample_step.py [--batch=16] [--timesteps=20] [--rounds=7]
+    [--against=eager,channels_last+huge,ddpm_jax-huge] [--before=CHECKOUT]
 
-A peer's name may end in +huge: with huge pages of memory, as our program has them.
-A round is, for each framework in turn, so many evaluations of the network, and a whole chain of as
-many timesteps. --ours-only needs no torch.
+A round is, for each framework in turn, an evaluation of the network that is not counted, as many as
+there are timesteps, and a whole chain. With --against= there are no peers, and no torch is needed.
 """
 
-import argparse
 import contextlib
 import statistics
 
-from turns import (
-  HUGE,
+from interleaved import (
   NUM_CORES,
   OTHER_NETWORKS,
-  Worker,
-  WorkerError,
-  add_peer_options,
+  PEERS,
+  alternate,
   check_same_network,
-  chosen_peers,
   machine,
+  make_contender,
+  parse,
   print_table,
   ratio,
   start_each,
-  take_turns,
+  steady,
 )
-
-
-def parse_args():
-  """The command line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--batch', type=int, default=16, help='images a chain')
-  parser.add_argument('--timesteps', type=int, default=20, help='length of a chain')
-  parser.add_argument('--rounds', type=int, default=7, help='turns of each')
-  add_peer_options(parser)
-  args = parser.parse_args()
-  args.peers = chosen_peers(parser, args)
-  return args
-
-
-def start(name, args):
-  """A worker that has compiled what it will run."""
-  where = 'ours:SampleStep' if name == 'ours' else 'peers:SampleStep'
-  arguments = (args.batch, args.timesteps)
-  if name == 'ours':
-    worker = Worker(where, *arguments, huge=True)
-  else:
-    worker = Worker(where, name.removesuffix(HUGE), *arguments, huge=name.endswith(HUGE))
-  try:
-    worker.call('network', 1)
-    worker.call('chain')
-  except WorkerError:
-    worker.close()
-    raise
-  return worker
 
 
 def main():
   """Prints machine, versions and the table."""
-  args = parse_args()
+  args = parse(
+    __doc__, batch=16, timesteps=20, rounds=7, against=','.join(PEERS), before='', config='cifar10'
+  )
   print(machine())
+  print(f'batch {args.batch}, {args.timesteps} timesteps, float32, {NUM_CORES} threads, ', end='')
+  print(f'{args.rounds} rounds', flush=True)
+  options = {name: getattr(args, name) for name in ('config', 'batch', 'timesteps')}
+
+  def start(name):
+    contender = make_contender(name, 'inference', options, args)
+    contender.ask('evaluation')  # which compiles it
+    contender.ask('chain')
+    return contender
+
+  def measure(contender):
+    return steady(contender, 'evaluation', 'evaluations'), contender.ask('chain')
+
   with contextlib.ExitStack() as stack:
-    started = start_each(['ours', *args.peers], lambda name: (start(name, args),), stack)
-    print(f'batch {args.batch}, {args.timesteps} timesteps, float32, {NUM_CORES} threads, ', end='')
-    print(f'{args.rounds} rounds', flush=True)
+    contenders = start_each(args, stack, start)
+    functions = {name: lambda c=contender: measure(c) for name, contender in contenders.items()}
+    measured = alternate(functions, args.rounds)
+    facts = {name: contender.ask('facts') for name, contender in contenders.items()}
 
-    def turn(worker):
-      worker.call('network', 1)  # not counted, see turns.steady
-      return worker.call('network', args.timesteps), worker.call('chain')
-
-    turns = {name: lambda worker=worker: turn(worker) for name, (worker,) in started.items()}
-    pairs = take_turns(turns, args.rounds)
-    facts = {name: worker.call('facts') for name, (worker,) in started.items()}
-
-  print(*dict.fromkeys(fact['versions'] for fact in facts.values()), sep='\n', end='\n\n')
-  network = {name: [pair[0] for pair in values] for name, values in pairs.items()}
-  chain = {name: [pair[1] for pair in values] for name, values in pairs.items()}
+  print(*dict.fromkeys(found['versions'] for found in facts.values()), sep='\n', end='\n\n')
+  networks = {name: [network for network, _ in pairs] for name, pairs in measured.items()}
+  chains = {name: [chain for _, chain in pairs] for name, pairs in measured.items()}
   rows = []
-  for name in pairs:
-    other = name in OTHER_NETWORKS
-    per_evaluation = statistics.median(network[name]) / args.timesteps
+  for name, network in networks.items():
+    chain, is_same = chains[name], name not in OTHER_NETWORKS
+    images = args.batch * args.timesteps
     rows.append(
       [
         name,
         f'{facts[name]["flops"] / args.batch / 1e9:.3f}',
-        f'{args.batch / per_evaluation:.1f}',
-        '-' if other else f'{ratio(network[name], network["ours"]):.3f}',
-        f'{args.batch * args.timesteps / statistics.median(chain[name]):.1f}',
-        '-' if other else f'{ratio(chain[name], chain["ours"]):.3f}',
-        f'{ratio(network[name], chain[name]):.3f}',
+        f'{images / statistics.median(network):.1f}',
+        f'{ratio(network, networks["ddpm_jax"]):.3f}' if is_same else '-',
+        f'{images / statistics.median(chain):.1f}',
+        f'{ratio(chain, chains["ddpm_jax"]):.3f}' if is_same else '-',
+        f'{ratio(network, chain):.3f}',
       ]
     )
   print_table(
@@ -97,9 +74,9 @@ def main():
       '',
       'GFLOP/image',
       'network, images/s',
-      'ours over it',
+      'its time over ddpm_jax',
       'chain, image steps/s',
-      'ours over it',
+      'its time over ddpm_jax',
       'chain over network',
     ],
     rows,

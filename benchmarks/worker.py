@@ -1,0 +1,240 @@
+"""What the benchmarks measure of this package, made as its own modes make it; and its process.
+
+  CHECKOUT=DIR python benchmarks/worker.py training|inference|matmul '{"batch": 16, ...}'
+
+is started by interleaved.py. Other benchmarks import the classes.
+"""
+
+import collections
+import importlib
+import importlib.metadata
+import math
+import os
+import pathlib
+import sys
+import time
+import types
+
+sys.path.insert(0, os.environ.get('CHECKOUT', str(pathlib.Path(__file__).resolve().parents[1])))
+
+import jax
+import numpy as np
+from interleaved import DATA_BYTES, peak_mib, seconds, serve
+
+from ddpm_jax.data.digits import ArraySource
+
+MATMUL_SIZE = 4096
+
+
+def open_program():
+  """The checkout's builders; an earlier checkout's under the names that they have now."""
+  if importlib.util.find_spec('ddpm_jax.modes') is None:
+    return open_earlier_program()
+  from ddpm_jax import devices
+  from ddpm_jax.modes import build
+  from ddpm_jax.training import loop, state
+
+  return types.SimpleNamespace(
+    build=build,
+    devices=devices,
+    compile_batch_fn=devices.compile_batch_fn,
+    init_train_state=state.init_train_state,
+    train_step=build.train_step,
+    dispatches=lambda config, batches, **kwargs: loop.dispatches(
+      batches, 0, build.plan(config), **kwargs
+    ),
+    drawer=build.drawer,
+    bpd_fn=lambda config: build.bounds(config, ['train'], None)[0].compute,
+  )
+
+
+def open_earlier_program():
+  """As open_program, of a checkout whose modules all lie in ddpm_jax/."""
+  from ddpm_jax import build, parallel, sample, train, train_state
+
+  return types.SimpleNamespace(
+    build=build,
+    devices=parallel,
+    compile_batch_fn=parallel.pmap_batch_step,
+    init_train_state=train_state.init_train_state,
+    train_step=build.train_steps,
+    dispatches=lambda config, batches, **kwargs: train.dispatches(config, batches, 0, **kwargs),
+    drawer=sample.Sampler,
+    bpd_fn=build.bpd_step,
+  )
+
+
+program = open_program()
+build, devices = program.build, program.devices
+
+
+def make_config(name, batch, changes=()):
+  """configs/NAME.py with another batch and with changes, {'model.ch': 64}."""
+  config = importlib.import_module(f'configs.{name}').get_config()
+  sizes = {'train.global_batch_size': batch, 'sample.batch_size': batch, 'eval.batch_size': batch}
+  config.update_from_flattened_dict(sizes | dict(changes))
+  return config
+
+
+def random_source(config, count):
+  """So many pictures of noise."""
+  shape = (count, *build.image_shape(config))
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  return ArraySource('random', 'train', images)
+
+
+def versions():
+  """Names and versions, in words."""
+  names = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+  return ', '.join(f'{name} {importlib.metadata.version(name)}' for name in names)
+
+
+class Training:
+  """Training as its loop has it, input pipeline included."""
+
+  def __init__(self, config):
+    self.config = config
+    self._train_step = program.train_step(config)
+    self._key = devices.replicate(build.key(config.seed, 'train'))
+    batch, pixels = config.train.global_batch_size, math.prod(build.image_shape(config))
+    batches = build.batches(config, random_source(config, max(DATA_BYTES // pixels, 2 * batch)))
+    self._data = build.device_data(config, batches)
+    self._dispatches = program.dispatches(config, batches, gather=self._data is not None)
+    self._done = 0
+
+    @jax.jit
+    def init():
+      return program.init_train_state(build.init_params(config), build.optimizer(config))
+
+    self.state = jax.block_until_ready(devices.replicate(init()))
+
+  def seconds(self, num_steps):
+    """Of so many steps; or of more, in proportion, where a dispatch has more."""
+    start, done = time.perf_counter(), self._done
+    while self._done < done + num_steps:
+      self._done, block = next(self._dispatches)
+      self.state, self.metrics = self._train_step(self.state, block, self._data, self._key)
+    jax.block_until_ready((self.state, self.metrics))
+    return (time.perf_counter() - start) * num_steps / (self._done - done)
+
+
+def training(config, batch, steps, dtype='float32', changes=()):
+  """Task: a step, and several."""
+  config = make_config(config, batch, {'model.dtype': dtype, **dict(changes)})
+  run = Training(config)
+
+  def facts():
+    peak = peak_mib()  # tracing takes memory
+    flops = sum(flops_by_primitive(training_jaxpr(config)).values())
+    return {**about(run.state.params), 'flops': flops, 'peak_mib': peak}
+
+  return {
+    'step': lambda: run.seconds(1),
+    'steps': lambda: run.seconds(steps),
+    'facts': facts,
+  }
+
+
+def inference(config, batch, timesteps):
+  """Task: evaluations of the network; a chain, from noise to images in NumPy; a bound."""
+  changes = {'diffusion.num_timesteps': timesteps, 'data.source': 'digits'}
+  config = make_config(config, batch, changes)
+  params = devices.replicate(jax.jit(lambda: build.init_params(config))())
+  model = build.model(config)
+  network = program.compile_batch_fn(
+    lambda params, x, t: model.apply({'params': params}, x, t), in_axes=(None, 0, 0)
+  )
+  drawer, bpd_fn = program.drawer(config, batch), program.bpd_fn(config)
+  key = devices.replicate(build.key(config.eval.seed, 'bpd'))
+  ids, t = np.arange(batch, dtype=np.int32), np.full(batch, timesteps // 2, np.int32)
+  images = random_source(config, batch).read(ids)
+  x = images / np.float32(127.5) - 1
+  split = devices.split_over_devices({'x': x, 't': t, 'batch': {'images': images, 'ids': ids}})
+
+  def evaluate(count):
+    for _ in range(count):
+      jax.block_until_ready(network(params, split['x'], split['t']))
+
+  def facts():
+    jaxpr = jax.make_jaxpr(model.clone(winograd=False).apply)({'params': params}, x, t)
+    return {**about(params), 'flops': sum(flops_by_primitive(jaxpr).values())}
+
+  return {
+    'evaluation': lambda: seconds(lambda: evaluate(1)),
+    'evaluations': lambda: seconds(lambda: evaluate(timesteps)),
+    'chain': lambda: seconds(lambda: drawer.draw(params, ids)),
+    'bound': lambda: seconds(lambda: jax.block_until_ready(bpd_fn(params, split['batch'], key))),
+    'facts': facts,
+  }
+
+
+def matmul(library, dtype='float32'):
+  """Task: FLOP/s of a large product of matrices, the peak that all else is held against."""
+  a, b = np.random.default_rng(0).normal(size=(2, MATMUL_SIZE, MATMUL_SIZE)).astype(np.float32)
+  product = np.matmul
+  if library == 'jax':
+    a, b = jax.numpy.asarray(a, dtype), jax.numpy.asarray(b, dtype)
+    product = jax.jit(jax.numpy.matmul)
+  jax.block_until_ready(product(a, b))
+  return {
+    'product': lambda: 2 * MATMUL_SIZE**3 / seconds(lambda: jax.block_until_ready(product(a, b)))
+  }
+
+
+def about(params):
+  """The number of parameters, and the versions."""
+  return {'parameters': sum(x.size for x in jax.tree.leaves(params)), 'versions': versions()}
+
+
+def training_jaxpr(config, *, winograd=False):
+  """The network of a training step, forward and backward, which is all of its FLOPs."""
+  model = build.model(config).clone(winograd=winograd)
+  shape = (config.train.global_batch_size, *build.image_shape(config))
+
+  def loss(params, x, t, key):
+    return model.apply({'params': params}, x, t, train=True, rngs={'dropout': key}).mean()
+
+  return jax.make_jaxpr(jax.grad(loss))(
+    jax.eval_shape(lambda: build.init_params(config)),
+    jax.ShapeDtypeStruct(shape, np.float32),
+    jax.ShapeDtypeStruct(shape[:1], np.int32),
+    build.key(config.seed, 'train'),
+  )
+
+
+def flops_by_primitive(jaxpr):
+  """FLOPs of {dot_general, conv_general_dilated} in a jaxpr, two a multiplication.
+
+  Zeros that pad an image are counted, zeros between the pixels of a dilated one are not: as
+  torch.utils.flop_counter has it.
+  """
+  totals = collections.Counter()
+  for eqn in jaxpr.eqns:
+    name = eqn.primitive.name
+    if name == 'dot_general':
+      (contracted, _), _ = eqn.params['dimension_numbers']
+      depth = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+      totals[name] += 2 * eqn.outvars[0].aval.size * depth
+    elif name == 'conv_general_dilated':
+      _, in_features, *window = eqn.params['dimension_numbers'].rhs_spec
+      kernel = eqn.invars[1].aval.shape
+      taps = math.prod(kernel[i] for i in window) / math.prod(eqn.params['lhs_dilation'])
+      totals[name] += int(2 * eqn.outvars[0].aval.size * kernel[in_features] * taps)
+    else:
+      repeats = eqn.params['length'] if name == 'scan' else 1
+      for inner in inner_jaxprs(eqn.params):
+        for inner_name, flops in flops_by_primitive(inner).items():
+          totals[inner_name] += repeats * flops
+  return totals
+
+
+def inner_jaxprs(params):
+  """Yields the jaxprs of the functions that an equation calls."""
+  for value in jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')):
+    jaxpr = getattr(value, 'jaxpr', value)
+    if hasattr(jaxpr, 'eqns'):
+      yield jaxpr
+
+
+if __name__ == '__main__':
+  serve({'training': training, 'inference': inference, 'matmul': matmul})
