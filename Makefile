@@ -30,7 +30,7 @@ test-newest:
 	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) suite
 
 suite: $(VENV)/dev
-	$(RUN) -m pytest -q -n 2
+	$(RUN) -m pytest -q -n 2 --dist=worksteal
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check .

@@ -157,7 +157,7 @@ def compile_train_step(train_step: Callable, *, several: bool) -> Callable:
   return _compiled(step, donate_argnums=0)
 
 
-def compile_batch_step(
+def compile_batch_fn(
   step: Callable, *, in_axes: tuple[int | None, ...] = (None, 0, None)
 ) -> Callable:
   """(params, batch [D, B, ...], key) -> results [D, B, ...], compiled.

@@ -18,7 +18,7 @@ from ddpm_jax.diffusion import (
   make_network,
   make_schedule,
 )
-from ddpm_jax.evaluation.samples import make_sample_step
+from ddpm_jax.evaluation.samples import make_sample_fn
 from ddpm_jax.nn.unet import UNet
 from ddpm_jax.sampling import SAMPLERS, clipped
 
@@ -86,7 +86,7 @@ def denoiser_of(params):
 @functools.cache
 def _sample_step():
   sampler = functools.partial(SAMPLERS['ancestral'], variance='fixedlarge')
-  return jax.jit(make_sample_step(denoiser_of, SCHEDULE, SHAPE, sampler))
+  return jax.jit(make_sample_fn(denoiser_of, SCHEDULE, SHAPE, sampler))
 
 
 def draw_samples(ids, seed=0):

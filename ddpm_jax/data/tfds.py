@@ -24,7 +24,7 @@ from typing import Any
 
 from ddpm_jax.data.pictures import DamagedDataError, PictureSource
 from ddpm_jax.errors import UserError
-from ddpm_jax.storage.files import held
+from ddpm_jax.storage.files import file_lock
 
 _NAME = re.compile(r'(?P<name>\w+)(?:/(?P<config>[\w.-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -84,7 +84,7 @@ def prepare_once(
   if (folder := find_prepared(dataset, root)) is not None:
     return folder
   name = _parse(dataset)['name']
-  with held(root / f'.{name}.lock', waiting_for=f'another process that prepares {name}'):
+  with file_lock(root / f'.{name}.lock', waiting_for=f'another process that prepares {name}'):
     return find_prepared(dataset, root) or prepare()
 
 

@@ -215,8 +215,8 @@ def _space_by_sigma(schedule, num_steps, warp, unwarp):
       'beta 1: use linspace, leading, trailing or quad'
     )
   ends = warp(table[0]), warp(max(min(table[-1], MAX_SIGMA), table[0]))
-  wanted = unwarp(np.linspace(*ends, num_steps))
-  return np.interp(np.log(wanted), np.log(table), np.arange(len(table)))
+  expected = unwarp(np.linspace(*ends, num_steps))
+  return np.interp(np.log(expected), np.log(table), np.arange(len(table)))
 
 
 def _space_linspace(schedule, num_steps):

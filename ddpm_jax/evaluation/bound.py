@@ -25,7 +25,7 @@ from ddpm_jax.storage.files import written_whole
 from ddpm_jax.storage.identity import Identity
 
 
-def make_bpd_step(
+def make_bpd_fn(
   denoiser_of: Callable[[Any], Denoiser],
   schedule: NoiseSchedule,
   *,
@@ -45,7 +45,7 @@ def make_bpd_step(
     [B, ..., C] and ids int [B]; row i is a function of (params, images[i], key, ids[i]).
   """
 
-  def bpd_step(params, batch, key):
+  def bpd_fn(params, batch, key):
     x_0 = scale_images(batch['images'])
     keys = fold_rows(key, batch['ids'])
     args = schedule, denoiser_of(params), x_0, make_noise_fn(keys, x_0.shape[1:])
@@ -57,7 +57,7 @@ def make_bpd_step(
 
     return bpd_estimate(*args, jax.vmap(draw)(keys), variance=variance)
 
-  return bpd_step
+  return bpd_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Bound:
   Attributes:
     source: the split.
     count: images.
-    step: (params, batch, key) -> the bound's arrays, compiled.
+    compute: (params, batch, key) -> the bound's arrays, compiled.
     key: replicated.
     sizes: of a batch.
     identity: of the bound, but for the parameters.
@@ -77,7 +77,7 @@ class Bound:
 
   source: Source
   count: int
-  step: Callable[..., dict[str, jax.Array]]
+  compute: Callable[..., dict[str, jax.Array]]
   key: jax.Array
   sizes: devices.BatchSizes
   identity: Identity
@@ -99,7 +99,7 @@ class Bound:
 
     def compute(ids):
       batch = {'images': self.source.read(ids), 'ids': ids.astype(np.int32)}
-      bound = self.step(weights.params, devices.split_over_devices(batch), self.key)
+      bound = self.compute(weights.params, devices.split_over_devices(batch), self.key)
       return devices.gather_from_devices(bound)
 
     identity = weights.identify(self.identity)

@@ -33,7 +33,7 @@ from ddpm_jax.evaluation.scores import Figure, Scorer
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.checkpoints import keep_steps
-from ddpm_jax.storage.files import held, read_json, write_text
+from ddpm_jax.storage.files import file_lock, read_json, write_text
 from ddpm_jax.storage.identity import Identity, key_of, sampler_name, step_folder
 
 
@@ -206,7 +206,8 @@ def note_best(
   new = {'step': step, 'figure': name, 'value': value, 'request': identity.facts()}
   key = key_of({name: new[name] for name in ('figure', 'request')})
   file = workdir / 'eval' / 'best.json'
-  with held(file.with_name('.best.lock'), waiting_for=f'another evaluation that writes {file}'):
+  lock = file.with_name('.best.lock')
+  with file_lock(lock, waiting_for=f'another evaluation that writes {file}'):
     records = read_json(file) if file.exists() else {}
     if isinstance(records, dict) and 'request' in records:  # the first versions had one alone
       records = {'first': records}

@@ -36,7 +36,8 @@ class FeatureNetwork:
     sha256: of its weights.
     preprocessing: what it does to images.
     params: replicated parameters.
-    step: (params, images [D, B, H, W, C]) -> dict of features [D, B, d] and logits [D, B, classes].
+    extract: (params, images [D, B, H, W, C]) -> dict of features [D, B, d] and of logits
+      [D, B, classes].
   """
 
   name: str
@@ -44,7 +45,7 @@ class FeatureNetwork:
   sha256: str
   preprocessing: str
   params: Any
-  step: Callable[..., dict[str, jax.Array]]
+  extract: Callable[..., dict[str, jax.Array]]
 
   def about(self) -> dict[str, Any]:
     """What decides its features, and what a report says of it."""
@@ -53,11 +54,11 @@ class FeatureNetwork:
   def num_features(self, image_shape: tuple[int, ...]) -> int:
     """d, for images of a shape; nothing is computed."""
     blank = np.zeros((devices.fitting_batch_sizes(1, 1).host, *image_shape), np.uint8)
-    output = jax.eval_shape(self.step, self.params, devices.split_over_devices(blank))
+    output = jax.eval_shape(self.extract, self.params, devices.split_over_devices(blank))
     return output['features'].shape[-1]
 
 
-def make_feature_step(
+def make_feature_fn(
   network: Any, features: str, logits: str
 ) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
   """A network's features of a batch of images.
@@ -71,11 +72,11 @@ def make_feature_step(
     logits [B, classes].
   """
 
-  def feature_step(params, images):
+  def feature_fn(params, images):
     output = network.apply({'params': params}, images)
     return {'features': output[features], 'logits': output[logits]}
 
-  return feature_step
+  return feature_fn
 
 
 def inception_network(
@@ -91,7 +92,7 @@ def inception_network(
     sha256=sha256,
     preprocessing=f'bilinear to {size} x {size} as TensorFlow 1, (v - 128) / 128',
     params=devices.replicate(params),
-    step=_compile(inception.InceptionV3(), '2048', 'logits_unbiased'),
+    extract=_compile(inception.InceptionV3(), '2048', 'logits_unbiased'),
   )
 
 
@@ -104,13 +105,13 @@ def digits_network() -> FeatureNetwork:
     sha256=sha256,
     preprocessing='8 x 8 pixels, as they are',
     params=devices.replicate(params),
-    step=_compile(digits_classifier.DigitsClassifier(), 'features', 'logits'),
+    extract=_compile(digits_classifier.DigitsClassifier(), 'features', 'logits'),
   )
 
 
 def _compile(network, features, logits):
-  step = make_feature_step(network, features, logits)
-  return devices.compile_batch_step(step, in_axes=(None, 0))
+  function = make_feature_fn(network, features, logits)
+  return devices.compile_batch_fn(function, in_axes=(None, 0))
 
 
 def flat_names(params: Any) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def collect_features(
 
   def compute(ids):
     batch = devices.split_over_devices(images.read(ids))
-    return devices.gather_from_devices(network.step(network.params, batch))
+    return devices.gather_from_devices(network.extract(network.params, batch))
 
   file = shards.collect(
     folder,

@@ -22,7 +22,7 @@ from ddpm_jax.storage.identity import Identity, sampler_name, step_folder
 MAX_GRID_IMAGES = 100
 
 
-def make_sample_step(
+def make_sample_fn(
   denoiser_of: Callable[[Any], Denoiser],
   schedule: NoiseSchedule,
   shape: tuple[int, ...],
@@ -41,12 +41,12 @@ def make_sample_step(
     (params, key, ids[i]) alone.
   """
 
-  def sample_step(params, ids, key):
+  def sample_fn(params, ids, key):
     noise_fn = make_noise_fn(fold_rows(key, ids), shape)
     x_T = noise_fn(schedule.num_timesteps)  # steps use t < T, so T is free for x_T
     return sampler(schedule, denoiser_of(params), x_T, noise_fn)
 
-  return sample_step
+  return sample_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Drawer:
   """A compiled sampler, for batches of one size.
 
   Attributes:
-    step: (params, ids [D, B], key) -> x_0 [D, B, ...], compiled.
+    sample: (params, ids [D, B], key) -> x_0 [D, B, ...], compiled.
     key: replicated.
     sizes: of a batch.
     identity: of the samples, but for the parameters.
     words: the sampler in words, for reports.
   """
 
-  step: Callable[..., jax.Array]
+  sample: Callable[..., jax.Array]
   key: jax.Array
   sizes: devices.BatchSizes
   identity: Identity
@@ -69,7 +69,7 @@ class Drawer:
 
   def draw(self, params: Any, ids: np.ndarray) -> np.ndarray:
     """x_0 of ids [sizes.host], this process's share: float32 [n, ...], unclipped."""
-    x_0 = self.step(params, devices.split_over_devices(ids), self.key)
+    x_0 = self.sample(params, devices.split_over_devices(ids), self.key)
     return devices.gather_from_devices(x_0)
 
 

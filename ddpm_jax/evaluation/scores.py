@@ -204,11 +204,11 @@ class Scorer:
         f'eval.reference={self.opened.about["file"]} has a mean and a covariance, and no images as '
         f'{" and ".join(impossible)} need: leave them out of eval.metrics'
       )
-    given, wanted = len(self.opened.statistics.mean), self.network.num_features(self.image_shape)
-    if given != wanted:
+    given, expected = len(self.opened.statistics.mean), self.network.num_features(self.image_shape)
+    if given != expected:
       raise UserError(
         f'eval.reference={self.opened.about["file"]} has statistics of {given} features; '
-        f'{self.network.name} has {wanted}'
+        f'{self.network.name} has {expected}'
       )
 
   def reference(self) -> Reference:

@@ -11,7 +11,7 @@ import urllib.error
 from ddpm_jax.data.downloads import fetch
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.diffusers import SCHEDULER_CONFIG, UNET_CONFIG, WEIGHTS
-from ddpm_jax.storage.files import held, sync
+from ddpm_jax.storage.files import file_lock, sync
 
 HUB_URL = 'https://huggingface.co'
 _ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9._-]*')
@@ -56,7 +56,7 @@ def _fetch_first(hub_id, folder, names):
   if (found := _find_first(folder, names)) is not None:
     return found
   lock = folder.with_name(f'{folder.name}.lock')
-  with held(lock, waiting_for=f'another process that downloads {hub_id}'):
+  with file_lock(lock, waiting_for=f'another process that downloads {hub_id}'):
     return _find_first(folder, names) or _download_first(hub_id, folder, names)
 
 

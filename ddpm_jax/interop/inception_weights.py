@@ -13,7 +13,7 @@ from ddpm_jax.data.downloads import fetch
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.torch_file import read_state_dict
 from ddpm_jax.interop.torch_inception import params_from_torch
-from ddpm_jax.storage.files import held
+from ddpm_jax.storage.files import file_lock
 
 INCEPTION_URL = (
   'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -89,7 +89,7 @@ def _download(path, sha256):
   """Downloads the file, unless another process does so meanwhile."""
   partial = path.with_name(f'{path.name}.partial')
   try:
-    with held(path.with_name(f'{path.name}.lock'), waiting_for=f'the download of {path.name}'):
+    with file_lock(path.with_name(f'{path.name}.lock'), waiting_for=f'the download of {path.name}'):
       if path.is_file():
         return
       fetch(INCEPTION_URL, partial)

@@ -27,10 +27,10 @@ from ddpm_jax.diffusion import (
 )
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features, references
-from ddpm_jax.evaluation.bound import Bound, make_bpd_step
+from ddpm_jax.evaluation.bound import Bound, make_bpd_fn
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures import Run
-from ddpm_jax.evaluation.samples import Drawer, make_sample_step
+from ddpm_jax.evaluation.samples import Drawer, make_sample_fn
 from ddpm_jax.evaluation.scores import Scorer
 from ddpm_jax.evaluation.weights import Weights, make_weights
 from ddpm_jax.nn.unet import UNet
@@ -358,11 +358,11 @@ def drawer(config: ConfigDict, max_samples: int) -> Drawer:
     config: ConfigDict.
     max_samples: samples that are asked for at once; sample.batch_size at most go through together.
   """
-  step = make_sample_step(
+  function = make_sample_fn(
     denoiser_of(config, config.sample.clip), schedule(config), image_shape(config), sampler(config)
   )
   return Drawer(
-    step=devices.compile_batch_step(step),
+    sample=devices.compile_batch_fn(function),
     key=devices.replicate(key(config.sample.seed, 'sample')),
     sizes=devices.fitting_batch_sizes(config.sample.batch_size, max_samples),
     identity=samples_identity(config),
@@ -428,8 +428,8 @@ def bounds(config: ConfigDict, splits: Sequence[str], num_terms: int | None) -> 
     splits: their names.
     num_terms: K of the estimate, or None for all terms.
   """
-  step = devices.compile_batch_step(
-    make_bpd_step(
+  compute = devices.compile_batch_fn(
+    make_bpd_fn(
       denoiser_of(config),
       schedule(config),
       variance=parameterization(config.diffusion).fixed_variance,
@@ -449,7 +449,7 @@ def bounds(config: ConfigDict, splits: Sequence[str], num_terms: int | None) -> 
       Bound(
         source=opened,
         count=count,
-        step=step,
+        compute=compute,
         key=devices.replicate(key(config.eval.seed, 'bpd')),
         sizes=devices.fitting_batch_sizes(config.eval.batch_size, count),
         identity=identity,

@@ -39,12 +39,12 @@ def _lengthened(schedule, kept, prediction, t, row):
   return Prediction(prediction.x_0, jnp.log(entry(kept.posterior_variance, row) + longer))
 
 
-def _make_step(schedule, denoiser, noise_fn, timesteps, variance):
+def _make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance):
   """(i, x_t) -> (t, x at the next kept timestep, predicted x_0): step i, from the noisiest on."""
   is_whole = len(timesteps) == schedule.num_timesteps
   kept = schedule if is_whole else respace(schedule, timesteps)
 
-  def step(i, x_t):
+  def reverse_step(i, x_t):
     row = len(timesteps) - 1 - i
     t = row if is_whole else jnp.asarray(timesteps, jnp.int32)[row]
     prediction = denoiser(x_t, jnp.full(x_t.shape[:1], t, jnp.int32))
@@ -54,7 +54,7 @@ def _make_step(schedule, denoiser, noise_fn, timesteps, variance):
     x_prev = p_sample(kept, prediction, x_t, rows, noise_fn(t), variance=variance)
     return t, x_prev, prediction.x_0
 
-  return step
+  return reverse_step
 
 
 def ancestral(
@@ -93,13 +93,15 @@ def ancestral(
   """
   timesteps = all_if_none(schedule, timesteps)
   total = len(timesteps)
-  step = _make_step(schedule, denoiser, noise_fn, timesteps, variance)
+  reverse_step = _make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance)
   if trajectory:
     assert num_steps is None
-    x_0, states = jax.lax.scan(lambda x_t, i: (step(i, x_t)[1],) * 2, x_T, jnp.arange(total))
+    x_0, states = jax.lax.scan(
+      lambda x_t, i: (reverse_step(i, x_t)[1],) * 2, x_T, jnp.arange(total)
+    )
     return x_0, jnp.moveaxis(states, 0, 1)
   first = 0 if num_steps is None else total - num_steps
-  return jax.lax.fori_loop(first, total, lambda i, x_t: step(i, x_t)[1], x_T)
+  return jax.lax.fori_loop(first, total, lambda i, x_t: reverse_step(i, x_t)[1], x_T)
 
 
 def ancestral_progressive(
@@ -121,11 +123,13 @@ def ancestral_progressive(
   """
   assert every_steps >= 1
   num_slots = schedule.num_timesteps // every_steps
-  step = _make_step(schedule, denoiser, noise_fn, all_if_none(schedule, None), variance)
+  reverse_step = _make_reverse_step(
+    schedule, denoiser, noise_fn, all_if_none(schedule, None), variance
+  )
 
   def step_and_keep(i, carry):
     x_t, predictions = carry
-    t, x_prev, x_0 = step(i, x_t)
+    t, x_prev, x_0 = reverse_step(i, x_t)
     slot = jnp.where(t % every_steps == 0, t // every_steps, num_slots)  # num_slots: dropped
     return x_prev, predictions.at[:, slot].set(x_0, mode='drop')
 

@@ -105,7 +105,7 @@ def write_text(file: pathlib.Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def held(file: pathlib.Path, *, waiting_for: str) -> Iterator[None]:
+def file_lock(file: pathlib.Path, *, waiting_for: str) -> Iterator[None]:
   """Holds a lock file, once no other process does.
 
   Args:

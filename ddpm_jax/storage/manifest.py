@@ -49,7 +49,7 @@ def find_fault(folder: pathlib.Path) -> str | None:
         return f'{name} has {size} bytes, not {expected}'
       if _sha256(files[name]) != manifest[name]['sha256']:
         return f'{name} has another sha256 than in {MANIFEST}'
-  except ValueError as error:
+  except UserError as error:
     return str(error)
   except OSError as error:
     if folder.is_dir() and not isinstance(error, FileNotFoundError):

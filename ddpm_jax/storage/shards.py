@@ -29,7 +29,7 @@ import numpy as np
 from ddpm_jax import processes
 from ddpm_jax.errors import UserError, WriteError
 from ddpm_jax.storage import logs
-from ddpm_jax.storage.files import held, read_json, write_text, written_whole
+from ddpm_jax.storage.files import file_lock, read_json, write_text, written_whole
 from ddpm_jax.storage.npz import open_npz
 
 BLOCK = 64  # rows copied at a time
@@ -85,7 +85,7 @@ def collect(
   with contextlib.ExitStack() as stack:
     if processes.is_primary():
       lock = folder.with_name(f'.{folder.name}.lock')
-      stack.enter_context(held(lock, waiting_for=f'another process that works in {folder}'))
+      stack.enter_context(file_lock(lock, waiting_for=f'another process that works in {folder}'))
       if earlier and not finished.exists():
         _take_over(folder, request, *earlier)
       _prepare(folder, finished, request)
@@ -214,7 +214,7 @@ def _is_of(request_file, request):
   """Whether a job's folder has rows of this request; a damaged file says that it has not."""
   try:
     return request_file.exists() and read_json(request_file) == request
-  except ValueError:
+  except UserError:
     return False
 
 
@@ -230,7 +230,7 @@ def _intact_ids(file):
   """The ids, if every array is there and has its checksum; none otherwise."""
   try:
     arrays = open_npz(file, verify=True)
-  except ValueError:
+  except UserError:
     return np.zeros(0, np.int64)
   ids = np.array(arrays.get('ids', []), np.int64)
   return ids if all(array.shape[:1] == ids.shape for array in arrays.values()) else ids[:0]

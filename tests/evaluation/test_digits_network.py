@@ -109,7 +109,7 @@ def test_network_has_these_weights_and_says_so(classify):
   }
   assert network.num_features((8, 8, 1)) == 64
   images = load_digits('test')[0][:8]
-  outputs = network.step(network.params, devices.split_over_devices(images))
+  outputs = network.extract(network.params, devices.split_over_devices(images))
   expected = classify(images)
   assert outputs.keys() == expected.keys()
   for name, array in outputs.items():

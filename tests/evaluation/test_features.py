@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.evaluation.features import make_feature_step
+from ddpm_jax.evaluation.features import make_feature_fn
 
 
 class Network:
@@ -15,6 +15,6 @@ class Network:
 
 
 def test_feature_step_names_what_it_takes():
-  output = make_feature_step(Network(), 'pool', 'last')(2.0, jnp.ones((3, 4, 4, 1)))
+  output = make_feature_fn(Network(), 'pool', 'last')(2.0, jnp.ones((3, 4, 4, 1)))
   assert output.keys() == {'features', 'logits'}
   np.testing.assert_array_equal(output['logits'], 2 * np.ones((3, 1)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation.samples import make_sample_step
+from ddpm_jax.evaluation.samples import make_sample_fn
 from ddpm_jax.sampling import SAMPLERS
 from tests.tiny import SCHEDULE, SHAPE, denoiser_of, draw_samples, live_params
 
@@ -28,7 +28,7 @@ def test_samples_of_other_ids_and_keys_are_others():
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_sample_of_any_sampler_depends_on_its_id_alone(name):
   sampler = functools.partial(SAMPLERS[name], timesteps=[1, 4, 9], variance='fixedlarge')
-  step = jax.jit(make_sample_step(denoiser_of, SCHEDULE, SHAPE, sampler))
+  step = jax.jit(make_sample_fn(denoiser_of, SCHEDULE, SHAPE, sampler))
   samples = np.asarray(step(live_params(), jnp.array([0, 1, 7]), jax.random.key(0)))
   again = step(live_params(), jnp.array([7, 5, 0]), jax.random.key(0))
   np.testing.assert_allclose(again[jnp.array([2, 0])], samples[[0, 2]], atol=1e-5)

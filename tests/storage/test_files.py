@@ -70,11 +70,11 @@ def test_second_holder_waits_for_the_first(tmp_path, capsys):
   file, order = tmp_path / 'made' / 'cache.lock', []
 
   def second():
-    with files.held(file, waiting_for='the cache'):
+    with files.file_lock(file, waiting_for='the cache'):
       order.append('second')
 
   thread = threading.Thread(target=second)
-  with files.held(file, waiting_for='the cache'):
+  with files.file_lock(file, waiting_for='the cache'):
     thread.start()
     thread.join(0.3)
     order.append('first')

@@ -25,7 +25,7 @@ WEIGHTS = tuple(round(0.1 * i, 1) for i in range(11))
 DEPTH_FRACTIONS = tuple(i / 8 for i in range(9))  # of T, Fig. 9
 
 
-def make_interpolate_step(
+def make_interpolate_fn(
   denoiser_of: Callable[[Any], Denoiser], schedule: NoiseSchedule, *, variance: str | None
 ) -> Callable[..., jax.Array]:
   """Interpolation of images in the latent space (Sec. 4.4, Figs. 8 and 9).
@@ -38,7 +38,7 @@ def make_interpolate_step(
     and other_images uint8 [B, H, W, C], weights float32 [B] of the other image, and ids int [B].
   """
 
-  def interpolate_step(params, batch, key_and_steps):
+  def interpolate_fn(params, batch, key_and_steps):
     key, num_steps = key_and_steps
     noise_fn = make_noise_fn(fold_rows(key, batch['ids']), batch['images'].shape[1:])
     t = jnp.full(batch['ids'].shape, jnp.maximum(num_steps - 1, 0))
@@ -54,7 +54,7 @@ def make_interpolate_step(
       schedule, denoiser_of(params), mixed, noise_fn, variance=variance, num_steps=num_steps
     )
 
-  return interpolate_step
+  return interpolate_fn
 
 
 def interpolation(run: Run) -> pathlib.Path:
@@ -74,8 +74,8 @@ def interpolation(run: Run) -> pathlib.Path:
   depths = sorted({round(fraction * total) for fraction in DEPTH_FRACTIONS} | {half})
   chosen = np.random.default_rng(run.identity.seed).choice(len(source), 2 * pairs, replace=False)
   images = source.read(chosen).reshape(2, pairs, *source.image_shape)
-  step = devices.compile_batch_step(
-    make_interpolate_step(run.denoiser_of, run.schedule, variance=run.variance)
+  step = devices.compile_batch_fn(
+    make_interpolate_fn(run.denoiser_of, run.schedule, variance=run.variance)
   )
   key = run.key_of('interpolate')
   identity = run.identify(images=chosen.tolist(), weights=list(WEIGHTS))

@@ -17,7 +17,7 @@ from ddpm_jax.sampling import fold_rows, make_noise_fn
 from ddpm_jax.sampling.ancestral import ancestral_progressive
 
 
-def make_progressive_step(
+def make_progressive_fn(
   denoiser_of: Callable[[Any], Denoiser],
   schedule: NoiseSchedule,
   shape: tuple[int, ...],
@@ -29,10 +29,10 @@ def make_progressive_step(
 
   Returns:
     (params, ids int [B], key) -> predictions of x_0, float32 [B, T // every_steps, *shape]; slot j
-    holds the one made at t = j every_steps. Ids give the same chain as in make_sample_step.
+    holds the one made at t = j every_steps. Ids give the same chain as in make_sample_fn.
   """
 
-  def progressive_step(params, ids, key):
+  def progressive_fn(params, ids, key):
     noise_fn = make_noise_fn(fold_rows(key, ids), shape)
     return ancestral_progressive(
       schedule,
@@ -43,14 +43,14 @@ def make_progressive_step(
       variance=variance,
     )[1]
 
-  return progressive_step
+  return progressive_fn
 
 
 def progressive(run: Run) -> pathlib.Path:
   """Draws chains, shows their predictions, and measures those at each slot."""
   every = max(1, run.schedule.num_timesteps // run.num_slots)
-  step = devices.compile_batch_step(
-    make_progressive_step(
+  step = devices.compile_batch_fn(
+    make_progressive_fn(
       run.denoiser_of, run.schedule, run.image_shape, every_steps=every, variance=run.variance
     )
   )

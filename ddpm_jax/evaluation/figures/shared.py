@@ -18,7 +18,7 @@ from ddpm_jax.sampling.ancestral import ancestral
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)  # of T
 
 
-def make_branch_step(
+def make_branch_fn(
   denoiser_of: Callable[[Any], Denoiser],
   schedule: NoiseSchedule,
   shape: tuple[int, ...],
@@ -34,7 +34,7 @@ def make_branch_step(
   """
   num_timesteps = schedule.num_timesteps
 
-  def branch_step(params, batch, key):
+  def branch_fn(params, batch, key):
     shared_keys = fold_rows(key, batch['ids'])
     own_keys = jax.vmap(jax.random.fold_in)(shared_keys, num_timesteps + 1 + batch['branches'])
 
@@ -46,7 +46,7 @@ def make_branch_step(
     x_T = make_noise_fn(shared_keys, shape)(num_timesteps)
     return ancestral(schedule, denoiser_of(params), x_T, noise_fn, variance=variance)
 
-  return branch_step
+  return branch_fn
 
 
 def shared(run: Run) -> pathlib.Path:
@@ -54,8 +54,8 @@ def shared(run: Run) -> pathlib.Path:
   total, chains = run.schedule.num_timesteps, run.num_images
   timesteps = [max(0, round(fraction * total) - 1) for fraction in FRACTIONS]
   shape = chains, len(timesteps), NUM_COLUMNS
-  step = devices.compile_batch_step(
-    make_branch_step(run.denoiser_of, run.schedule, run.image_shape, variance=run.variance)
+  step = devices.compile_batch_fn(
+    make_branch_fn(run.denoiser_of, run.schedule, run.image_shape, variance=run.variance)
   )
   key = run.key_of('sample')
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.forward import scale_images
-from ddpm_jax.evaluation.figures.interpolation import make_interpolate_step
+from ddpm_jax.evaluation.figures.interpolation import make_interpolate_fn
 from tests.tiny import SCHEDULE, denoiser_of, live_params
 
 
 def test_interpolation_at_the_ends_is_a_reconstruction_and_without_steps_the_mean():
-  step = jax.jit(make_interpolate_step(denoiser_of, SCHEDULE, variance='fixedlarge'))
+  step = jax.jit(make_interpolate_fn(denoiser_of, SCHEDULE, variance='fixedlarge'))
   images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
   weights = np.float32([0, 0.5, 1])
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.evaluation.figures.progressive import make_progressive_step
+from ddpm_jax.evaluation.figures.progressive import make_progressive_fn
 from tests.tiny import SCHEDULE, SHAPE, denoiser_of, draw_samples, live_params
 
 
 def test_progressive_predictions_end_in_the_sample():
   step = jax.jit(
-    make_progressive_step(denoiser_of, SCHEDULE, SHAPE, every_steps=2, variance='fixedlarge')
+    make_progressive_fn(denoiser_of, SCHEDULE, SHAPE, every_steps=2, variance='fixedlarge')
   )
   predictions = np.asarray(step(live_params(), jnp.arange(3), jax.random.key(0)))
   assert predictions.shape == (3, 5, 4, 4, 1)

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.evaluation.figures.shared import make_branch_step
+from ddpm_jax.evaluation.figures.shared import make_branch_fn
 from tests.tiny import SCHEDULE, SHAPE, denoiser_of, draw_samples, live_params
 
 
 def test_branches_share_the_chain_down_to_their_timestep():
-  step = jax.jit(make_branch_step(denoiser_of, SCHEDULE, SHAPE, variance='fixedlarge'))
+  step = jax.jit(make_branch_fn(denoiser_of, SCHEDULE, SHAPE, variance='fixedlarge'))
 
   def draw(ids, branches, timesteps):
     arrays = map(jnp.asarray, (ids, branches, timesteps))
