@@ -18,9 +18,9 @@ import numpy as np
 from interleaved import parse, print_row
 from worker import build, make_config, versions
 
+from ddpm_jax.config import checks
 from ddpm_jax.evaluation.grids import to_uint8
 from ddpm_jax.evaluation.images import ArrayImages
-from ddpm_jax.modes import checks
 from ddpm_jax.sampling import SAMPLERS
 
 BATCH = 128

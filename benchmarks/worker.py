@@ -31,8 +31,10 @@ def open_program():
   if importlib.util.find_spec('ddpm_jax.modes') is None:
     return open_earlier_program()
   from ddpm_jax import devices
-  from ddpm_jax.modes import build
   from ddpm_jax.training import loop, state
+
+  room = 'modes' if importlib.util.find_spec('ddpm_jax.config') is None else 'config'
+  build = importlib.import_module(f'ddpm_jax.{room}.build')
 
   return types.SimpleNamespace(
     build=build,

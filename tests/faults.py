@@ -23,7 +23,7 @@ import time
 import jax
 import numpy as np
 
-from ddpm_jax.modes import build
+from ddpm_jax.config import build
 from ddpm_jax.storage import checkpoints
 from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.manifest import MANIFEST

@@ -1,1 +1,1 @@
-"""What the command line does, a file a mode; and the config."""
+"""What the command line does, a file a mode."""

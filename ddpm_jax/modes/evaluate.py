@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
+from ddpm_jax.config import build, checks
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import Evaluator, score_images
 from ddpm_jax.evaluation.images import open_images
 from ddpm_jax.evaluation.weights import Weights
-from ddpm_jax.modes import build, checks
 from ddpm_jax.storage.checkpoints import GoneError, keep_steps
 from ddpm_jax.storage.identity import Identity
 from ddpm_jax.storage.workdir import find_workdir, locked, open_workdir

@@ -6,9 +6,9 @@ import pathlib
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
+from ddpm_jax.config import build, checks
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.diffusers import write_pipeline
-from ddpm_jax.modes import build, checks
 from ddpm_jax.storage.files import written_whole
 from ddpm_jax.storage.workdir import find_workdir, locked
 

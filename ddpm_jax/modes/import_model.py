@@ -9,9 +9,9 @@ import jax
 from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
+from ddpm_jax.config import build, checks
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.foreign import FORMS, read_foreign
-from ddpm_jax.modes import build, checks
 from ddpm_jax.storage.checkpoints import steps_on_disk
 from ddpm_jax.storage.files import write_text
 from ddpm_jax.storage.workdir import locked, open_workdir, store_config

@@ -5,8 +5,8 @@ import contextlib
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
+from ddpm_jax.config import build, checks
 from ddpm_jax.evaluation.figures import FIGURES
-from ddpm_jax.modes import build, checks
 from ddpm_jax.modes.evaluate import restored
 from ddpm_jax.storage.workdir import find_workdir, locked, open_workdir
 

@@ -3,8 +3,8 @@
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
+from ddpm_jax.config import build, checks
 from ddpm_jax.evaluation.samples import write_samples
-from ddpm_jax.modes import build, checks
 from ddpm_jax.storage.workdir import find_workdir, open_workdir
 
 

@@ -11,13 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
+from ddpm_jax.config import build, checks
 from ddpm_jax.data import batch_of_step
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import NotFiniteError
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.samples import Drawer, write_samples
 from ddpm_jax.evaluation.weights import make_weights
-from ddpm_jax.modes import build, checks
 from ddpm_jax.modes.import_model import check_finished, read_state
 from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.files import read_json, write_text

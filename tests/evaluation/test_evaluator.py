@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax import devices
+from ddpm_jax.config import build
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import note_best
 from ddpm_jax.evaluation.weights import make_weights
-from ddpm_jax.modes import build
 from ddpm_jax.storage.identity import Identity
 from tests.tiny import tiny_config
 

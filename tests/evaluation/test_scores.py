@@ -8,12 +8,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from ddpm_jax.config import build
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.evaluation.images import ArrayImages, evenly_spaced, open_images
 from ddpm_jax.evaluation.scores import METRICS
-from ddpm_jax.modes import build
 from ddpm_jax.storage.identity import Identity
 from tests.tiny import tiny_config
 

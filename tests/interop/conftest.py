@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import default
-from ddpm_jax.modes import build
+from ddpm_jax.config import build
 from tests.conftest import REFERENCE
 
 

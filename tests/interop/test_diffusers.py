@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ddpm_jax.config import build
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import diffusers
 from ddpm_jax.interop.safetensors_file import read_safetensors, write_safetensors
-from ddpm_jax.modes import build
 from tests.conftest import REFERENCE, load_reference
 from tests.fuzz import SLOW_FACTOR, count_refusals, mutations
 from tests.torch_writer import write_torch_legacy, write_torch_zip

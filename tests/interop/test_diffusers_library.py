@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from configs import celebahq256, cifar10
+from ddpm_jax.config import build
 from ddpm_jax.diffusion import prediction, schedules
 from ddpm_jax.diffusion.forward import q_sample
 from ddpm_jax.interop import diffusers
 from ddpm_jax.interop.safetensors_file import read_safetensors, write_safetensors
-from ddpm_jax.modes import build
 from tests.interop.test_diffusers import with_old_names
 
 pytestmark = pytest.mark.slow

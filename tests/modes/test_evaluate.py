@@ -7,12 +7,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from ddpm_jax.config import build
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError, WriteError
 from ddpm_jax.evaluation.bound import mean_and_error
 from ddpm_jax.evaluation.metrics.frechet import frechet_distance
 from ddpm_jax.evaluation.references import statistics_of
-from ddpm_jax.modes import build, evaluate
+from ddpm_jax.modes import evaluate
 from ddpm_jax.modes.train import train
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.checkpoints import GoneError

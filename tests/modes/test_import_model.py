@@ -9,11 +9,11 @@ import pytest
 from safetensors import SafetensorError
 
 from ddpm_jax import processes
+from ddpm_jax.config import build
 from ddpm_jax.errors import UserError, WriteError
 from ddpm_jax.interop import diffusers, pytorch_diffusion
 from ddpm_jax.interop.tensors import tensors_from_params
 from ddpm_jax.interop.tf_ddpm import tf_name
-from ddpm_jax.modes import build
 from ddpm_jax.modes.export_model import export_model
 from ddpm_jax.modes.import_model import import_model, read_state
 from ddpm_jax.modes.sample import sample

@@ -7,8 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from ddpm_jax.config import build
 from ddpm_jax.errors import UserError
-from ddpm_jax.modes import build
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.modes.train import restore_or_init
 from ddpm_jax.storage import shards

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import data, devices, processes
+from ddpm_jax.config import build
 from ddpm_jax.errors import NotFiniteError, UserError, WriteError
 from ddpm_jax.evaluation.samples import Drawer
-from ddpm_jax.modes import build
 from ddpm_jax.modes import train as train_mode
 from ddpm_jax.modes.train import train
 from ddpm_jax.storage import checkpoints, logs

@@ -13,8 +13,8 @@ import tarfile
 import numpy as np
 import pytest
 
+from ddpm_jax.config import build
 from ddpm_jax.errors import UserError
-from ddpm_jax.modes import build
 from ddpm_jax.modes.evaluate import evaluate
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.modes.train import train

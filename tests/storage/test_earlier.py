@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+from ddpm_jax.config import build
 from ddpm_jax.evaluation.samples import load_samples, samples_identity, write_samples
-from ddpm_jax.modes import build
 from ddpm_jax.modes.evaluate import evaluate
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.modes.train import restore_or_init

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import cifar10
-from ddpm_jax.modes import build
-from ddpm_jax.modes.checks import check
+from ddpm_jax.config import build
+from ddpm_jax.config.checks import check
 
 NAMES = sorted(path.stem for path in pathlib.Path('configs').glob('*.py'))
 

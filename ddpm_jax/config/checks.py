@@ -8,12 +8,12 @@ import jax
 from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
+from ddpm_jax.config import build
 from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.prediction import check_choice
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
 from ddpm_jax.evaluation.scores import METRICS, check_count
-from ddpm_jax.modes import build
 from ddpm_jax.nn.unet import NUM_GROUPS
 from ddpm_jax.sampling import CLIPS
 from ddpm_jax.sampling.solvers import check_sampler

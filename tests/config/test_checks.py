@@ -3,8 +3,8 @@
 import pytest
 
 from ddpm_jax import devices
+from ddpm_jax.config.checks import check, check_metrics
 from ddpm_jax.errors import UserError
-from ddpm_jax.modes.checks import check, check_metrics
 from tests.tiny import tiny_config
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import devices
+from ddpm_jax.config import build
+from ddpm_jax.config.checks import check
 from ddpm_jax.errors import UserError
-from ddpm_jax.modes import build
-from ddpm_jax.modes.checks import check
 from ddpm_jax.sampling import SAMPLERS
 from tests.tiny import tiny_config
 

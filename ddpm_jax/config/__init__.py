@@ -1,0 +1,1 @@
+"""From config fields to objects: builders, and the checks of values before anything is built."""
