@@ -13,12 +13,10 @@ import pytest
 from ddpm_jax import devices, processes
 from ddpm_jax.diffusion import Parameterization
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.samples import make_sample_fn
-from ddpm_jax.sampling import SAMPLERS
 from ddpm_jax.training.recipe import make_optimizer
 from ddpm_jax.training.state import init_train_state
 from ddpm_jax.training.step import make_train_step
-from tests.tiny import MODEL, SCHEDULE, SHAPE, OneLayer, denoiser_of, random_params
+from tests.tiny import MODEL, SCHEDULE, OneLayer, make_sample_fn, random_params
 
 RATE = optax.constant_schedule(1e-3)
 # Adam's steps do not shrink with the gradient: with the usual epsilon, gradients that are rounding
@@ -106,8 +104,7 @@ def test_state_has_no_device_axis(params):
 
 
 def test_four_devices_sample_as_one(params):
-  ancestral = functools.partial(SAMPLERS['ancestral'], variance='fixedlarge')
-  step = make_sample_fn(denoiser_of, SCHEDULE, SHAPE, ancestral)
+  step = make_sample_fn()
   ids, key = np.array([5, 0, 3, 1, 2, 4, 6, 7]), jax.random.key(3)
   one = jax.jit(step)(params, np.arange(8), key)
   four = devices.compile_batch_fn(step)(

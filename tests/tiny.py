@@ -18,9 +18,9 @@ from ddpm_jax.diffusion import (
   make_network,
   make_schedule,
 )
-from ddpm_jax.evaluation.samples import make_sample_fn
+from ddpm_jax.evaluation.samples import make_chain_fns
 from ddpm_jax.nn.unet import UNet
-from ddpm_jax.sampling import SAMPLERS, clipped
+from ddpm_jax.sampling import CHAINS, clipped
 
 MODEL = UNet(32, (1,), 1, (), 1, dropout=0.1)
 SCHEDULE = make_schedule(make_betas('linear', 10, beta_start=0.1, beta_end=0.5))
@@ -83,10 +83,21 @@ def denoiser_of(params):
   return clipped(make_denoiser(network, Parameterization('eps'), SCHEDULE))
 
 
+def make_sample_fn(name='ancestral', **choices):
+  """(params, ids, key) -> x_0 of MODEL, by a whole chain of a sampler."""
+  make_chain = functools.partial(CHAINS[name], variance='fixedlarge', **choices)
+  chain = make_chain_fns(denoiser_of, SCHEDULE, SHAPE, make_chain)
+
+  def sample_fn(params, ids, key):
+    state = chain.start(ids, key)
+    return chain.advance(params, state, ids, key, 0, chain.num_steps).x
+
+  return sample_fn
+
+
 @functools.cache
 def _sample_step():
-  sampler = functools.partial(SAMPLERS['ancestral'], variance='fixedlarge')
-  return jax.jit(make_sample_fn(denoiser_of, SCHEDULE, SHAPE, sampler))
+  return jax.jit(make_sample_fn())
 
 
 def draw_samples(ids, seed=0):

@@ -30,11 +30,11 @@ from ddpm_jax.evaluation import features, references
 from ddpm_jax.evaluation.bound import Bound, make_bpd_fn
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures import Run
-from ddpm_jax.evaluation.samples import Drawer, make_sample_fn
+from ddpm_jax.evaluation.samples import Drawer, make_chain_fns
 from ddpm_jax.evaluation.scores import Scorer
 from ddpm_jax.evaluation.weights import Weights, make_weights
 from ddpm_jax.nn.unet import UNet
-from ddpm_jax.sampling import SAMPLERS, clipped
+from ddpm_jax.sampling import CHAINS, SAMPLERS, Chain, clipped
 from ddpm_jax.sampling.ancestral import ancestral
 from ddpm_jax.sampling.solvers import default_num_steps, num_evaluations
 from ddpm_jax.storage.checkpoints import Checkpointer
@@ -302,13 +302,13 @@ def timesteps(config: ConfigDict) -> np.ndarray:
   return timestep_subsequence(schedule(config), num_steps, config.sample.spacing)
 
 
-def sampler(config: ConfigDict) -> Callable[..., Any]:
-  """The sampler of config.sample: (schedule, denoiser, x_T, noise_fn) -> x_0."""
+def chain(config: ConfigDict) -> Callable[..., Chain]:
+  """The sampler of config.sample: (schedule, denoiser, noise_fn) -> Chain."""
   choices = {'timesteps': timesteps(config)}
   choices['variance'] = parameterization(config.diffusion).fixed_variance
   if config.sample.eta is not None:
     choices['eta'] = config.sample.eta
-  return functools.partial(SAMPLERS[config.sample.sampler], **choices)
+  return functools.partial(CHAINS[config.sample.sampler], **choices)
 
 
 def model_identity(config: ConfigDict) -> Identity:
@@ -358,11 +358,14 @@ def drawer(config: ConfigDict, max_samples: int) -> Drawer:
     config: ConfigDict.
     max_samples: samples that are asked for at once; sample.batch_size at most go through together.
   """
-  function = make_sample_fn(
-    denoiser_of(config, config.sample.clip), schedule(config), image_shape(config), sampler(config)
+  fns = make_chain_fns(
+    denoiser_of(config, config.sample.clip), schedule(config), image_shape(config), chain(config)
   )
   return Drawer(
-    sample=devices.compile_batch_fn(function),
+    chain=fns._replace(
+      start=devices.compile_batch_fn(fns.start, in_axes=(0, None)),
+      advance=devices.compile_batch_fn(fns.advance, in_axes=(None, 0, 0, None, None, None)),
+    ),
     key=devices.replicate(key(config.sample.seed, 'sample')),
     sizes=devices.fitting_batch_sizes(config.sample.batch_size, max_samples),
     identity=samples_identity(config),
@@ -500,7 +503,8 @@ def eval_choices(config: ConfigDict) -> dict[str, Any]:
 def about_config(config: ConfigDict) -> dict[str, str]:
   """What a report says of the config."""
   text = json.dumps(config_dict(config), sort_keys=True)
-  return {'config_sha256': hashlib.sha256(text.encode()).hexdigest()}
+  about = {'config_sha256': hashlib.sha256(text.encode()).hexdigest()}
+  return about | ({'began_from': config.init_from} if config.init_from else {})
 
 
 def _notes(config):

@@ -1,12 +1,15 @@
 """Images for people: rounding to uint8, grids, PNG files."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from ddpm_jax.storage.files import written_whole
 
-MIN_CELL_PIXELS = 32  # smaller images are enlarged so that one can see them
+FRAME_MS = 60  # of an animation
+LAST_FRAME_MS = 1_500
+MIN_CELL_PIXELS = 64  # smaller images are enlarged so that one can see them
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -42,8 +45,25 @@ def make_grid(images: np.ndarray, *, columns: int | None = None, padding: int = 
 
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
-  """Writes uint8 [H, W, 3] whole or not at all."""
+  """Writes uint8 [H, W, 3] or [H, W, 1] whole or not at all."""
   from PIL import Image
 
   with written_whole(path) as partial:
-    Image.fromarray(image).save(partial, format='PNG')
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(partial, format='PNG')
+
+
+def save_gif(path: pathlib.Path, frames: Sequence[np.ndarray]) -> None:
+  """Writes an endless animation of uint8 [H, W, 3], whole or not at all; the last frame stays."""
+  from PIL import Image
+
+  pictures = [Image.fromarray(frame) for frame in frames]
+  durations = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS]
+  with written_whole(path) as partial:
+    pictures[0].save(
+      partial,
+      format='GIF',
+      save_all=True,
+      append_images=pictures[1:],
+      duration=durations,
+      loop=0,
+    )

@@ -5,48 +5,70 @@ Image i depends on the parameters and on (sample.seed, i) alone.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ddpm_jax import devices
+from ddpm_jax import devices, processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
-from ddpm_jax.evaluation.grids import make_grid, save_png, to_uint8
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.grids import make_grid, save_gif, save_png, to_uint8
 from ddpm_jax.evaluation.weights import Weights
-from ddpm_jax.sampling import fold_rows, make_noise_fn
+from ddpm_jax.sampling import Chain, ChainState, fold_rows, make_noise_fn
 from ddpm_jax.storage import earlier, npz, shards
 from ddpm_jax.storage.identity import Identity, sampler_name, step_folder
 
 MAX_GRID_IMAGES = 100
+MAX_FRAMES = 60  # of an animation
+PIECE_SECS = 1.0  # of a chain
 
 
-def make_sample_fn(
+class ChainFns(NamedTuple):
+  """A chain as pure functions of a batch of ids; row i depends on (params, key, ids[i]) alone.
+
+  Attributes:
+    num_steps: evaluations of the network.
+    timesteps: int64 [num_steps], of them.
+    start: (ids int [B], key) -> ChainState.
+    advance: (params, state, ids, key, first, last) -> ChainState after the evaluations first, ...,
+      last - 1. A chain that is cut in other pieces is the same chain, bit for bit.
+  """
+
+  num_steps: int
+  timesteps: np.ndarray
+  start: Callable[..., ChainState]
+  advance: Callable[..., ChainState]
+
+
+def make_chain_fns(
   denoiser_of: Callable[[Any], Denoiser],
   schedule: NoiseSchedule,
   shape: tuple[int, ...],
-  sampler: Callable[..., jax.Array],
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-  """From x_T to x_0 for a batch of ids.
+  make_chain: Callable[..., Chain],
+) -> ChainFns:
+  """The chains of a sampler, from x_T to x_0.
 
   Args:
     denoiser_of: params -> Denoiser.
     schedule: NoiseSchedule.
     shape: of one example.
-    sampler: (schedule, denoiser, x_T, noise_fn) -> x_0, such as one of SAMPLERS with its choices.
-
-  Returns:
-    (params, ids int [B], key) -> x_0 float32 [B, *shape], not clipped; row i is a function of
-    (params, key, ids[i]) alone.
+    make_chain: (schedule, denoiser, noise_fn) -> Chain, such as one of CHAINS with its choices.
   """
+  facts = make_chain(schedule, None, None)
 
-  def sample_fn(params, ids, key):
+  def start(ids, key):
     noise_fn = make_noise_fn(fold_rows(key, ids), shape)
-    x_T = noise_fn(schedule.num_timesteps)  # steps use t < T, so T is free for x_T
-    return sampler(schedule, denoiser_of(params), x_T, noise_fn)
+    return facts.start(noise_fn(schedule.num_timesteps))  # steps use t < T, so T is free for x_T
 
-  return sample_fn
+  def advance(params, state, ids, key, first, last):
+    noise_fn = make_noise_fn(fold_rows(key, ids), shape)
+    chain = make_chain(schedule, denoiser_of(params), noise_fn)
+    return jax.lax.fori_loop(first, last, chain.step, state)
+
+  return ChainFns(facts.num_steps, facts.timesteps, start, advance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +76,50 @@ class Drawer:
   """A compiled sampler, for batches of one size.
 
   Attributes:
-    sample: (params, ids [D, B], key) -> x_0 [D, B, ...], compiled.
+    chain: ChainFns, compiled: of ids [D, B].
     key: replicated.
     sizes: of a batch.
     identity: of the samples, but for the parameters.
     words: the sampler in words, for reports.
   """
 
-  sample: Callable[..., jax.Array]
+  chain: ChainFns
   key: jax.Array
   sizes: devices.BatchSizes
   identity: Identity
   words: str
 
   def draw(self, params: Any, ids: np.ndarray) -> np.ndarray:
-    """x_0 of ids [sizes.host], this process's share: float32 [n, ...], unclipped."""
-    x_0 = self.sample(params, devices.split_over_devices(ids), self.key)
-    return devices.gather_from_devices(x_0)
+    """x_0 of ids [sizes.host], this process's share: float32 [n, ...], unclipped.
+
+    The chain runs in pieces of about a second, between which a signal is heard.
+    """
+    ids = devices.split_over_devices(ids)
+    state, first, length = self.chain.start(ids, self.key), 0, 1
+    while first < self.chain.num_steps:
+      last = min(first + length, self.chain.num_steps)
+      begin = time.perf_counter()
+      state = self._advance(params, state, ids, first, last)
+      jax.block_until_ready(state.x)
+      secs = time.perf_counter() - begin
+      # The first piece compiles: its time says nothing.
+      length = 2 if first == 0 else max(1, min(2 * length, round(length * PIECE_SECS / secs)))
+      first = last
+    return devices.gather_from_devices(state.x)
+
+  def predictions(self, params: Any, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (t, x_0 predicted at t float32 [n, ...]) at each evaluation of a chain, then x_0
+    itself as (-1, x_0)."""
+    ids = devices.split_over_devices(ids)
+    state = self.chain.start(ids, self.key)
+    for i, t in enumerate(self.chain.timesteps):
+      state = self._advance(params, state, ids, i, i + 1)
+      yield int(t), devices.gather_from_devices(state.predictions[0])
+    yield -1, devices.gather_from_devices(state.x)
+
+  def _advance(self, params, state, ids, first, last):
+    first, last = devices.replicate((np.int32(first), np.int32(last)))
+    return self.chain.advance(params, state, ids, self.key, first, last)
 
 
 def write_samples(
@@ -133,3 +182,42 @@ def samples_identity(drawer: Drawer, weights: Weights, rounding: str) -> Identit
 def load_samples(folder: pathlib.Path, num_samples: int | None = None) -> np.ndarray:
   """The samples that write_samples wrote to a folder, mapped from the file."""
   return npz.open_npz(folder / 'samples.npz')['samples'][:num_samples]
+
+
+def write_pictures(folder: pathlib.Path, num_samples: int) -> pathlib.Path:
+  """Writes each sample that write_samples wrote as a file of its own, unless it is there.
+
+  Returns:
+    the folder of the files, 00000000.png, ....
+  """
+  pictures = folder / 'pictures'
+  if processes.is_primary():
+    pictures.mkdir(exist_ok=True)
+    for i, image in enumerate(load_samples(folder, num_samples)):
+      if not (file := pictures / f'{i:08d}.png').exists():
+        save_png(file, image)
+  return pictures
+
+
+def write_animation(
+  drawer: Drawer, weights: Weights, folder: pathlib.Path, num_samples: int
+) -> pathlib.Path:
+  """Writes chain.gif: the predictions of x_0 on the way to the first samples.
+
+  Returns:
+    the file.
+  """
+  file, count = folder / 'chain.gif', min(num_samples, MAX_GRID_IMAGES, drawer.sizes.global_)
+  if processes.count() > 1:
+    raise UserError('sample.animate=True draws with one process; leave it out, or start one')
+  if not file.exists():
+    ids = np.minimum(np.arange(drawer.sizes.host), count - 1)
+    frames = (x_0[:count] for _, x_0 in drawer.predictions(weights.params, ids))
+    save_gif(file, [make_grid(to_uint8(x)) for x in chosen_frames(frames, drawer.chain.num_steps)])
+  return file
+
+
+def chosen_frames(predictions: Iterable[np.ndarray], num_steps: int) -> list[np.ndarray]:
+  """The MAX_FRAMES of num_steps predictions, evenly spaced, and the one after them all."""
+  chosen = set(np.linspace(0, num_steps, MAX_FRAMES).round().astype(int).tolist())
+  return [frame for i, frame in enumerate(predictions) if i in chosen]

@@ -1,6 +1,7 @@
 """Ancestral sampling (Alg. 2, Ho et al. 2020), of the whole chain or of one on fewer timesteps."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,36 @@ import numpy as np
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.reverse import p_sample
 from ddpm_jax.diffusion.schedules import NoiseSchedule, check_timesteps, respace
+
+
+class ChainState(NamedTuple):
+  """Where a chain stands.
+
+  Attributes:
+    x: [B, ..., C], the state; x_0 after the last step.
+    predictions: tuple of [B, ..., C], the x_0 predicted by the last evaluations, newest first.
+    memory: what else the next step takes.
+  """
+
+  x: jax.Array
+  predictions: tuple[jax.Array, ...]
+  memory: Any = ()
+
+
+class Chain(NamedTuple):
+  """A sampler taken apart, so that a chain can be watched, and left between two steps.
+
+  Attributes:
+    num_steps: evaluations of the network, S or, for heun, 2 S - 1.
+    timesteps: int64 [num_steps], of the evaluations.
+    start: x_T -> ChainState.
+    step: (i, ChainState) -> ChainState: evaluation i, from the noisiest on.
+  """
+
+  num_steps: int
+  timesteps: np.ndarray
+  start: Callable[[jax.Array], ChainState]
+  step: Callable[[jax.Array, ChainState], ChainState]
 
 
 def all_if_none(schedule: NoiseSchedule, timesteps: np.ndarray | None) -> np.ndarray:
@@ -102,6 +133,27 @@ def ancestral(
     return x_0, jnp.moveaxis(states, 0, 1)
   first = 0 if num_steps is None else total - num_steps
   return jax.lax.fori_loop(first, total, lambda i, x_t: reverse_step(i, x_t)[1], x_T)
+
+
+def ancestral_chain(
+  schedule: NoiseSchedule,
+  denoiser: Denoiser,
+  noise_fn: Callable[[jax.Array], jax.Array],
+  timesteps: np.ndarray | None = None,
+  *,
+  variance: str | None,
+) -> Chain:
+  """The Chain of `ancestral`, and Args as there."""
+  timesteps = all_if_none(schedule, timesteps)
+  reverse_step = _make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance)
+
+  def step(i, state):
+    _, x, x_0 = reverse_step(i, state.x)
+    return ChainState(x, (x_0,))
+
+  return Chain(
+    len(timesteps), timesteps[::-1], lambda x_T: ChainState(x_T, (jnp.zeros_like(x_T),)), step
+  )
 
 
 def ancestral_progressive(

@@ -23,7 +23,13 @@ import numpy as np
 from ddpm_jax.diffusion.prediction import Denoiser, check_choice
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.errors import UserError
-from ddpm_jax.sampling.ancestral import all_if_none, ancestral
+from ddpm_jax.sampling.ancestral import (
+  Chain,
+  ChainState,
+  all_if_none,
+  ancestral,
+  ancestral_chain,
+)
 
 QUADRATURE_POINTS = 32
 FEW_STEPS = 20  # of all samplers but ancestral, unless others are asked for
@@ -106,40 +112,64 @@ class Solver:
     The noise within a step is derived from the predicted x_0; `variance`, of a step of ancestral
     sampling, changes nothing here. The choices are the table's, such as ddim's eta.
     """
-    del variance
+    chain = self.chain(schedule, denoiser, noise_fn, timesteps, variance=variance, **choices)
+
+    def step(state, i):
+      state = chain.step(i, state)
+      return state, state.x if trajectory else None
+
+    end, states = jax.lax.scan(step, chain.start(x_T), jnp.arange(chain.num_steps))
+    if not trajectory:
+      return end.x
+    return end.x, jnp.moveaxis(states[self._table(schedule, timesteps, choices).ends], 0, 1)
+
+  def _table(self, schedule, timesteps, choices):
     levels = _make_levels(schedule, timesteps)
     self.check_signal(float(levels.alpha[0]))
-    table = self.make_table(levels, **choices)
-    dtype = x_T.dtype
-    rows = {
-      't': jnp.asarray(table.timesteps, jnp.int32),
-      **{
-        name: jnp.asarray(getattr(table, name), dtype)
-        for name in ('keep', 'take', 'correct', 'scale', 'predict', 'noise')
-      },
-    }
+    return self.make_table(levels, **choices)
+
+  def chain(
+    self,
+    schedule: NoiseSchedule,
+    denoiser: Denoiser,
+    noise_fn: Callable[[jax.Array], jax.Array],
+    timesteps: np.ndarray | None = None,
+    *,
+    variance: str | None = None,
+    **choices: Any,
+  ) -> Chain:
+    """The Chain of this sampler; Args as there."""
+    del variance
+    table = self._table(schedule, timesteps, choices)
     is_random = table.noise.any()
     has_memory = table.keep.any() or table.correct.any()
 
     def combine(weights, predictions):
       return sum(weights[k] * prediction for k, prediction in enumerate(predictions))
 
-    def evaluate(carry, row):
-      x, y, predictions = carry
-      t = jnp.full(x.shape[:1], row['t'], jnp.int32)
+    def start(x_T):
+      none_yet = (jnp.zeros_like(x_T),) * table.predict.shape[1]
+      return ChainState(x_T, none_yet, jnp.zeros_like(x_T) if has_memory else ())
+
+    def step(i, state):
+      x, predictions, y = state
+      row = {
+        name: jnp.asarray(getattr(table, name), x.dtype)[i]
+        for name in ('keep', 'take', 'correct', 'scale', 'predict', 'noise')
+      }
+      time = jnp.asarray(table.timesteps, jnp.int32)[i]
+      t = jnp.full(x.shape[:1], time, jnp.int32)
       predictions = (denoiser(x, t).x_0, *predictions[:-1])
+      reached = x
       if has_memory:
         y = row['keep'] * y + row['take'] * x + combine(row['correct'], predictions)
-      else:
-        y = x
-      x = row['scale'] * y + combine(row['predict'], predictions)
+        reached = y
+      x = row['scale'] * reached + combine(row['predict'], predictions)
       if is_random:
-        x += row['noise'] * noise_fn(row['t'])
-      return (x, y, predictions), x if trajectory else None
+        x += row['noise'] * noise_fn(time)
+      return ChainState(x, predictions, y)
 
-    none_yet = (jnp.zeros_like(x_T),) * table.predict.shape[1]
-    (x_0, _, _), states = jax.lax.scan(evaluate, (x_T, jnp.zeros_like(x_T), none_yet), rows)
-    return (x_0, jnp.moveaxis(states[table.ends], 0, 1)) if trajectory else x_0
+    return Chain(len(table.timesteps), table.timesteps, start, step)
 
   def check_signal(self, alpha: float, name: str = 'this one') -> None:
     """Raises a UserError, with the sampler's name, where it would start from a lambda of -inf."""
@@ -324,6 +354,13 @@ SAMPLERS: Mapping[str, Callable[..., Result]] = {
   'heun': Solver(heun_table),
   'unipc_2': Solver(functools.partial(unipc_table, order=2)),
   'unipc_3': Solver(functools.partial(unipc_table, order=3)),
+}
+
+
+# The samplers taken apart: (schedule, denoiser, noise_fn, timesteps, *, variance, ...) -> Chain.
+CHAINS: Mapping[str, Callable[..., Chain]] = {
+  name: sampler.chain if isinstance(sampler, Solver) else ancestral_chain
+  for name, sampler in SAMPLERS.items()
 }
 
 

@@ -29,7 +29,7 @@ def make_progressive_fn(
 
   Returns:
     (params, ids int [B], key) -> predictions of x_0, float32 [B, T // every_steps, *shape]; slot j
-    holds the one made at t = j every_steps. Ids give the same chain as in make_sample_fn.
+    holds the one made at t = j every_steps. Ids give the same chain as in make_chain_fns.
   """
 
   def progressive_fn(params, ids, key):
