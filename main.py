@@ -1,55 +1,10 @@
-"""Trains, samples and evaluates diffusion models.
+"""Trains, samples and evaluates diffusion models: the same program as python -m ddpm_jax.
 
 python main.py --config=configs/cifar10.py --workdir=DIR [--config.train.num_steps=100 ...]
-               [--mode=train|sample|eval|reproduce|import|export]
-
-It ends with 0 when done, or when a signal stopped training and the state is saved. Other codes are
-in docs/reliability.md.
+               [--mode=train|sample|eval|reproduce|import|export|info]
 """
 
-import importlib
-
-from absl import app, flags, logging
-
-from ddpm_jax.modes import command_line, huge_pages
-
-MODES = {  # the functions, in modules of their names
-  'train': 'train',
-  'sample': 'sample',
-  'eval': 'evaluate',
-  'reproduce': 'reproduce',
-  'import': 'import_model',
-  'export': 'export_model',
-}
-
-command_line.define_flags(list(MODES))
-
-
-def main(_):
-  """Hands over to the mode."""
-  given = flags.FLAGS
-  if not given['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
-    # Orbax writes a page at each save, and another at each error, which it raises as well.
-    logging.get_absl_logger().setLevel('CRITICAL')
-  from ddpm_jax import devices, processes  # not before: jax takes a second
-
-  try:
-    name = MODES[given.mode]
-    mode = getattr(importlib.import_module(f'ddpm_jax.modes.{name}'), name)
-    if processes.join(
-      given.coordinator_address,
-      given.num_processes,
-      given.process_id,
-      saves_at_sigterm=given.mode == 'train',
-    ):
-      devices.connect()
-    mode(given.config, given.workdir)
-    processes.barrier('done')
-  except (Exception, KeyboardInterrupt) as error:
-    processes.leave(processes.explain(error))
-
+from ddpm_jax.__main__ import run
 
 if __name__ == '__main__':
-  huge_pages.restart_with_them()
-  app.run(main, flags_parser=command_line.parse)
+  run()

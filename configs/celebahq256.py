@@ -3,10 +3,10 @@
   python main.py --config=configs/celebahq256.py --config.data.dir=IMAGES --workdir=DIR
 
 500,000 steps * 64 = 32M examples; the paper ran 2.2 steps/s on a TPU v3-8, 63 h. It gives no FID.
-The README says how to lay out the images.
+docs/data.md says how to lay out the images.
 """
 
-from configs import default
+from ddpm_jax.configs import default
 
 
 def get_config():

@@ -18,7 +18,7 @@ IS and FID as the paper has them; "-" where it says that training was unstable:
 xstart predictions and the variance fixedsmall, which the paper mentions without numbers, go too.
 """
 
-from configs import default
+from ddpm_jax.configs import default
 
 PREDICTIONS = ('eps', 'xstart', 'xprev')
 LOSSES = ('mse', 'kl')

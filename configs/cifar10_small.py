@@ -6,7 +6,7 @@
 docs/results.md.
 """
 
-from configs import default
+from ddpm_jax.configs import default
 
 
 def get_config():

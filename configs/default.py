@@ -9,7 +9,11 @@ def get_config():
     {
       'compilation_cache': placeholder(str),  # folder, or off; none: ~/.cache/ddpm_jax/programs
       'seed': 0,  # of initialisation, batches, noise and dropout
-      'init_from': placeholder(str),  # model of another program to train from, as import.path
+      # Model to begin from: WORKDIR or WORKDIR@STEP, a model of the package (digits), or one of
+      # another program, as import.path.
+      'init_from': placeholder(str),
+      'init_optimizer': False,  # take over the state of the optimizer, too, from a workdir
+      'network': placeholder(str),  # name of one's own, of a run from Python; none: model's U-Net
       'data': {
         'source': 'cifar10',  # digits | cifar10 | tfds:NAME | folder:PATH | celebahq256 | lsun_*
         'dir': placeholder(str),  # folder of the data; none: TFDS's own
@@ -69,6 +73,7 @@ def get_config():
         'eval_bpd_terms': 32,  # of the T terms of the bound, drawn anew for each example
       },
       'sample': {
+        'step': placeholder(int),  # checkpoint; none: the newest
         'num_samples': 64,  # images, with ids 0, 1, ...
         'batch_size': 64,  # images a compiled chain, over all devices
         'seed': 0,  # image i depends on (seed, i) alone
@@ -80,6 +85,8 @@ def get_config():
         'spacing': 'trailing',  # linspace | leading | trailing | quad | logsnr | karras, EDM's
         'eta': placeholder(float),  # ddim's, in [0, 1]; none: 0, no noise
         'clip': 'static',  # of the predicted x_0: none | static, to [-1, 1] | dynamic, Imagen's
+        'files': placeholder(str),  # png: each sample as a file of its own, too
+        'animate': False,  # also an animated GIF of the chain's predictions of x_0
       },
       'eval': {
         'metrics': ('bpd', 'fid', 'is', 'kid', 'pr'),  # pr: precision and recall
@@ -118,7 +125,7 @@ def get_config():
         'num_images': 8,  # rows of a picture
       },
       'import_': {  # --config.import.path=... on the command line
-        'path': placeholder(str),  # model of another program to make a workdir of; see README
+        'path': placeholder(str),  # model of another program to make a workdir of: docs/models.md
       },
       'export': {
         'path': placeholder(str),  # folder to write, a pipeline of diffusers

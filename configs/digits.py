@@ -5,7 +5,7 @@
 1,600 steps * 64 = 102,400 examples, 68 epochs of the 1,497 training digits.
 """
 
-from configs import default
+from ddpm_jax.configs import default
 
 
 def get_config():

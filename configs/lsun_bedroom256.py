@@ -2,8 +2,8 @@
 
   python main.py --config=configs/lsun_bedroom256.py --config.data.dir=LSUN --workdir=DIR
 
-2,400,000 steps * 64 = 153.6M examples. The README says how to lay out the images. Flips are on, as
-the original program's command line has them; the paper says that this set went without
+2,400,000 steps * 64 = 153.6M examples. docs/data.md says how to lay out the images. Flips are on,
+as the original program's command line has them; the paper says that this set went without
 (--config.data.random_flip=False).
 """
 

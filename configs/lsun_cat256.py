@@ -2,8 +2,8 @@
 
   python main.py --config=configs/lsun_cat256.py --config.data.dir=LSUN --workdir=DIR
 
-1,800,000 steps * 64 = 115.2M examples. The README says how to lay out the images. No flips, as the
-original program's command line has it; the paper says that only LSUN bedroom went without.
+1,800,000 steps * 64 = 115.2M examples. docs/data.md says how to lay out the images. No flips, as
+the original program's command line has it; the paper says that only LSUN bedroom went without.
 """
 
 from configs import celebahq256

@@ -2,7 +2,7 @@
 
   python main.py --config=configs/lsun_church256.py --config.data.dir=LSUN --workdir=DIR
 
-1,200,000 steps * 64 = 76.8M examples. The README says how to lay out the images.
+1,200,000 steps * 64 = 76.8M examples. docs/data.md says how to lay out the images.
 """
 
 from configs import celebahq256

@@ -43,3 +43,9 @@ class NotFiniteError(FloatingPointError):
       'optim.learning_rate or lengthen optim.warmup_steps, in another workdir; or go on without '
       'this batch, with train.on_nonfinite=skip'
     )
+
+
+def check_system(platform: str) -> None:
+  """Raises a UserError where the program does not run: sys.platform is neither Linux nor macOS."""
+  if platform not in ('linux', 'darwin'):
+    raise UserError(f'ddpm_jax runs on Linux and macOS, not on {platform}; on Windows, use WSL')

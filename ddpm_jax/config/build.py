@@ -33,6 +33,7 @@ from ddpm_jax.evaluation.figures import Run
 from ddpm_jax.evaluation.samples import Drawer, make_chain_fns
 from ddpm_jax.evaluation.scores import Scorer
 from ddpm_jax.evaluation.weights import Weights, make_weights
+from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.nn.unet import UNet
 from ddpm_jax.sampling import CHAINS, SAMPLERS, Chain, clipped
 from ddpm_jax.sampling.ancestral import ancestral
@@ -99,7 +100,16 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def model(config: ConfigDict) -> UNet:
-  """UNet of config.model; with a learned variance it has twice the channels."""
+  """UNet of config.model; with a learned variance it has twice the channels.
+
+  Raises:
+    UserError: the run has a network of its own.
+  """
+  if config.network:
+    raise UserError(
+      f'this run has a network of its own, {config.network}, which no config has: load it in '
+      'Python, by ddpm_jax.load(workdir, network=..., params=...)'
+    )
   return UNet(
     ch=config.model.ch,
     ch_mult=tuple(config.model.ch_mult),
@@ -114,6 +124,16 @@ def model(config: ConfigDict) -> UNet:
   )
 
 
+def check_network(config: ConfigDict, network: OwnNetwork, params: Any) -> None:
+  """Raises a UserError if one's own network returns no array, or one of another shape."""
+  x_t = jax.ShapeDtypeStruct((2, *image_shape(config)), jnp.float32)
+  t = jax.ShapeDtypeStruct((2,), jnp.int32)
+  output = jax.eval_shape(lambda params, x, t: make_network(network, params)(x, t), params, x_t, t)
+  if not isinstance(output, jax.ShapeDtypeStruct):
+    raise UserError(f'{network.name} returned a {type(output).__name__}; it must return an array')
+  parameterization(config.diffusion).check_output(output, x_t)
+
+
 def init_params(config: ConfigDict) -> Any:
   """Fresh parameters; wrap it in jax.jit or jax.eval_shape."""
   x = jnp.zeros((1, *image_shape(config)))
@@ -121,12 +141,21 @@ def init_params(config: ConfigDict) -> Any:
   return model(config).init(key(config.seed, 'init'), x, t)['params']
 
 
-def denoiser_of(config: ConfigDict, clip: str = 'static') -> Callable[[Any], Denoiser]:
-  """params -> Denoiser, its x_0 clipped."""
-  network, noise, meaning = model(config), schedule(config), parameterization(config.diffusion)
+def denoiser_of(
+  config: ConfigDict, clip: str = 'static', network: OwnNetwork | None = None
+) -> Callable[[Any], Denoiser]:
+  """params -> Denoiser, its x_0 clipped.
+
+  Args:
+    config: ConfigDict.
+    clip: one of CLIPS.
+    network: one's own, in place of the U-Net.
+  """
+  applied, noise = network or model(config), schedule(config)
+  meaning = parameterization(config.diffusion)
 
   def denoiser(params):
-    return clipped(make_denoiser(make_network(network, params), meaning, noise), clip)
+    return clipped(make_denoiser(make_network(applied, params), meaning, noise), clip)
 
   return denoiser
 
@@ -242,10 +271,10 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
   )
 
 
-def train_step(config: ConfigDict) -> TrainStep:
+def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainStep:
   """The training step over all devices, compiled, as devices.compile_train_step returns it."""
   step = make_train_step(
-    model(config),
+    network or model(config),
     schedule(config),
     optimizer(config),
     learning_rate(config),
@@ -273,19 +302,32 @@ def checkpointer(
   )
 
 
-def run_log(config: ConfigDict, path: pathlib.Path, start_step: int) -> RunLog:
+def run_log(
+  config: ConfigDict, path: pathlib.Path, start_step: int, say: Callable[[str], None]
+) -> RunLog:
   """What training tells, from a step on."""
   return RunLog(
     path if processes.is_primary() else None,
     start_step=start_step,
     num_steps=config.train.num_steps,
     images_per_step=config.train.global_batch_size,
+    say=say,
   )
 
 
-def restore_weights(config: ConfigDict, path: pathlib.Path, step: int | None = None) -> Weights:
-  """The moving average of a step, or of the newest that verifies, on every device."""
-  params_like = jax.eval_shape(lambda: init_params(config))
+def restore_weights(
+  config: ConfigDict, path: pathlib.Path, step: int | None = None, params_like: Any = None
+) -> Weights:
+  """The moving average of a step, or of the newest that verifies, on every device.
+
+  Args:
+    config: ConfigDict.
+    path: WORKDIR.
+    step: None for the newest.
+    params_like: a tree of the shapes of one's own network; None for the U-Net's.
+  """
+  if params_like is None:
+    params_like = jax.eval_shape(lambda: init_params(config))
   with checkpointer(config, path, read_only=True) as checkpoints:
     step, params, checksum = checkpoints.restore_ema(params_like, step)
   return make_weights(step, devices.replicate(params), checksum)
@@ -315,6 +357,8 @@ def model_identity(config: ConfigDict) -> Identity:
   """What the model and the process are, for every result of theirs."""
   fields = deciding_fields(config, 'model')
   dtype = fields.pop('dtype')
+  if config.network:
+    fields, dtype = {'network': config.network}, None
   return Identity(model=fields, diffusion=deciding_fields(config, 'diffusion'), dtype=dtype)
 
 
@@ -351,15 +395,19 @@ def sampler_words(config: ConfigDict) -> str:
   return ', '.join(words)
 
 
-def drawer(config: ConfigDict, max_samples: int) -> Drawer:
+def drawer(config: ConfigDict, max_samples: int, network: OwnNetwork | None = None) -> Drawer:
   """The compiled sampler of config.sample.
 
   Args:
     config: ConfigDict.
     max_samples: samples that are asked for at once; sample.batch_size at most go through together.
+    network: as denoiser_of.
   """
   fns = make_chain_fns(
-    denoiser_of(config, config.sample.clip), schedule(config), image_shape(config), chain(config)
+    denoiser_of(config, config.sample.clip, network),
+    schedule(config),
+    image_shape(config),
+    chain(config),
   )
   return Drawer(
     chain=fns._replace(
@@ -423,6 +471,26 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
   )
 
 
+def bpd_fn(
+  config: ConfigDict, num_terms: int | None, network: OwnNetwork | None = None
+) -> Callable[..., dict[str, jax.Array]]:
+  """The bound of a batch, compiled: as make_bpd_fn returns it, of [D, B, ...].
+
+  Args:
+    config: ConfigDict.
+    num_terms: K of the estimate, or None for all terms.
+    network: as denoiser_of.
+  """
+  return devices.compile_batch_fn(
+    make_bpd_fn(
+      denoiser_of(config, network=network),
+      schedule(config),
+      variance=parameterization(config.diffusion).fixed_variance,
+      num_terms=num_terms,
+    )
+  )
+
+
 def bounds(config: ConfigDict, splits: Sequence[str], num_terms: int | None) -> list[Bound]:
   """The bound on splits of the data, by one compiled step.
 
@@ -431,14 +499,7 @@ def bounds(config: ConfigDict, splits: Sequence[str], num_terms: int | None) -> 
     splits: their names.
     num_terms: K of the estimate, or None for all terms.
   """
-  compute = devices.compile_batch_fn(
-    make_bpd_fn(
-      denoiser_of(config),
-      schedule(config),
-      variance=parameterization(config.diffusion).fixed_variance,
-      num_terms=num_terms,
-    )
-  )
+  compute = bpd_fn(config, num_terms)
   bounds = []
   for split in splits:
     opened = source(config, split)

@@ -2,7 +2,7 @@
 
 import hashlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 from ml_collections import ConfigDict
@@ -23,8 +23,12 @@ from ddpm_jax.storage.workdir import config_dict, flatten
 NETWORKS = ('inception', 'digits')  # of the features
 
 
-def prepare(config: ConfigDict) -> None:
+def prepare(config: ConfigDict, say: Callable[[str], None] = processes.say) -> None:
   """Checks the config, and turns on the cache of compiled programs, saying where it is.
+
+  Args:
+    config: ConfigDict.
+    say: prints a line.
 
   Raises:
     UserError: a value that cannot work; or processes with different configs or programs.
@@ -33,7 +37,7 @@ def prepare(config: ConfigDict) -> None:
   if processes.count() > 1:
     processes.check_same('config', _shared_fields(config))
   line = devices.use_compilation_cache(config.compilation_cache, default_cache_dir)
-  processes.say(f'cache of compiled programs: {line}')
+  say(f'cache of compiled programs: {line}')
 
 
 def _shared_fields(config):
@@ -50,9 +54,10 @@ def _shared_fields(config):
 def check(config: ConfigDict) -> None:
   """Raises a UserError for the first value that cannot work, before anything compiles."""
   _check_diffusion(config.diffusion)
-  _check_model(config.model, config.data.image_size)
+  if not config.network:
+    _check_model(config.model, config.data.image_size)
   _check_numbers(config)
-  _check_sample(config)
+  check_sample(config)
   sizes = devices.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
   parts = config.train.grad_accum_steps
   if parts < 1 or sizes.device % parts:
@@ -112,9 +117,11 @@ def _check_model(config, image_size):
       )
 
 
-def _check_sample(config):
+def check_sample(config: ConfigDict) -> None:
+  """Raises a UserError for a config.sample that cannot run."""
   sample = config.sample
   check_choice('sample.clip', sample.clip, CLIPS)
+  check_choice('sample.files', sample.files, (None, 'png'))
   check_sampler(
     build.schedule(config),
     sample.sampler,
@@ -150,6 +157,10 @@ def _check_eval(config):
     raise UserError(
       f'eval.bpd_terms is {config.eval.bpd_terms}; there are '
       f'{config.diffusion.num_timesteps} terms (diffusion.num_timesteps)'
+    )
+  if (config.sample.step or 0) < 0:
+    raise UserError(
+      f'sample.step is {config.sample.step}; leave it out or give the step of a checkpoint'
     )
   if config.eval.watch and (config.eval.samples or config.eval.step is not None):
     raise UserError('eval.watch goes with neither eval.samples nor eval.step; leave them out')

@@ -89,6 +89,10 @@ class Drawer:
   identity: Identity
   words: str
 
+  def with_key(self, key: jax.Array) -> 'Drawer':
+    """The same sampler with the numbers of another key."""
+    return dataclasses.replace(self, key=key)
+
   def draw(self, params: Any, ids: np.ndarray) -> np.ndarray:
     """x_0 of ids [sizes.host], this process's share: float32 [n, ...], unclipped.
 
@@ -210,10 +214,14 @@ def write_animation(
   file, count = folder / 'chain.gif', min(num_samples, MAX_GRID_IMAGES, drawer.sizes.global_)
   if processes.count() > 1:
     raise UserError('sample.animate=True draws with one process; leave it out, or start one')
-  if not file.exists():
-    ids = np.minimum(np.arange(drawer.sizes.host), count - 1)
-    frames = (x_0[:count] for _, x_0 in drawer.predictions(weights.params, ids))
-    save_gif(file, [make_grid(to_uint8(x)) for x in chosen_frames(frames, drawer.chain.num_steps)])
+  return file if file.exists() else save_chain(file, drawer, weights.params, count)
+
+
+def save_chain(file: pathlib.Path, drawer: Drawer, params: Any, num: int) -> pathlib.Path:
+  """Writes the predictions of x_0 on the way to the first `num` samples as an animation."""
+  ids = np.minimum(np.arange(drawer.sizes.host), num - 1)
+  frames = (x_0[:num] for _, x_0 in drawer.predictions(params, ids))
+  save_gif(file, [make_grid(to_uint8(x)) for x in chosen_frames(frames, drawer.chain.num_steps)])
   return file
 
 

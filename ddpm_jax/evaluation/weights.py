@@ -29,9 +29,14 @@ class Weights(NamedTuple):
     return identity.but(step=self.step, parameters=self.sha256)
 
 
-def make_weights(step: int, params: Any, checkpoint_sha256: str | None = None) -> Weights:
-  """Weights, with the sha256 of all parameters."""
+def parameters_sha256(params: Any) -> str:
+  """sha256 (hex) of all parameters."""
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(params):
     digest.update(np.asarray(leaf).tobytes())
-  return Weights(step, params, digest.hexdigest(), checkpoint_sha256)
+  return digest.hexdigest()
+
+
+def make_weights(step: int, params: Any, checkpoint_sha256: str | None = None) -> Weights:
+  """Weights, with the sha256 of all parameters."""
+  return Weights(step, params, parameters_sha256(params), checkpoint_sha256)

@@ -156,9 +156,7 @@ def read_pipeline(path: pathlib.Path, config: ConfigDict, params_like: Any) -> A
     UserError: another network, a setting that differs from config or that we do not have, a
       damaged file; in one line, which names it.
   """
-  path = pathlib.Path(path)
-  unet = path / 'unet' if (path / 'unet').is_dir() else path
-  scheduler = path / 'scheduler' if (path / 'scheduler').is_dir() else path
+  unet, scheduler = _folders(path)
   _check_unet(unet / UNET_CONFIG, unet_settings(config))
   if (scheduler / SCHEDULER_CONFIG).is_file():
     _check_scheduler(scheduler / SCHEDULER_CONFIG, config.diffusion)
@@ -173,6 +171,83 @@ def read_pipeline(path: pathlib.Path, config: ConfigDict, params_like: Any) -> A
     return params_from_state_dict(read(files[0]), params_like)
   except UserError as error:
     raise UserError(f'{files[0]}: {str(error).removeprefix(f"{files[0]}: ")}') from error
+
+
+def _folders(path):
+  """(folder of the network, folder of the scheduler)."""
+  path = pathlib.Path(path)
+  return tuple(path / name if (path / name).is_dir() else path for name in ('unet', 'scheduler'))
+
+
+def read_config(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
+  """A config with what a pipeline's settings say of model, diffusion and shape of the data.
+
+  Whether our network is theirs, read_pipeline checks. A pipeline does not tell its data:
+  data.source is empty.
+
+  Args:
+    path: the folder.
+    config: ConfigDict of whatever the settings do not say; not changed.
+
+  Raises:
+    UserError: settings that no config has.
+  """
+  unet, scheduler = _folders(path)
+  config = config.copy_and_resolve_references()
+  theirs = _UNET_DEFAULTS | _read_json(unet / UNET_CONFIG)
+  size, widths = theirs['sample_size'], theirs['block_out_channels']
+  size = size[0] if isinstance(size, list) and len(set(map(str, size))) == 1 else size
+  numbers = [size, theirs['in_channels'], theirs['layers_per_block']]
+  numbers += widths if isinstance(widths, list) and widths else [None]
+  if not all(isinstance(n, int) and n > 0 for n in numbers):
+    raise UserError(
+      f'{unet / UNET_CONFIG}: sample_size={_shown(theirs["sample_size"])}, block_out_channels='
+      f'{_shown(widths)}, in_channels={_shown(theirs["in_channels"])} and layers_per_block='
+      f'{_shown(theirs["layers_per_block"])} are not all positive integers; give the config of the '
+      'model instead'
+    )
+  blocks = theirs['down_block_types']
+  config.data.update(source='', image_size=size, channels=theirs['in_channels'])
+  config.model.update(
+    ch=widths[0],
+    ch_mult=tuple(width // widths[0] for width in widths),
+    num_res_blocks=theirs['layers_per_block'],
+    attn_resolutions=tuple(
+      size // 2**level for level, block in enumerate(blocks) if str(block).startswith('Attn')
+    ),
+  )
+  if not (scheduler / SCHEDULER_CONFIG).is_file():
+    return config
+  settings = _SCHEDULER_DEFAULTS | _read_json(scheduler / SCHEDULER_CONFIG)
+  config.diffusion.update(
+    schedule=_schedule_of(scheduler / SCHEDULER_CONFIG, settings),
+    num_timesteps=settings['num_train_timesteps'],
+    beta_start=float(settings['beta_start']),
+    beta_end=float(settings['beta_end']),
+  )
+  for field, ours, setting in (
+    ('mean_type', _PREDICTIONS, 'prediction_type'),
+    ('var_type', _VARIANCES, 'variance_type'),
+  ):
+    value = _SYNONYMS.get(settings[setting], settings[setting])
+    names = {theirs: name for name, theirs in ours.items()}
+    if value in names:  # otherwise read_pipeline says that it differs
+      config.diffusion[field] = names[value]
+  return config
+
+
+def _schedule_of(path, settings):
+  """The name of the schedule here that has a scheduler's betas."""
+  betas = _their_betas(path, settings)
+  limits = dict(beta_start=settings['beta_start'], beta_end=settings['beta_end'])
+  for name in schedules.SCHEDULES:
+    ours = schedules.make_betas(name, len(betas), **limits)
+    if np.allclose(betas, ours, rtol=_BETAS_TOLERANCE, atol=0):
+      return name
+  raise UserError(
+    f'{path}: its trained_betas are those of no schedule known here: '
+    f'{", ".join(schedules.SCHEDULES)}'
+  )
 
 
 def write_pipeline(path: pathlib.Path, config: ConfigDict, params: Any) -> None:

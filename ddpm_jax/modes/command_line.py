@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
+from ddpm_jax import __version__
+from ddpm_jax.config.files import CONFIG_FILE, CONFIGS, find_config
+from ddpm_jax.errors import UserError
+
+STORED = CONFIGS.parent / 'config' / 'stored.py'
 
 
 def define_flags(modes: Sequence[str]) -> None:
@@ -18,7 +22,12 @@ def define_flags(modes: Sequence[str]) -> None:
   Args:
     modes: names that --mode takes; the first is its default.
   """
-  config_flags.DEFINE_config_file('config', None, 'The run; by default configs/digits.py.')
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'File of the config, or a name of configs/; by default that of --workdir, or of init_from.',
+  )
+  flags.DEFINE_bool('version', False, 'Prints the version and ends.')
   flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, samples.')
   flags.DEFINE_enum('mode', modes[0], modes, 'What to do.')
   flags.DEFINE_string(
@@ -31,8 +40,13 @@ def define_flags(modes: Sequence[str]) -> None:
 
 def parse(argv: list[str]) -> list[str]:
   """Parses in two passes, so that a field that does not exist is answered by those that do."""
-  if not any(arg.partition('=')[0].lstrip('-') == 'config' for arg in argv):
-    argv = [argv[0], f'--config={CONFIGS / "digits.py"}', *argv[1:]]
+  if '--version' in argv:
+    print(f'ddpm_jax {__version__}')
+    sys.exit(0)
+  try:
+    argv = _with_config(argv)
+  except UserError as error:
+    sys.exit(f'error: {error}')
   # A field cannot be called by a word of Python: on the command line, this section can.
   argv = [arg.replace('--config.import.', '--config.import_.') for arg in argv]
   try:
@@ -47,14 +61,36 @@ def parse(argv: list[str]) -> list[str]:
   return rest
 
 
+def _with_config(argv):
+  """The arguments with a config: that given, or --workdir's, or init_from's, or the digits'."""
+  given = _option(argv, 'config')
+  if given is not None:
+    rest = [arg for arg in argv[1:] if not arg.startswith(('--config=', '-config='))]
+    if len(rest) == len(argv) - 1:  # '--config FILE', two arguments
+      at = rest.index('--config') if '--config' in rest else rest.index('-config')
+      del rest[at : at + 2]
+    return [argv[0], f'--config={find_config(given)}', *rest]
+  workdir, origin = _option(argv, 'workdir'), _option(argv, 'config.init_from')
+  if workdir and (pathlib.Path(workdir).expanduser() / CONFIG_FILE).is_file():
+    return [argv[0], f'--config={STORED}:{workdir}', *argv[1:]]
+  if origin:
+    return [argv[0], f'--config={STORED}:{origin}', *argv[1:]]
+  return [argv[0], f'--config={CONFIGS / "digits.py"}', *argv[1:]]
+
+
+def _option(argv, name):
+  """The value of an option of the command line, in either form; None if it is not given."""
+  for i, arg in enumerate(argv[1:], 1):
+    option, equals, value = arg.partition('=')
+    if arg.startswith('-') and option.lstrip('-') == name:
+      return value if equals else next(iter(argv[i + 1 :]), None)
+  return None
+
+
 def _read(argv):
   """Sets the flags; what is none of them is returned."""
   sys.argv = argv  # which config_flags reads
-  rest = flags.FLAGS(argv)
-  if not isinstance(flags.FLAGS.config, ConfigDict):
-    names = ', '.join(sorted(path.name for path in CONFIGS.glob('*.py')))
-    sys.exit(f'error: there is no {flags.FLAGS["config"].config_filename}; configs has {names}')
-  return rest
+  return flags.FLAGS(argv)
 
 
 def _quote_names(arg, config):

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
+from ddpm_jax.config.origins import settled
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import Evaluator, score_images
 from ddpm_jax.evaluation.images import open_images
@@ -33,6 +34,7 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
   checks.prepare(config)
   checks.check_metrics(build.names(config.eval.metrics))
   path = open_workdir(workdir if config.eval.samples else find_workdir(workdir))
+  config = settled(config, path)
   with contextlib.ExitStack() as stack:
     if processes.is_primary():
       stack.enter_context(locked(path, 'eval'))

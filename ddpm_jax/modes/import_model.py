@@ -11,13 +11,11 @@ from ml_collections import ConfigDict
 from ddpm_jax import devices, processes
 from ddpm_jax.config import build, checks
 from ddpm_jax.errors import UserError
-from ddpm_jax.interop.foreign import FORMS, read_foreign
+from ddpm_jax.interop.foreign import FORMS
 from ddpm_jax.storage.checkpoints import steps_on_disk
 from ddpm_jax.storage.files import write_text
 from ddpm_jax.storage.workdir import locked, open_workdir, store_config
-from ddpm_jax.training.state import TrainState, init_train_state
-
-IMPORT = 'import.json'  # written first: a run that has it begins with the import's checkpoint
+from ddpm_jax.trainer import IMPORT, begin
 
 
 def import_model(config: ConfigDict, workdir: str) -> None:
@@ -40,7 +38,8 @@ def import_model(config: ConfigDict, workdir: str) -> None:
   path = pathlib.Path(workdir).expanduser()
   if steps_on_disk(path / 'checkpoints') or (path / 'metrics.jsonl').exists():
     raise UserError(f'--workdir={workdir} holds a run already; give another workdir')
-  state, step = read_state(config, source)
+  state, start = begin(config, source)
+  step = start.step
   path = open_workdir(workdir)
   with contextlib.ExitStack() as stack:
     if processes.is_primary():
@@ -53,35 +52,3 @@ def import_model(config: ConfigDict, workdir: str) -> None:
     checkpointer.wait()
   num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   processes.say(f'done: {source}, {num_params:,} parameters of step {step}; {path / "checkpoints"}')
-
-
-def check_finished(path: pathlib.Path) -> None:
-  """Raises a UserError if WORKDIR was to begin with an import that was not finished."""
-  if (path / IMPORT).exists() and not steps_on_disk(path / 'checkpoints'):
-    raise UserError(
-      f'--workdir={path} has no checkpoint, since its --mode=import was not finished; give the '
-      'command of that import again, or another workdir'
-    )
-
-
-def read_state(config: ConfigDict, source: str) -> tuple[TrainState, int]:
-  """The state that starts from another program's model.
-
-  Args:
-    config: ConfigDict.
-    source: path of the model, as read_foreign has it.
-
-  Returns:
-    (TrainState of step 0, with a fresh optimizer; the step that the model tells, or 0).
-  """
-  params_like = jax.eval_shape(lambda: build.init_params(config))
-  params, ema_params, step = read_foreign(
-    source, config, params_like, cache_dir=build.cache_dir(config)
-  )
-  one = ema_params is params
-  sets = 'one set of weights, used as both' if one else 'weights and moving average'
-  processes.say(f'{source}: {sets}')
-  state = init_train_state(params, build.optimizer(config))
-  if ema_params is not params:
-    state = dataclasses.replace(state, ema_params=ema_params)
-  return state, step

@@ -1,10 +1,14 @@
 """--mode=sample: draws with the newest checkpoint's moving average."""
 
+import pathlib
+
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
-from ddpm_jax.evaluation.samples import write_samples
+from ddpm_jax.config.origins import is_workdir, read_weights
+from ddpm_jax.evaluation.samples import write_animation, write_pictures, write_samples
+from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.storage.workdir import find_workdir, open_workdir
 
 
@@ -13,17 +17,31 @@ def sample(config: ConfigDict, workdir: str) -> None:
 
   Args:
     config: ConfigDict.
-    workdir: folder of the run.
+    workdir: folder of the run; or, with config.init_from, any folder for the samples of that model.
 
   Raises:
     UserError: no checkpoint, or one of another model.
   """
   checks.prepare(config)
-  path = open_workdir(find_workdir(workdir))
-  weights, count = build.restore_weights(config, path), config.sample.num_samples
+  path, weights = find_weights(config, workdir)
+  count = config.sample.num_samples
   drawer = build.drawer(config, count)
   processes.say(
     f'{count} samples of step {weights.step}, seed {config.sample.seed}: {drawer.words}'
   )
   folder = write_samples(drawer, weights, path, count, progress=True)
-  processes.say(f'done: {folder / "samples.npz"} and {folder / "grid.png"}')
+  written = [folder / 'samples.npz', folder / 'grid.png']
+  if config.sample.files:
+    written.append(write_pictures(folder, count))
+  if config.sample.animate:
+    written.append(write_animation(drawer, weights, folder, count))
+  processes.say(f'done: {" and ".join(map(str, written))}')
+
+
+def find_weights(config: ConfigDict, workdir: str) -> tuple[pathlib.Path, Weights]:
+  """(WORKDIR, the weights of its checkpoint, or of config.init_from where it has none)."""
+  if config.init_from and not is_workdir(pathlib.Path(workdir).expanduser()):
+    path = open_workdir(workdir)
+    return path, read_weights(config.init_from, config, step=config.sample.step)
+  path = open_workdir(find_workdir(workdir))
+  return path, build.restore_weights(config, path, config.sample.step)

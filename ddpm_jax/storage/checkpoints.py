@@ -191,16 +191,27 @@ class Checkpointer:
       UserError: no such step, or damaged, or of another model.
     """
 
+    step, restored, checksum = self._restore({'ema_params': params_like}, step)
+    return step, restored['ema_params'], checksum
+
+  def restore_state(self, state_like: Any, step: int | None = None) -> tuple[int, Any, str]:
+    """As restore_ema, for the whole TrainState: (step, state, checksum)."""
+    step, restored, checksum = self._restore(_items(state_like), step)
+    state = state_like.replace(ema_params=restored['ema_params'], **restored['state'])
+    return step, state, checksum
+
+  def _restore(self, items, step):
+    """(step, {item: tree}, checksum) of a step, or of the newest that verifies; moves nothing."""
+
     def read(step):
-      restored = self._read(step, {'ema_params': params_like})
-      return restored['ema_params'], read_manifest(self._folder(step))['checksum']
+      return self._read(step, items), read_manifest(self._folder(step))['checksum']
 
     if step is None:
       found = self._restore_newest(read, set_aside=False)
       if found is None:
         raise GoneError(f'no checkpoint in {self._directory}: train first, or check the workdir')
-      step, (ema_params, checksum) = found
-      return step, ema_params, checksum
+      step, (restored, checksum) = found
+      return step, restored, checksum
     self.wait()
     if step not in self.all_steps():
       raise GoneError(f'no checkpoint {step} in {self._directory}: it has {self.all_steps()}')

@@ -7,7 +7,7 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,11 @@ from ddpm_jax.errors import NotFiniteError, WriteError
 from ddpm_jax.storage.files import write_text
 
 LOG_EVERY_SECS = 10
+
+
+def print_line(text: str) -> None:
+  """Prints a line at once."""
+  print(text, flush=True)
 
 
 class Progress:
@@ -64,7 +69,13 @@ class RunLog:
   """
 
   def __init__(
-    self, workdir: pathlib.Path | None, *, start_step: int, num_steps: int, images_per_step: int
+    self,
+    workdir: pathlib.Path | None,
+    *,
+    start_step: int,
+    num_steps: int,
+    images_per_step: int,
+    say: Callable[[str], None] = print_line,
   ):
     """Opens the files.
 
@@ -73,7 +84,9 @@ class RunLog:
       start_step: steps done before.
       num_steps: step at which the run ends, for the ETA.
       images_per_step: global batch size.
+      say: prints a line.
     """
+    self._say = say
     self._num_steps = num_steps
     self._images_per_step = images_per_step
     self._first_step = start_step + 1
@@ -84,7 +97,7 @@ class RunLog:
     if workdir is not None:
       from tensorboardX import SummaryWriter
 
-      threading.excepthook = self._note_thread_error
+      self._previous_hook, threading.excepthook = threading.excepthook, self._note_thread_error
 
       _drop_after(workdir / 'metrics.jsonl', start_step)
       self._file = open(workdir / 'metrics.jsonl', 'a')  # noqa: SIM115
@@ -153,7 +166,7 @@ class RunLog:
       raise WriteError(self._file.name, error) from error
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
-    print(progress_line(step, self._num_steps, values), flush=True)
+    self._say(progress_line(step, self._num_steps, values))
 
   def figures(self, step: int, figures: Sequence[Mapping[str, Any]]) -> None:
     """Shows the figures of an evaluation in TensorBoard, and says them.
@@ -167,9 +180,7 @@ class RunLog:
     self._check_tensorboard()
     for figure in figures:
       self._tensorboard.add_scalar(f'eval/{figure["name"]}', figure['value'], step)
-    print(
-      f'step {step}: ' + '  '.join(f'{f["name"]} {f["value"]:.4g}' for f in figures), flush=True
-    )
+    self._say(f'step {step}: ' + '  '.join(f'{f["name"]} {f["value"]:.4g}' for f in figures))
 
   def picture(self, step: int, png: pathlib.Path) -> None:
     """Shows a PNG file in TensorBoard."""
@@ -191,7 +202,7 @@ class RunLog:
     if type(hook.thread).__module__.startswith('tensorboardX.'):
       self._thread_errors.append(hook.exc_value)
     else:
-      threading.__excepthook__(hook)
+      self._previous_hook(hook)
 
   def close(self) -> None:
     """Writes out what is pending."""
@@ -204,7 +215,7 @@ class RunLog:
     except OSError as error:
       raise WriteError(self._file.name, error) from error
     finally:
-      threading.excepthook = threading.__excepthook__
+      threading.excepthook = self._previous_hook
 
 
 def _drop_after(path, step):

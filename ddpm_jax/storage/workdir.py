@@ -32,6 +32,7 @@ FORMAT_FILE = 'format.json'
 # may change when it goes on.
 FIXED_FIELDS = (
   'seed',
+  'network',
   'data.source',
   'data.split',
   'data.image_size',
@@ -171,7 +172,9 @@ def differing_fields(
   Returns:
     a line for each field that differs, such as 'model.ch: checkpoint 64, config 128'; sorted.
   """
+  # An earlier version had not all of today's fields: those that it lacked are None in its runs.
   stored, current = flatten(stored), flatten(current)
+  current = {name: x for name, x in current.items() if x is not None or name in stored}
   names = sorted(
     name
     for name in stored.keys() | current.keys()
@@ -184,15 +187,21 @@ def differing_fields(
   ]
 
 
+def has_begun(path: pathlib.Path) -> bool:
+  """Whether WORKDIR has something of a run: a checkpoint, or logged steps."""
+  log = path / 'metrics.jsonl'
+  return any((path / 'checkpoints').glob('[0-9]*')) or (log.exists() and log.stat().st_size > 0)
+
+
 def store_config(path: pathlib.Path, config: ConfigDict) -> None:
-  """Writes config.json, once the run that is already there, if any, is found to be the same one.
+  """Writes config.json, once the run that has begun there, if any, is found to be the same one.
 
   Raises:
     UserError: a field that decides the course of the run differs; all such are named.
   """
   file = path / 'config.json'
   current = config_dict(config)
-  if file.exists():
+  if file.exists() and has_begun(path):
     stored = read_json(file)
     differing = differing_fields(stored, current, FIXED_FIELDS, stored_name='workdir')
     if differing:

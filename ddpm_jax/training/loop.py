@@ -10,7 +10,7 @@ from ddpm_jax import devices
 from ddpm_jax.data import Batches
 from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.logs import RunLog
-from ddpm_jax.training.signals import Signals
+from ddpm_jax.training.signals import Stops
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import TrainStep
 
@@ -51,7 +51,7 @@ def run(
   log: RunLog,
   checkpointer: Checkpointer,
   visit: Callable[[int, TrainState], None],
-  signals: Signals,
+  signals: Stops,
 ) -> tuple[int, bool]:
   """Trains from state.step to plan.num_steps.
 
@@ -65,7 +65,7 @@ def run(
     log: RunLog.
     checkpointer: Checkpointer.
     visit: (step, state) -> None: draws and measures what is due, but not what is there already.
-    signals: Signals.
+    signals: Stops.
 
   Returns:
     (steps done, whether a signal ended the run).

@@ -1,26 +1,51 @@
 """SIGTERM and SIGINT in training: the step in hand is finished, and the state saved."""
 
 import signal
+import sys
 from collections.abc import Callable
 
 from ddpm_jax import processes
 
 LEAVE_AGAIN_SECS = 0.2
-SWALLOWERS = ('__del__', '_xla_gc_callback')  # functions whose exceptions Python only prints
 
 
 class Interrupted(BaseException):
   """A signal came during Signals.leave_at."""
 
 
-class Signals:
+class Stops:
+  """Whether a run is asked to stop. It has no handlers: `received` is filled from outside.
+
+  Attributes:
+    received: the signals that came.
+  """
+
+  def __init__(self):
+    self.received = []
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info):
+    pass
+
+  def stop_agreed(self) -> bool:
+    """Whether the run stops now, and does not go on."""
+    return bool(self.received)
+
+  def leave_at(self, work: Callable[[], None]) -> None:
+    """Calls work()."""
+    if not self.received:
+      work()
+
+
+class Signals(Stops):
   """Notes SIGTERM and SIGINT instead of ending the process; a context manager.
 
   Of several processes, none may stop alone: SIGTERM is left to JAX, which tells all of them.
   """
 
   def __enter__(self):
-    self.received = []
     self._leaving = False
     self._asked, self._stops = 0, False
     handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._note)
@@ -28,9 +53,11 @@ class Signals:
     if processes.count() > 1:
       handlers = {signal.SIGINT: lambda *_: signal.raise_signal(signal.SIGTERM)}
     self._previous = {number: signal.signal(number, new) for number, new in handlers.items()}
+    self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
     return self
 
   def __exit__(self, *exc_info):
+    sys.unraisablehook = self._previous_hook
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
@@ -53,17 +80,17 @@ class Signals:
       self._leaving = False
       signal.setitimer(signal.ITIMER_REAL, 0)
 
-  def _note(self, number, frame):
+  def _note(self, number, _):
     self.received.append(number)
-    self._leave(number, frame)
+    self._leave()
 
-  def _leave(self, _, frame):
-    """Leaves the work; where an exception would be swallowed, a moment later."""
-    if not self._leaving:
-      return
-    signal.setitimer(signal.ITIMER_REAL, LEAVE_AGAIN_SECS)
-    while frame is not None:
-      if frame.f_code.co_name in SWALLOWERS:
-        return
-      frame = frame.f_back
-    raise Interrupted
+  def _leave(self, *_):
+    """Leaves the work; and again a moment later, where the exception was swallowed."""
+    if self._leaving:
+      signal.setitimer(signal.ITIMER_REAL, LEAVE_AGAIN_SECS)
+      raise Interrupted
+
+  def _unraisable(self, unraisable):
+    """Says nothing of an Interrupted that came in a destructor or in a callback of one."""
+    if unraisable.exc_type is not Interrupted:
+      self._previous_hook(unraisable)

@@ -15,10 +15,11 @@ from ddpm_jax.interop import diffusers, pytorch_diffusion
 from ddpm_jax.interop.tensors import tensors_from_params
 from ddpm_jax.interop.tf_ddpm import tf_name
 from ddpm_jax.modes.export_model import export_model
-from ddpm_jax.modes.import_model import import_model, read_state
+from ddpm_jax.modes.import_model import import_model
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.modes.train import train
 from ddpm_jax.storage import checkpoints
+from ddpm_jax.trainer import begin
 from tests.tf_writer import write_bundle
 from tests.tiny import tiny_config
 from tests.torch_writer import write_torch_zip
@@ -75,7 +76,7 @@ def test_import_and_export_change_no_bit(models, trees, form, tmp_path, capsys):
   out = capsys.readouterr().out
   assert f'of step {expected_step}' in out
   found = 'weights and moving average' if form == 'original' else 'one set of weights, used as both'
-  assert f'{models[form]}: {found}\n' in out
+  assert f'{models[form]}, step {expected_step}: {found}\n' in out
   config.export.path = str(tmp_path / 'exported')
   export_model(config, tmp_path / 'run')
   import_model(import_config(config.export.path), tmp_path / 'again')
@@ -96,12 +97,12 @@ def test_imported_run_samples_and_trains_on(models, tmp_path, capsys):
 
 
 def test_state_has_both_sets_and_a_fresh_optimizer(models, trees):
-  state, step = read_state(tiny_config(), models['original'])
-  assert (int(state.step), step) == (0, 7)
+  state, start = begin(tiny_config(), models['original'])
+  assert (int(state.step), start.step) == (0, 7)
   same_trees((state.params, state.ema_params), trees)
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
-  state, step = read_state(tiny_config(), models['diffusers'])
-  assert step == 0
+  state, start = begin(tiny_config(), models['diffusers'])
+  assert start.step == 0
   same_trees((state.params, state.ema_params), (trees[1], trees[1]))
 
 
@@ -116,9 +117,12 @@ def test_training_starts_from_any_of_them(models, trees, tmp_path, monkeypatch, 
     raw, ema = trees if form == 'original' else (trees[1], trees[1])
     expected = jax.tree.map(lambda ema, raw: ema - 0.5 * (ema - raw), ema, raw)
     same_trees(weights.params, expected)
-    config.init_from = '/nowhere'  # once begun, the run goes on from its own checkpoint
-    config.train.num_steps = 2
+    config.train.num_steps = 2  # once begun, the run goes on from its own checkpoint
     train(config, tmp_path / form)
+    assert 'steps       1 done' in capsys.readouterr().out
+    config.init_from = '/nowhere'
+    with pytest.raises(UserError, match=r'init_from is /nowhere, but the run in .* began from '):
+      train(config, tmp_path / form)
 
 
 def test_what_cannot_be_imported_leaves_nothing_behind(models, tmp_path):
@@ -126,8 +130,8 @@ def test_what_cannot_be_imported_leaves_nothing_behind(models, tmp_path):
   wider = import_config(models['original'], **{'model.ch': 64})
   for config, message in (
     (tiny_config(), '--config.import.path=PATH: a checkpoint of the original'),
-    (import_config('/nowhere'), '/nowhere: nothing there; give a checkpoint'),
-    (import_config('x' * 300), 'xxx: nothing there; give a checkpoint'),
+    (import_config('/nowhere'), '/nowhere: nothing there; give a workdir'),
+    (import_config('x' * 300), 'xxx: nothing there; give a workdir'),
     (import_config(str(tmp_path)), 'a folder without a model'),
     (
       import_config(f'{models["diffusers"]}/unet/diffusion_pytorch_model.safetensors'),

@@ -123,7 +123,7 @@ def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
     ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is not PREDICTION-LOSS-VARIANCE'),
     (['--config.train.num_steps=many'], 'many'),
     (['--config.eval.metrics=fid,is,fod'], "eval.metrics is 'fod'; it must be one of bpd, fid, is"),
-    (['--mode=trian'], 'value should be one of <train|sample|eval|reproduce|import|export>'),
+    (['--mode=trian'], 'value should be one of <train|sample|eval|reproduce|import|export|info>'),
     (['--wrokdir=x'], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     (['stray'], "'stray' is not understood"),
     (['--config.diffusion.num_timesteps=0'], 'diffusion.num_timesteps is 0'),
@@ -134,7 +134,7 @@ def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
       'folder:PATH, celebahq256, lsun_bedroom, lsun_church, lsun_cat',
     ),
     (['--mode=sample'], 'holds no checkpoint; run --mode=train first'),
-    (['--mode=import', '--config.import.path=/nowhere'], '/nowhere: nothing there; give a check'),
+    (['--mode=import', '--config.import.path=/nowhere'], '/nowhere: nothing there; give a work'),
     (['--mode=import', '--config.import.pat=/'], 'no config.import_.pat; did you mean path?'),
   ],
 )  # fmt: skip

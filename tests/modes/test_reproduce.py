@@ -12,8 +12,8 @@ from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures import FIGURES, paper
-from ddpm_jax.modes.train import restore_or_init
 from ddpm_jax.storage import shards
+from ddpm_jax.trainer import restore_or_init
 from tests.tiny import tiny_config
 
 FOLDER = 'reproduce/step_00000002'

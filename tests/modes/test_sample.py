@@ -10,8 +10,8 @@ import pytest
 from ddpm_jax.config import build
 from ddpm_jax.errors import UserError
 from ddpm_jax.modes.sample import sample
-from ddpm_jax.modes.train import restore_or_init
 from ddpm_jax.storage import shards
+from ddpm_jax.trainer import restore_or_init
 from tests.tiny import tiny_config
 
 STEP = 'samples/step_00000002'

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import data, devices, processes
+from ddpm_jax import data, devices, processes, trainer
 from ddpm_jax.config import build
 from ddpm_jax.errors import NotFiniteError, UserError, WriteError
 from ddpm_jax.evaluation.samples import Drawer
-from ddpm_jax.modes import train as train_mode
 from ddpm_jax.modes.train import train
 from ddpm_jax.storage import checkpoints, logs
 from ddpm_jax.storage.identity import sampler_name
@@ -289,7 +288,7 @@ def test_a_batch_that_is_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys
 def test_damaged_list_of_skipped_batches_is_named(tmp_path):
   (tmp_path / 'skipped_batches.json').write_text('[3')
   with pytest.raises(UserError, match=r'skipped_batches\.json is damaged'):
-    train_mode.read_skipped(tmp_path)
+    trainer.read_skipped(tmp_path)
 
 
 def test_a_signal_in_a_step_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
@@ -313,7 +312,7 @@ def test_a_signal_in_a_step_that_is_not_finite_stops_the_run(tmp_path, monkeypat
 
 def test_a_run_with_another_fault_is_not_skipped_for_ever(tmp_path, monkeypatch):
   config = tiny_config(**{'train.on_nonfinite': 'skip'})
-  monkeypatch.setattr(train_mode, 'MAX_SKIPPED_BATCHES', 2)
+  monkeypatch.setattr(trainer, 'MAX_SKIPPED_BATCHES', 2)
   poison(monkeypatch, lambda images: True)
   with pytest.raises(NotFiniteError, match='the loss is nan at step 1'):
     train(config, tmp_path)

@@ -13,6 +13,7 @@ import tarfile
 import numpy as np
 import pytest
 
+import ddpm_jax
 from ddpm_jax.config import build
 from ddpm_jax.errors import UserError
 from ddpm_jax.modes.evaluate import evaluate
@@ -145,3 +146,11 @@ def test_the_archive_is_of_version_1(workdir):
   assert not (workdir / 'format.json').exists()
   assert (workdir / 'samples' / STEP / 'request.json').exists()
   shutil.rmtree(workdir)
+
+
+def test_it_is_loaded_without_its_config(workdir):
+  model = ddpm_jax.load(workdir)
+  assert model.step == 1
+  (file,) = (workdir / 'samples').rglob('samples.npz')
+  drawn = np.load(file)['samples']
+  np.testing.assert_array_equal(model.sample(len(drawn)), drawn)

@@ -16,9 +16,9 @@ from ddpm_jax.config import build
 from ddpm_jax.evaluation.samples import load_samples, samples_identity, write_samples
 from ddpm_jax.modes.evaluate import evaluate
 from ddpm_jax.modes.sample import sample
-from ddpm_jax.modes.train import restore_or_init
 from ddpm_jax.storage import earlier, shards
 from ddpm_jax.storage.identity import Identity
+from ddpm_jax.trainer import restore_or_init
 from tests.tiny import tiny_config
 
 STEP = 'step_00000002'

@@ -55,8 +55,15 @@ def test_lock_on_a_full_disk_names_its_file(tmp_path, monkeypatch):
     pass
 
 
-def test_config_that_decides_the_course_must_stay(tmp_path):
-  store_config(tmp_path, tiny_config())
+def begin_run(path):
+  """What the first logged step leaves."""
+  (path / 'metrics.jsonl').write_text('{"step": 1}\n')
+
+
+def test_config_that_decides_the_course_must_stay_once_the_run_has_begun(tmp_path):
+  store_config(tmp_path, tiny_config(**{'model.ch': 96}))
+  store_config(tmp_path, tiny_config())  # such as after a mistake in the first command
+  begin_run(tmp_path)
   with pytest.raises(
     UserError, match=r'model\.ch: workdir 32, config 64; seed: workdir 0, config 7'
   ):
@@ -66,12 +73,14 @@ def test_config_that_decides_the_course_must_stay(tmp_path):
 
 def test_damaged_config_is_named(tmp_path):
   (tmp_path / 'config.json').touch()
+  begin_run(tmp_path)
   with pytest.raises(UserError, match=r'config\.json is damaged'):
     store_config(tmp_path, tiny_config())
 
 
 def test_length_and_logging_may_change(tmp_path):
   store_config(tmp_path, tiny_config())
+  begin_run(tmp_path)
   store_config(tmp_path, tiny_config(**{'train.num_steps': 99, 'train.log_every_steps': 7}))
   assert json.loads((tmp_path / 'config.json').read_text())['train']['num_steps'] == 99
 

@@ -1,24 +1,70 @@
 """Signals in training: which work they leave, and that none is lost."""
 
+import gc
 import os
 import signal
 import time
+import weakref
+
+import pytest
 
 from ddpm_jax import processes
 from ddpm_jax.training.signals import Signals
 
 
-def test_a_signal_in_a_destructor_is_heard_a_moment_later(capfd):
-  """There, an exception would be printed, and lost."""
+def die(*_):
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(0.01)
 
+
+def in_destructor():
   class Dying:
-    def __del__(self):
-      os.kill(os.getpid(), signal.SIGTERM)
-      time.sleep(0.01)
+    __del__ = die
 
+  return Dying()
+
+
+def in_finalizer():
+  class Dying:
+    pass
+
+  dying = Dying()
+  weakref.finalize(dying, die)
+  return dying
+
+
+def in_callback_of_reference():
+  class Dying:
+    pass
+
+  dying = Dying()
+  dying.reference = KEPT[0] = weakref.ref(dying, die)
+  return dying
+
+
+def in_garbage_collection():
+  gc.callbacks.append(collected)
+  return None
+
+
+def collected(phase, _):
+  if phase == 'stop':
+    gc.callbacks.remove(collected)
+    die()
+
+
+KEPT = [None]
+
+
+@pytest.mark.filterwarnings('error::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize(
+  'make', [in_destructor, in_finalizer, in_callback_of_reference, in_garbage_collection]
+)
+def test_a_signal_where_exceptions_are_swallowed_is_heard_a_moment_later(make, capfd):
   def work():
-    dying = Dying()
+    dying = make()
     del dying
+    gc.collect()
     time.sleep(60)
 
   start = time.monotonic()

@@ -1,5 +1,6 @@
 """The bound's terms at each t, on each of the splits."""
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -8,22 +9,32 @@ from ddpm_jax import processes
 from ddpm_jax.evaluation.figures import plots
 from ddpm_jax.evaluation.figures.run import Run, write_csv
 
+STYLES = ('-', '--', ':')  # train and test lie close together
+
 
 def bound(run: Run) -> pathlib.Path:
   """Draws the terms against t, and writes them with the prior."""
   bounds = [run.make_bound(split) for split in run.bpd_splits]
   curves, rows = [], []  # type: list[tuple], list[tuple]
-  for bound in bounds:
+  for bound, style in zip(bounds, itertools.cycle(STYLES)):
     arrays = bound.collect(run.eval_folder, run.weights)
     vb, mse = (arrays[name].mean(axis=0, dtype=np.float64) for name in ('vb', 'mse'))
-    curves.append((bound.split, np.arange(1, len(vb) + 1), vb, '-'))
     prior = float(arrays['prior_bpd'].mean(dtype=np.float64))
+    name = f'{bound.split}: {vb.sum() + prior:.3f} bits/dim'
+    curves.append((name, np.arange(1, len(vb) + 1), vb, style))
     rows += [(bound.split, t, vb[t], mse[t], len(arrays['vb'])) for t in range(len(vb))]
     rows.append((bound.split, 'prior', prior, '', len(arrays['vb'])))
   facts = {bound.split: [bound.identity.facts(), bound.count] for bound in bounds}
   folder = run.folder('bound', run.weights.identify(run.identity).but(choices=facts))
   if processes.is_primary():
     write_csv(folder / 'bound.csv', ('split', 't', 'vb_bpd', 'x_0_mse', 'images'), rows)
-    panel = {'x': 't + 1', 'y': 'bits/dim', 'curves': curves, 'logx': True, 'logy': True}
+    panel = {
+      'title': 'Terms of the variational bound',
+      'x': 't + 1',
+      'y': 'bits/dim',
+      'curves': curves,
+      'logx': True,
+      'logy': True,
+    }
     plots.plot_curves(folder / 'bound.png', [panel])
   return folder

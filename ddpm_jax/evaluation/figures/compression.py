@@ -48,13 +48,22 @@ def compression(run: Run) -> pathlib.Path:
   known = sorted(theirs)
   paper_rate, paper_rmse = np.transpose([theirs[k] for k in known]) if known else ([], [])
   curves = (
-    ('reverse steps', steps, known, 'RMSE on [0, 255]', rmse, paper_rmse),
-    ('reverse steps', steps, known, 'rate, bits/dim', rate, paper_rate),
-    ('rate, bits/dim', rate, paper_rate, 'RMSE on [0, 255]', rmse, paper_rmse),
+    ('Distortion', 'reverse steps', steps, known, 'RMSE on [0, 255]', rmse, paper_rmse),
+    ('Rate', 'reverse steps', steps, known, 'rate, bits/dim', rate, paper_rate),
+    (
+      'Distortion at a rate',
+      'rate, bits/dim',
+      rate,
+      paper_rate,
+      'RMSE on [0, 255]',
+      rmse,
+      paper_rmse,
+    ),
   )
   panels = []
-  for x_name, x, paper_x, y_name, y, paper_y in curves:
-    panel: dict[str, Any] = {'x': x_name, 'y': y_name, 'curves': [('this model', x, y, '-')]}
+  for title, x_name, x, paper_x, y_name, y, paper_y in curves:
+    panel: dict[str, Any] = {'title': title, 'x': x_name, 'y': y_name}
+    panel['curves'] = [(f'this model, {bound.split}', x, y, '-')]
     if known:
       panel['curves'].append(('paper', paper_x, paper_y, 'o'))
     panels.append(panel)

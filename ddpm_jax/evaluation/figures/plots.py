@@ -26,13 +26,14 @@ def plot_curves(file: pathlib.Path, panels: Sequence[Mapping[str, Any]]) -> None
 
   Args:
     file: pathlib.Path of the PNG.
-    panels: list of dicts with x and y (labels), curves (list of (name, x values, y values, style)),
-      and, where wanted, logx and logy.
+    panels: list of dicts with title, x and y (labels), curves (list of (name, x values, y values,
+      style)), and, where wanted, logx and logy.
   """
   with _axes(file, len(panels)) as all_axes:
     for axes, panel in zip(all_axes, panels, strict=True):
       for name, x, y, style in panel['curves']:
         axes.plot(x, y, style, label=name)
+      axes.set_title(panel['title'], fontsize='medium')
       axes.set_xlabel(panel['x'])
       axes.set_ylabel(panel['y'])
       if panel.get('logx'):

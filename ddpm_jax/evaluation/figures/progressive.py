@@ -99,7 +99,12 @@ def _measure(run, scorer, folder, drawn, predictions, every, chains):
   if processes.is_primary():
     write_csv(folder / 'progressive.csv', ('reverse_steps', 'metric', 'value', 'images'), rows)
     panels = [
-      {'x': 'reverse steps', 'y': name, 'curves': [(name, *np.transpose(points), '.-')]}
+      {
+        'title': name,
+        'x': 'reverse steps',
+        'y': name,
+        'curves': [(name, *np.transpose(points), '.-')],
+      }
       for name, points in values.items()
     ]
     plots.plot_curves(folder / 'progressive_metrics.png', panels)

@@ -1,0 +1,66 @@
+"""Trains, samples and evaluates diffusion models.
+
+python -m ddpm_jax --config=configs/cifar10.py --workdir=DIR [--config.train.num_steps=100 ...]
+                   [--mode=train|sample|eval|reproduce|import|export|info]
+
+A workdir that has a config needs no --config. The program ends with 0 when it is done, or when a
+signal stopped training and the state is saved. Other codes are in docs/reliability.md.
+"""
+
+import importlib
+import sys
+
+from absl import app, flags, logging
+
+from ddpm_jax.errors import UserError, check_system
+from ddpm_jax.modes import command_line, huge_pages
+
+MODES = {  # the functions, in modules of their names
+  'train': 'train',
+  'sample': 'sample',
+  'eval': 'evaluate',
+  'reproduce': 'reproduce',
+  'import': 'import_model',
+  'export': 'export_model',
+  'info': 'info',
+}
+
+
+def main(_: list[str]) -> None:
+  """Hands over to the mode."""
+  given = flags.FLAGS
+  if not given['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
+    # Orbax writes a page at each save, and another at each error, which it raises as well.
+    logging.get_absl_logger().setLevel('CRITICAL')
+  from ddpm_jax import devices, processes  # not before: jax takes a second
+
+  try:
+    name = MODES[given.mode]
+    mode = getattr(importlib.import_module(f'ddpm_jax.modes.{name}'), name)
+    if processes.join(
+      given.coordinator_address,
+      given.num_processes,
+      given.process_id,
+      saves_at_sigterm=given.mode == 'train',
+    ):
+      devices.connect()
+    mode(given.config, given.workdir)
+    processes.barrier('done')
+  except (Exception, KeyboardInterrupt) as error:
+    processes.leave(processes.explain(error))
+
+
+def run() -> None:
+  """Runs the command line."""
+  try:
+    check_system(sys.platform)
+  except UserError as error:
+    sys.exit(f'error: {error}')
+  huge_pages.restart_with_them()
+  command_line.define_flags(list(MODES))
+  app.run(main, flags_parser=command_line.parse)
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,310 @@
+"""Models that a run or a Python session starts from: where they are, their configs, their weights.
+
+A model is given as one of
+
+  WORKDIR or WORKDIR@STEP   a run of this program
+  digits                    a model of the package (models/NAME/)
+  anything else             a model of another program, as interop.foreign has it
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import devices, processes
+from ddpm_jax.config import build
+from ddpm_jax.config.files import CONFIG_FILE, packaged_model, packaged_models
+from ddpm_jax.configs import default
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.weights import Weights, make_weights, parameters_sha256
+from ddpm_jax.interop import diffusers, hub, tf_bundle
+from ddpm_jax.interop.foreign import FORMS, read_foreign
+from ddpm_jax.interop.safetensors_file import read_safetensors
+from ddpm_jax.interop.tensors import params_from_tensors
+from ddpm_jax.storage.files import default_cache_dir, read_json
+from ddpm_jax.storage.workdir import check_format, flatten, has_begun
+from ddpm_jax.training.state import init_train_state
+
+PACKAGED_WEIGHTS = 'ema_params.safetensors'
+PACKAGED_ABOUT = 'about.json'
+MAX_LISTED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """What a run starts from.
+
+  Attributes:
+    params, ema_params: the weights and their moving average; of one set, the same object.
+    opt_state: of the optimizer, where it is taken over; otherwise None.
+    step: of the model, 0 where none is told.
+    sha256: of the checkpoint's manifest or of the parameters.
+    is_checkpoint: whether it is one of this program.
+  """
+
+  params: Any
+  ema_params: Any
+  opt_state: Any
+  step: int
+  sha256: str
+  is_checkpoint: bool = False
+
+  @property
+  def is_one_set(self) -> bool:
+    """Whether the moving average is the weights themselves."""
+    return self.ema_params is self.params
+
+
+def split_step(given: str) -> tuple[str, int | None]:
+  """('runs/a', 800) of 'runs/a@800'; a path that is there is taken as it stands."""
+  match = re.fullmatch(r'(.+)@(\d+)', given)
+  if match is None or os.path.exists(os.path.expanduser(given)):
+    return given, None
+  return match[1], int(match[2])
+
+
+def is_workdir(folder: pathlib.Path) -> bool:
+  """Whether a folder has checkpoints of this program."""
+  return (folder / 'checkpoints').is_dir()
+
+
+def find_folder(given: str) -> pathlib.Path | None:
+  """The folder of a workdir, of a model of the package or of a pipeline; None of anything else."""
+  name, _ = split_step(given)
+  path = pathlib.Path(name).expanduser()
+  if os.path.exists(path):
+    return path if path.is_dir() else None
+  if (packaged := packaged_model(name)) is not None:
+    return packaged
+  return hub.fetch_pipeline(name, default_cache_dir()) if hub.is_hub_id(name) else None
+
+
+def config_of(given: str) -> ConfigDict:
+  """The config that a model brings.
+
+  Raises:
+    UserError: nothing is there, or nothing that tells its config.
+  """
+  folder = find_folder(given)
+  if folder is None and not _is_something(given):
+    raise nothing_at(given)
+  config = None
+  if folder is not None:
+    check_format(folder)
+    config = read_config(folder)
+  if config is None:
+    raise UserError(
+      f'{given} does not tell its config; name it, as in --config=configs/cifar10.py or '
+      "ddpm_jax.load(..., config='cifar10')"
+    )
+  return config
+
+
+def config_from(stored: Mapping[str, Any], name: str) -> ConfigDict:
+  """A config from its JSON values; a field that they lack, as those of earlier versions do, has its
+  default.
+
+  Args:
+    stored: nested dicts of plain values.
+    name: of their file, for errors.
+
+  Raises:
+    UserError: a field that is not known, or a value of another type.
+  """
+  config = default.get_config()
+  values = flatten(stored)
+  known = set(flatten(config.to_dict()))
+  if unknown := sorted(values.keys() - known):
+    raise UserError(f'{name} has fields that this version does not know: {", ".join(unknown)}')
+  try:
+    for field, value in values.items():
+      value = tuple(value) if isinstance(value, list) else value
+      config.update_from_flattened_dict({field: value})
+  except (TypeError, ValueError) as error:
+    raise UserError(f'{name}: {field} is {value!r} ({error})') from error
+  return config
+
+
+def read_config(folder: pathlib.Path) -> ConfigDict | None:
+  """The config of a workdir, of a model of the package or of a pipeline; None if it has none."""
+  if (file := folder / CONFIG_FILE).is_file():
+    stored = read_json(file)
+    if isinstance(stored, dict) and 'diffusion' in stored:
+      return config_from(stored, str(file))
+  if folder.is_dir() and diffusers.find_pipeline(folder):
+    return diffusers.read_config(folder, default.get_config())
+  return None
+
+
+def _is_something(given):
+  """Whether a path is that of a file, or of a checkpoint of TensorFlow."""
+  path = os.path.expanduser(given)
+  return os.path.exists(path) or tf_bundle.find_bundle(pathlib.Path(path)) is not None
+
+
+def nothing_at(given: str) -> UserError:
+  """The error of a path without a model."""
+  return UserError(
+    f'{given}: nothing there; give a workdir, a model of the package '
+    f'({", ".join(packaged_models())}), {FORMS}'
+  )
+
+
+def read_weights(
+  given: str,
+  config: ConfigDict,
+  *,
+  step: int | None = None,
+  ema: bool = True,
+  params_like: Any = None,
+) -> Weights:
+  """The parameters of a model, on all devices.
+
+  Args:
+    given: the model.
+    config: ConfigDict, whose model it is to be.
+    step: of a workdir's checkpoints; None for that of `given`, or else the newest.
+    ema: the moving average, or the weights themselves.
+    params_like: a tree of arrays or ShapeDtypeStructs, of one's own network; None for the U-Net's.
+
+  Raises:
+    UserError: a step that is not there, another model, or a file that cannot be read.
+  """
+  name, own_step = split_step(given)
+  step = own_step if step is None else step
+  folder = find_folder(given)
+  if folder is not None and is_workdir(folder):
+    if ema:
+      return build.restore_weights(config, folder, step, params_like)
+    start = _read_workdir(folder, config, step, params_like)
+  else:
+    if step is not None:
+      raise UserError(f'{name} has no steps to choose from, and step is {step}; leave it out')
+    if not ema and packaged_model(name) == folder:
+      raise UserError(f'{name} has its moving average alone; leave out ema=False')
+    start = _read_other(given, folder, config)
+  params = start.ema_params if ema else start.params
+  return make_weights(start.step, devices.replicate(params), start.sha256)
+
+
+def read_start(given: str, config: ConfigDict, *, optimizer_state: bool) -> Start:
+  """What a run begins with that starts from a model.
+
+  Args:
+    given: the model.
+    config: ConfigDict of the new run.
+    optimizer_state: whether to take over the state of the optimizer, which workdirs alone have.
+
+  Raises:
+    UserError: as read_weights; the first tensors that differ are named.
+  """
+  name, step = split_step(given)
+  folder = find_folder(given)
+  if folder is None or not is_workdir(folder):
+    if optimizer_state:
+      raise UserError(f'init_optimizer is True, but {name} has no optimizer state; leave it out')
+    return _read_other(given, folder, config)
+  theirs = config_of(given)
+  start = _read_workdir(folder, theirs, step)
+  like = jax.eval_shape(lambda: build.init_params(config))
+  _check_same_shapes(given, start.params, like)
+  if not optimizer_state:
+    return dataclasses.replace(start, opt_state=None)
+  ours = jax.eval_shape(build.optimizer(config).init, like)
+  assert jax.tree.structure(ours) == jax.tree.structure(start.opt_state)
+  return start
+
+
+def _read_workdir(folder, config, step, params_like=None):
+  """The Start of a checkpoint."""
+  state_like = jax.eval_shape(
+    lambda like: init_train_state(
+      build.init_params(config) if like is None else like, build.optimizer(config)
+    ),
+    params_like,
+  )
+  with build.checkpointer(config, folder, read_only=True) as checkpoints:
+    step, state, checksum = checkpoints.restore_state(state_like, step)
+  return Start(state.params, state.ema_params, state.opt_state, step, checksum, True)
+
+
+def _read_other(given, folder, config):
+  """The Start of a model of the package, or of another program."""
+  like = jax.eval_shape(lambda: build.init_params(config))
+  if folder is not None and (file := folder / PACKAGED_WEIGHTS).is_file():
+    params, step = read_packaged(file, like), read_json(folder / PACKAGED_ABOUT)['step']
+    ema_params = params
+  else:
+    if folder is None and not _is_something(given):
+      raise nothing_at(given)
+    cache_dir = build.cache_dir(config)
+    path = given if folder is None else str(folder)
+    params, ema_params, step = read_foreign(path, config, like, cache_dir=cache_dir)
+  return Start(params, ema_params, None, step, parameters_sha256(ema_params))
+
+
+def read_packaged(file: pathlib.Path, params_like: Any) -> Any:
+  """The parameters of a model of the package, in float32."""
+  tensors = {name: array.astype(np.float32) for name, array in read_safetensors(file).items()}
+  try:
+    return params_from_tensors(tensors, params_like, lambda path, _: ('.'.join(path), 'same'))
+  except UserError as error:
+    raise UserError(f'{file}: {error}') from error
+
+
+def _check_same_shapes(given, params, like):
+  """Raises a UserError that names the first tensors whose shapes differ."""
+
+  def shapes(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator='.'): list(x.shape) for p, x in leaves}
+
+  theirs, ours = shapes(params), shapes(like)
+  differing = [
+    f'{name}: there {theirs.get(name, "absent")}, here {ours.get(name, "absent")}'
+    for name in sorted(theirs.keys() | ours.keys())
+    if theirs.get(name) != ours.get(name)
+  ]
+  if differing:
+    more = f'; and {len(differing) - MAX_LISTED} more' if len(differing) > MAX_LISTED else ''
+    raise UserError(
+      f'init_from={given} has a model of another shape '
+      f'({"; ".join(differing[:MAX_LISTED])}{more}): leave the model, the channels and '
+      'the kind of variance as they are there'
+    )
+
+
+def settled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+  """The config with init_from as the run in this workdir has it, if there is one.
+
+  Raises:
+    UserError: the run began from another model.
+  """
+  config = config.copy_and_resolve_references()
+  given = config.init_from
+  if given and os.path.exists(path := os.path.expanduser(split_step(given)[0])):
+    step = split_step(given)[1]
+    given = os.path.realpath(path) + ('' if step is None else f'@{step}')
+  file = workdir / CONFIG_FILE
+  stored = read_json(file) if processes.is_primary() and file.exists() else None
+  stored = json.loads(processes.from_primary(json.dumps(stored)))
+  if stored is not None:
+    begun_from = stored.get('init_from')
+    is_same = given is None or given in (begun_from, split_step(begun_from or '')[0])
+    if not is_same and has_begun(workdir):
+      began = f'began from {begun_from}' if begun_from else 'did not begin from another model'
+      raise UserError(
+        f'init_from is {given}, but the run in {workdir} {began}: leave it out, or give another '
+        'workdir for a new branch'
+      )
+    given = begun_from if is_same else given
+  config.init_from = given
+  return config

@@ -1,0 +1,432 @@
+"""A trained model to hold: ddpm_jax.load makes it of a workdir, or of another program's model."""
+
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import devices
+from ddpm_jax.config import build, checks, origins
+from ddpm_jax.config.files import load_config
+from ddpm_jax.diffusion import Denoiser, timestep_subsequence
+from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.errors import UserError, check_system
+from ddpm_jax.evaluation.figures.interpolation import make_interpolate_fn
+from ddpm_jax.evaluation.grids import make_grid, to_uint8
+from ddpm_jax.evaluation.samples import Drawer, save_chain
+from ddpm_jax.evaluation.weights import Weights
+from ddpm_jax.nn.own import OwnNetwork
+from ddpm_jax.sampling import SAMPLERS, ddim_encode
+from ddpm_jax.sampling.solvers import FEW_STEPS
+from ddpm_jax.storage.files import default_cache_dir
+from ddpm_jax.storage.logs import Progress
+
+if TYPE_CHECKING:
+  import PIL.Image
+
+Rows = dict[str, np.ndarray]
+
+
+def load(
+  workdir: str | os.PathLike[str],
+  *,
+  step: int | None = None,
+  ema: bool = True,
+  config: str | ConfigDict | None = None,
+  network: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None,
+  params: Any = None,
+) -> 'Model':
+  """Loads a trained model.
+
+  Args:
+    workdir: folder of a run, or WORKDIR@STEP; a model of the package, such as 'digits'; a pipeline
+      of diffusers, a folder or a name on the hub; a checkpoint of the original program or of
+      pytorch_diffusion, which need a config.
+    step: of a workdir's checkpoints; None for the newest.
+    ema: the moving average of the weights, or the weights themselves.
+    config: name or path of a config, or a ConfigDict; None for that of the model.
+    network: one's own, that the run was trained with; its parameters have the shapes of `params`.
+    params: a tree of arrays or ShapeDtypeStructs.
+
+  Raises:
+    UserError: nothing is there, a step that is not there, or another model than the config's.
+  """
+  check_system(sys.platform)
+  given = os.fspath(workdir)
+  if config is None:
+    config = origins.config_of(given)
+  elif isinstance(config, str):
+    config = load_config(config)
+  if not jax.config.jax_compilation_cache_dir:
+    devices.use_compilation_cache(config.compilation_cache, default_cache_dir)
+  own = None
+  if network is not None:
+    if params is None:
+      raise UserError('network is given without params: give a tree of the shapes that it takes')
+    own = OwnNetwork(network)
+    build.check_network(config, own, params)
+  weights = origins.read_weights(given, config, step=step, ema=ema, params_like=params)
+  return Model(config, weights, name=given, network=own)
+
+
+class Model:
+  """A trained model.
+
+  Everything is computed on all devices of this process. The first call of a kind compiles it.
+  Where an argument is None, the model's config says it. An interrupted call (Ctrl-C) raises
+  KeyboardInterrupt, and the same call goes on from there; `drawn` has what is there meanwhile.
+
+  Attributes:
+    config: ConfigDict; a change of it changes nothing here.
+    step: training step of the weights.
+    params: the parameters.
+    schedule: NoiseSchedule.
+    drawn: rows of the last interrupted call: uint8 samples, or x_0 of the interrupted one; or None.
+  """
+
+  def __init__(
+    self, config: ConfigDict, weights: Weights, *, name: str, network: OwnNetwork | None = None
+  ):
+    """Holds parameters that are on all devices; `load` is how to make one."""
+    self.config = config.copy_and_resolve_references()
+    self.step, self.params = weights.step, weights.params
+    self.schedule = build.schedule(config)
+    self.drawn: np.ndarray | None = None
+    self._config = config.copy_and_resolve_references().lock()
+    self._name, self._network = name, network
+    self._compiled: dict[Any, Any] = {}  # by what they depend on
+    self._left: tuple[Any, list[Rows]] = None, []  # an interrupted call, and its batches
+
+  def __repr__(self) -> str:
+    """Name, step, parameters and shape."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+    shape = ' x '.join(map(str, self.shape))
+    return f'Model({self._name}, step {self.step}, {count:,} parameters, {shape})'
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of one example, (H, W, C)."""
+    return build.image_shape(self._config)
+
+  def sample(
+    self,
+    num: int,
+    *,
+    seed: int = 0,
+    labels: None = None,
+    sampler: str | None = None,
+    num_steps: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> np.ndarray:
+    """Draws samples, those of --mode=sample. Sample i depends on (seed, i) alone.
+
+    Args:
+      num: samples.
+      seed: of them.
+      labels: none: no model has labels yet.
+      sampler: one of sampling.SAMPLERS.
+      num_steps: steps of it; for another sampler than the config's, None is its usual number.
+      batch_size: samples that go through together, over all devices.
+      progress: whether to print how far it is.
+
+    Returns:
+      uint8 [num, H, W, C].
+
+    Raises:
+      UserError: a number or name that cannot be used.
+    """
+    if labels is not None:
+      raise UserError('labels are given, but this model was trained without any: leave them out')
+    config, drawer = self._drawer(num, seed, sampler, num_steps, batch_size)
+
+    def compute(ids):
+      return {'samples': to_uint8(drawer.draw(self.params, ids))}
+
+    what = 'samples' if progress else None
+    asked = 'sample', num, config.sample.to_json()
+    return self._rows(asked, num, compute, drawer.sizes, what)['samples']
+
+  def chain(
+    self,
+    num: int,
+    *,
+    seed: int = 0,
+    sampler: str | None = None,
+    num_steps: int | None = None,
+  ) -> Iterator[tuple[int, np.ndarray]]:
+    """Watches a chain: yields (t, the x_0 predicted at t) from noise on, and at last (-1, x_0).
+
+    Args:
+      num: samples, which go through together. The last of what is yielded is sample(num, ...), up
+        to the rounding of another batch.
+      seed, sampler, num_steps: as sample.
+
+    Yields:
+      (int, uint8 [num, H, W, C]).
+    """
+    _, drawer = self._drawer(num, seed, sampler, num_steps, num)
+    ids = np.minimum(np.arange(drawer.sizes.host), num - 1)
+    for t, x_0 in drawer.predictions(self.params, ids):
+      yield t, to_uint8(x_0[:num])
+
+  def animate(
+    self,
+    file: str | os.PathLike[str],
+    num: int = 16,
+    *,
+    seed: int = 0,
+    sampler: str | None = None,
+    num_steps: int | None = None,
+  ) -> pathlib.Path:
+    """Writes a chain's predictions of x_0 as an animated GIF, a grid a frame; Args as chain."""
+    _, drawer = self._drawer(num, seed, sampler, num_steps, num)
+    return save_chain(pathlib.Path(file), drawer, self.params, num)
+
+  def picture(self, examples: np.ndarray, *, columns: int | None = None) -> 'PIL.Image.Image':
+    """Examples uint8 [N, H, W, C] in a grid, small ones enlarged, as a PIL image."""
+    from PIL import Image
+
+    return Image.fromarray(make_grid(self._check(examples), columns=columns))
+
+  def bits_per_dim(
+    self,
+    examples: np.ndarray,
+    *,
+    seed: int = 0,
+    num_terms: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> Rows:
+    """The variational bound of examples, as --mode=eval has it.
+
+    Args:
+      examples: uint8 [N, H, W, C].
+      seed: of the noise; row i depends on (seed, i) and the example alone.
+      num_terms: K of the T terms, an unbiased estimate; None for all of them.
+      batch_size: examples that go through together, over all devices.
+      progress: whether to print how far it is.
+
+    Returns:
+      dict of float64 arrays, in bits/dim: total_bpd [N], prior_bpd [N], vb [N, T] or [N, K], the
+      term at each t; and mse [N, T] or [N, K], of the predicted x_0, on [-1, 1]. Of an estimate
+      also t, int [N, K].
+
+    Raises:
+      UserError: examples of another kind, or more terms than there are.
+    """
+    examples = self._check(examples)
+    total = self._config.diffusion.num_timesteps
+    if num_terms is not None and not 1 <= num_terms <= total:
+      raise UserError(f'num_terms is {num_terms}; it must lie in [1, {total}]')
+    bound = self._keep(
+      ('bpd', num_terms), lambda: build.bpd_fn(self._config, num_terms, self._network)
+    )
+    key = devices.replicate(build.key(seed, 'bpd'))
+    sizes = devices.fitting_batch_sizes(
+      _positive('batch_size', batch_size or self._config.eval.batch_size), len(examples)
+    )
+
+    def compute(ids):
+      batch = {'images': examples[ids], 'ids': ids.astype(np.int32)}
+      rows = bound(self.params, devices.split_over_devices(batch), key)
+      return devices.gather_from_devices(rows)
+
+    asked = 'bpd', seed, num_terms, sizes, examples.tobytes()
+    what = 'bits/dim' if progress else None
+    rows = self._rows(asked, len(examples), compute, sizes, what)
+    return {name: x if x.dtype.kind == 'i' else np.float64(x) for name, x in rows.items()}
+
+  def denoiser(self, labels: None = None, *, clip: str = 'none') -> Denoiser:
+    """(x_t, t) -> Prediction, for the samplers and functions of ddpm_jax.sampling.
+
+    Args:
+      labels: none: no model has labels yet.
+      clip: one of sampling.CLIPS, of the predicted x_0.
+    """
+    if labels is not None:
+      raise UserError('labels are given, but this model was trained without any: leave them out')
+    return build.denoiser_of(self._config, clip, self._network)(self.params)
+
+  def invert(self, examples: np.ndarray, *, num_steps: int = FEW_STEPS) -> np.ndarray:
+    """DDIM's inversion (Song et al. 2021): the x_T that `decode` makes the examples of.
+
+    Args:
+      examples: uint8 [N, H, W, C].
+      num_steps: of the T; more of them lose less.
+
+    Returns:
+      x_T float32 [N, H, W, C].
+    """
+    timesteps = self._timesteps(num_steps)
+
+    def invert(params, images):
+      denoiser = build.denoiser_of(self._config, 'none', self._network)(params)
+      return ddim_encode(self.schedule, denoiser, scale_images(images), timesteps)
+
+    return self._map(('invert', num_steps), invert, self._check(examples))
+
+  def decode(self, x_T: np.ndarray, *, num_steps: int = FEW_STEPS) -> np.ndarray:
+    """The examples of x_T float [N, H, W, C] by deterministic DDIM, unclipped: uint8."""
+    x_T = np.asarray(x_T, np.float32)
+    if x_T.shape[1:] != self.shape:
+      raise UserError(f'x_T is {list(x_T.shape)}; this model has {["N", *self.shape]}')
+    timesteps = self._timesteps(num_steps)
+
+    def decode(params, x):
+      denoiser = build.denoiser_of(self._config, 'none', self._network)(params)
+      return SAMPLERS['ddim'](self.schedule, denoiser, x, None, timesteps)
+
+    return to_uint8(self._map(('decode', num_steps), decode, x_T))
+
+  def interpolate(
+    self,
+    examples: np.ndarray,
+    others: np.ndarray,
+    *,
+    num: int = 9,
+    num_steps: int | None = None,
+    seed: int = 0,
+  ) -> np.ndarray:
+    """Interpolates between pairs of examples in the latent space (Sec. 4.4, Ho et al. 2020).
+
+    Both are noised with the same noise, mixed, and decoded by ancestral sampling.
+
+    Args:
+      examples: uint8 [N, H, W, C].
+      others: uint8 [N, H, W, C].
+      num: mixtures of a pair: from its first example's reconstruction to its second's.
+      num_steps: how deep they are noised, in [0, T]: deeper is more varied. None for T / 2.
+      seed: of the noise.
+
+    Returns:
+      uint8 [N, num, H, W, C].
+    """
+    examples, others = self._check(examples), self._check(others)
+    if examples.shape != others.shape:
+      raise UserError(
+        f'examples is {list(examples.shape)} and others {list(others.shape)}: they are pairs, so '
+        'they must be as many'
+      )
+    total = self._config.diffusion.num_timesteps
+    num_steps = total // 2 if num_steps is None else num_steps
+    if not 0 <= num_steps <= total:
+      raise UserError(f'num_steps is {num_steps}; it must lie in [0, {total}]')
+    weights = np.linspace(0, 1, _positive('num', num), dtype=np.float32)
+    variance = build.parameterization(self._config.diffusion).fixed_variance
+    denoiser_of = build.denoiser_of(self._config, network=self._network)
+    interpolate = self._keep(
+      'interpolate',
+      lambda: devices.compile_batch_fn(
+        make_interpolate_fn(denoiser_of, self.schedule, variance=variance)
+      ),
+    )
+    shape = len(examples), num
+    sizes = devices.fitting_batch_sizes(self._config.sample.batch_size, len(examples) * num)
+    extras = devices.replicate((build.key(seed, 'interpolate'), np.int32(num_steps)))
+
+    def compute(ids):
+      pair, weight = np.unravel_index(ids, shape)
+      batch = {
+        'images': examples[pair],
+        'other_images': others[pair],
+        'weights': weights[weight],
+        'ids': pair.astype(np.int32),
+      }
+      x_0 = interpolate(self.params, devices.split_over_devices(batch), extras)
+      return {'samples': to_uint8(devices.gather_from_devices(x_0))}
+
+    asked = 'interpolate', seed, num, num_steps, examples.tobytes(), others.tobytes()
+    rows = self._rows(asked, len(examples) * num, compute, sizes, None)
+    return rows['samples'].reshape(*shape, *self.shape)
+
+  def _drawer(self, num, seed, sampler, num_steps, batch_size) -> tuple[ConfigDict, Drawer]:
+    """The config of a call, and the compiled sampler for it."""
+    config = self._config.copy_and_resolve_references()
+    _positive('num', num)
+    if sampler is not None and sampler != config.sample.sampler:
+      config.sample.update(sampler=sampler, num_steps=None, eta=None)
+    if num_steps is not None:
+      config.sample.num_steps = num_steps
+    if batch_size is not None:
+      config.sample.batch_size = _positive('batch_size', batch_size)
+    config.sample.seed = seed
+    checks.check_sample(config)
+    size = devices.fitting_batch_sizes(config.sample.batch_size, num).global_
+    with config.unlocked():
+      fields = {name: config.sample[name] for name in config.sample if name != 'seed'}
+    chosen = {**fields, 'batch_size': size, 'num_samples': None}
+    drawer = self._keep(('sample', str(chosen)), lambda: build.drawer(config, num, self._network))
+    return config, drawer.with_key(devices.replicate(build.key(seed, 'sample')))
+
+  def _timesteps(self, num_steps):
+    return timestep_subsequence(self.schedule, num_steps, self._config.sample.spacing)
+
+  def _keep(self, what, make):
+    """make(), once."""
+    if what not in self._compiled:
+      self._compiled[what] = make()
+    return self._compiled[what]
+
+  def _check(self, examples):
+    """The examples as an array.
+
+    Raises:
+      UserError: not such as the model was trained on.
+    """
+    array = np.asarray(examples)
+    if array.dtype != np.uint8 or array.shape[1:] != self.shape or not len(array):
+      shape = ', '.join(map(str, ('N', *self.shape)))
+      raise UserError(
+        f'examples are {array.dtype}{list(array.shape)}; this model takes uint8 [{shape}], of '
+        'levels 0 to 255'
+      )
+    return array
+
+  def _map(self, what, function, array):
+    """function(params, rows) for all rows of an array."""
+    sizes = devices.fitting_batch_sizes(self._config.sample.batch_size, len(array))
+    step = self._keep(what, lambda: devices.compile_batch_fn(function, in_axes=(None, 0)))
+
+    def compute(ids):
+      rows = step(self.params, devices.split_over_devices(array[ids]))
+      return {'rows': devices.gather_from_devices(rows)}
+
+    return self._rows((what, array.tobytes()), len(array), compute, sizes, None)['rows']
+
+  def _rows(self, asked, num_rows, compute, sizes, what):
+    """Computes rows batch by batch; an interrupted call of the same is gone on with."""
+    batches = self._left[1] if self._left[0] == asked else []
+    self._left, self.drawn = (None, []), None
+    done = len(batches) * sizes.host
+    with contextlib.ExitStack() as stack:
+      progress = None
+      if what is not None:
+        progress = stack.enter_context(
+          contextlib.closing(Progress(what, num_rows, done=min(done, num_rows)))
+        )
+      try:
+        for first in range(done, num_rows, sizes.host):
+          batches.append(compute(np.minimum(np.arange(first, first + sizes.host), num_rows - 1)))
+          if progress:
+            progress.add(min(sizes.host, num_rows - first))
+      except BaseException:
+        self._left = asked, batches
+        if batches and 'samples' in batches[0]:
+          self.drawn = np.concatenate([batch['samples'] for batch in batches])
+        raise
+    return {
+      name: np.concatenate([batch[name] for batch in batches])[:num_rows] for name in batches[0]
+    }
+
+
+def _positive(name, value):
+  if value < 1:
+    raise UserError(f'{name} is {value}; it must be at least 1')
+  return value
