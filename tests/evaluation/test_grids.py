@@ -21,11 +21,11 @@ def test_uint8_clips_and_rounds_to_the_nearest_level():
 @pytest.mark.parametrize('channels', [1, 3])
 def test_grid_shows_each_image_in_its_place(channels):
   images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones(
-    (1, 40, 40, channels), np.uint8
+    (1, 70, 70, channels), np.uint8
   )
   grid = grids.make_grid(images, columns=3, padding=2)
-  assert grid.shape == (2 * 42 + 2, 3 * 42 + 2, 3)
-  centres = grid[22::42, 22::42]
+  assert grid.shape == (2 * 72 + 2, 3 * 72 + 2, 3)
+  centres = grid[36::72, 36::72]
   assert centres[..., 0].tolist() == [[1, 2, 3], [4, 5, 0]]
   assert (grid[:2] == 0).all()
 
@@ -33,8 +33,8 @@ def test_grid_shows_each_image_in_its_place(channels):
 def test_small_images_are_enlarged_pixel_by_pixel():
   image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
   grid = grids.make_grid(image, padding=0)
-  assert grid.shape == (32, 32, 3)
-  np.testing.assert_array_equal(grid[::4, ::4, 0], image[0, :, :, 0])
+  assert grid.shape == (64, 64, 3)
+  np.testing.assert_array_equal(grid[::8, ::8, 0], image[0, :, :, 0])
 
 
 def test_png_holds_the_pixels(tmp_path):
