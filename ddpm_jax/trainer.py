@@ -34,7 +34,7 @@ from ddpm_jax.storage.files import read_json, write_text
 from ddpm_jax.storage.logs import RunLog
 from ddpm_jax.storage.workdir import locked, open_workdir, store_config
 from ddpm_jax.training import loop
-from ddpm_jax.training.signals import Stops
+from ddpm_jax.training.signals import Signals, Stops
 from ddpm_jax.training.state import TrainState, init_train_state
 
 MAX_TABLE_LINES = 16
@@ -106,7 +106,8 @@ def train(
   stops = Stops()
 
   def work():
-    run(config, workdir, stops, source=source, network=own, params=params, say=_say(progress))
+    say = processes.say if progress else _say_nothing
+    run(config, workdir, signals=stops, source=source, network=own, params=params, say=say)
 
   # In a thread: Ctrl-C cannot tear a step apart, and no signal handler is needed.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -120,8 +121,8 @@ def train(
   return load(workdir, network=network, params=params)
 
 
-def _say(progress):
-  return processes.say if progress else lambda text: None
+def _say_nothing(text):
+  del text
 
 
 def array_source(data: np.ndarray) -> ArraySource:
@@ -144,8 +145,8 @@ def array_source(data: np.ndarray) -> ArraySource:
 def run(
   config: ConfigDict,
   workdir: str | os.PathLike[str],
-  signals: Stops,
   *,
+  signals: Stops | None = None,
   source: Source | None = None,
   network: OwnNetwork | None = None,
   params: Any = None,
@@ -156,7 +157,8 @@ def run(
   Args:
     config: ConfigDict.
     workdir: folder of the run.
-    signals: not yet entered: what ends the run after the step in hand, with a checkpoint.
+    signals: not yet entered: what ends the run after the step in hand, with a checkpoint; None for
+      SIGTERM and SIGINT.
     source: of the pictures; None for config.data's.
     network: one's own; None for config.model's.
     params: its parameters before training.
@@ -190,7 +192,9 @@ def run(
     if step >= plan.num_steps and not (step == plan.num_steps and plan.is_visited(step)):
       say(f'nothing to do: step {step} of train.num_steps={plan.num_steps}')
       return
-    stack.enter_context(signals)  # one for all attempts: none may forget a signal
+    signals = stack.enter_context(
+      signals or Signals()
+    )  # one for all attempts: none may forget a signal
     train_step = build.train_step(config, network)
     key = devices.replicate(build.key(config.seed, 'train'))
     drawer = evaluator = None

@@ -7,11 +7,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ddpm_jax.config import build, checks, reproduce
+from ddpm_jax.config import build, checks
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures import FIGURES, paper
+from ddpm_jax.modes import reproduce
 from ddpm_jax.storage import shards
 from ddpm_jax.trainer import restore_or_init
 from tests.tiny import tiny_config

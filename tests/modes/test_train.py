@@ -35,7 +35,7 @@ def compile_train_step():
   """Compiles the same step once for all runs of these tests; returns what compiles it anew."""
   compile_step, compiled = build.train_step, {}
 
-  def train_step(config):
+  def train_step(config, network=None):
     sections = config.data, config.diffusion, config.model, config.optim
     sizes = config.train.grad_accum_steps, build.steps_per_dispatch(config)
     key = str((sections, sizes, devices.on_cpu()))
@@ -243,7 +243,7 @@ def poison(patch, is_bad):
   """Makes the loss no number for the batches that is_bad."""
   make_step = build.train_step
 
-  def make(config):
+  def make(config, network=None):
     step = make_step(config)
 
     def poisoned(state, images, data, key):
@@ -387,7 +387,7 @@ def test_an_error_in_the_loss_is_few_frames_away(tmp_path, monkeypatch, compile_
     if pathlib.Path(frame.filename).is_relative_to(ROOT / 'ddpm_jax')
     or frame.name == 'training_losses'
   ]
-  assert (inside[0], inside[-1]) == ('train', 'training_losses')
+  assert (inside[0], inside[-1]) == ('run', 'training_losses')
   assert len(['main', *inside]) <= 6, inside
 
 

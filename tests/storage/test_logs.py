@@ -143,6 +143,7 @@ def test_end_of_the_background_writer_ends_the_run(tmp_path, monkeypatch, error,
   def fail(*args):
     raise error
 
+  hook = threading.excepthook
   log = make_log(tmp_path)
   monkeypatch.setattr(RecordWriter, 'write', fail)
 
@@ -158,12 +159,12 @@ def test_end_of_the_background_writer_ends_the_run(tmp_path, monkeypatch, error,
     log.figures(1, [{'name': 'fid', 'value': 1.0}])
   with pytest.raises(raised, match=words):
     log.close()
-  assert threading.excepthook is threading.__excepthook__
+  assert threading.excepthook is hook
 
 
 def test_another_threads_error_is_not_tensorboards(tmp_path, monkeypatch):
   seen = []
-  monkeypatch.setattr(threading, '__excepthook__', lambda hook: seen.append(hook.exc_value))
+  monkeypatch.setattr(threading, 'excepthook', lambda hook: seen.append(hook.exc_value))
   log = make_log(tmp_path)
   thread = threading.Thread(target=(tmp_path / 'gone').unlink)
   thread.start()
