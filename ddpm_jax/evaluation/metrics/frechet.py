@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 
 from ddpm_jax.errors import UserError
 
@@ -96,11 +95,15 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 def trace_sqrt_product(a: np.ndarray, b: np.ndarray) -> float:
   """tr((A B)^(1/2)) for symmetric positive semi-definite A and B [d, d]."""
+  import scipy.linalg  # here: it takes a while, and few need it
+
   return float(scipy.linalg.svdvals(_factor(a).T @ _factor(b)).sum())
 
 
 def _factor(covariance):
   """L [d, r] with L L' = covariance, r its numerical rank."""
+  import scipy.linalg
+
   # Cholesky with pivots, in a fortieth of the time of eigh.
   factor, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
   lower = np.zeros_like(covariance)
