@@ -359,10 +359,10 @@ class Model:
     config.sample.seed = seed
     checks.check_sample(config)
     size = devices.fitting_batch_sizes(config.sample.batch_size, num).global_
-    with config.unlocked():
-      fields = {name: config.sample[name] for name in config.sample if name != 'seed'}
-    chosen = {**fields, 'batch_size': size, 'num_samples': None}
-    drawer = self._keep(('sample', str(chosen)), lambda: build.drawer(config, num, self._network))
+    of_program = {**config.sample.to_dict(), 'batch_size': size, 'seed': None, 'num_samples': None}
+    drawer = self._keep(
+      ('sample', str(of_program)), lambda: build.drawer(config, num, self._network)
+    )
     return config, drawer.with_key(devices.replicate(build.key(seed, 'sample')))
 
   def _timesteps(self, num_steps):

@@ -8,8 +8,13 @@ import pathlib
 import shutil
 import tempfile
 
-# Each program is compiled once, also for the processes that tests start.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='ddpm_jax_tests_')
+# Each program is compiled once, also for the other workers, whose environment is the first
+# process's, and for the processes that tests start.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = (
+  os.environ['JAX_COMPILATION_CACHE_DIR']
+  if 'PYTEST_XDIST_WORKER' in os.environ
+  else tempfile.mkdtemp(prefix='ddpm_jax_tests_')
+)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
@@ -19,7 +24,8 @@ import jax
 import numpy as np
 import pytest
 
-atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 REFERENCE = pathlib.Path(__file__).parent / 'reference'

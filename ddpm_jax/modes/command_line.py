@@ -71,6 +71,9 @@ def _with_config(argv):
       del rest[at : at + 2]
     return [argv[0], f'--config={find_config(given)}', *rest]
   workdir, origin = _option(argv, 'workdir'), _option(argv, 'config.init_from')
+  imported = _option(argv, 'config.import.path') or _option(argv, 'config.import_.path')
+  if imported and pathlib.Path(imported).expanduser().is_dir():  # a pipeline tells its config
+    origin = imported
   if workdir and (pathlib.Path(workdir).expanduser() / CONFIG_FILE).is_file():
     return [argv[0], f'--config={STORED}:{workdir}', *argv[1:]]
   if origin:
