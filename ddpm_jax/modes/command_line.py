@@ -43,6 +43,9 @@ def parse(argv: list[str]) -> list[str]:
   if '--version' in argv:
     print(f'ddpm_jax {__version__}')
     sys.exit(0)
+  asks_for_help = any(arg.lstrip('-').startswith('help') for arg in argv[1:])
+  if _option(argv, 'workdir') is None and not asks_for_help:
+    sys.exit('error: --workdir=DIR is missing, the folder of the run; --help has all options')
   try:
     argv = _with_config(argv)
   except UserError as error:
@@ -55,7 +58,8 @@ def parse(argv: list[str]) -> list[str]:
     _check_fields(argv, config)
     rest = _read([_quote_names(arg, config) for arg in argv])
   except (flags.Error, TypeError) as error:
-    sys.exit(f'error: {str(error).strip().splitlines()[-1].removeprefix("ValueError: ")}')
+    line = str(error).strip().splitlines()[-1]
+    sys.exit(f'error: {re.sub(r"^[a-zA-Z_.]*Error: ", "", line)}')
   if len(rest) > 1:
     sys.exit(f'error: {rest[1]!r} is not understood; options have the form --name=value')
   return rest
@@ -74,7 +78,10 @@ def _with_config(argv):
   imported = _option(argv, 'config.import.path') or _option(argv, 'config.import_.path')
   if imported and pathlib.Path(imported).expanduser().is_dir():  # a pipeline tells its config
     origin = imported
-  if workdir and (pathlib.Path(workdir).expanduser() / CONFIG_FILE).is_file():
+  folder = pathlib.Path(workdir or '').expanduser()
+  # A first command that failed leaves a config, which does not stand above what another names.
+  has_begun = any(folder.glob('checkpoints/[0-9]*'))
+  if workdir and (folder / CONFIG_FILE).is_file() and (has_begun or not origin):
     return [argv[0], f'--config={STORED}:{workdir}', *argv[1:]]
   if origin:
     return [argv[0], f'--config={STORED}:{origin}', *argv[1:]]

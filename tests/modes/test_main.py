@@ -58,6 +58,21 @@ def test_trains_and_samples(tmp_path):
   assert (folder / 'grid.png').exists()
 
 
+def test_workdir_knows_its_config_and_a_branch_that_of_its_origin(tmp_path):
+  run_a, run_b = tmp_path / 'a', tmp_path / 'b'
+  assert run(f'--workdir={run_a}', *TINY, '--config.train.num_steps=1')[0] == 0
+  code, out, err = run(f'--workdir={run_a}', '--config.train.num_steps=2')
+  assert (code, err) == (0, '')
+  assert 'steps       1 done, 1 to do' in out
+  code, out, err = run(f'--workdir={run_b}', f'--config.init_from={run_a}', '--config.seed=1')
+  assert (code, err) == (0, '')
+  assert f'{run_a}, step 2: weights and moving average' in out
+  assert 'steps       0 done, 2 to do' in out
+  code, out, err = run(f'--workdir={run_b}', '--mode=info')
+  assert (code, err) == (0, '')
+  assert f'began from  {run_a}@2\n' in out
+
+
 def test_killed_run_goes_on_with_the_same_losses(tmp_path):
   def command(workdir):
     return (
@@ -134,6 +149,7 @@ def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
       'folder:PATH, celebahq256, lsun_bedroom, lsun_church, lsun_cat',
     ),
     (['--mode=sample'], 'holds no checkpoint; run --mode=train first'),
+    (['--config.init_from=/nowhere'], 'error: /nowhere: nothing there; give a workdir'),
     (['--mode=import', '--config.import.path=/nowhere'], '/nowhere: nothing there; give a work'),
     (['--mode=import', '--config.import.pat=/'], 'no config.import_.pat; did you mean path?'),
   ],
@@ -178,7 +194,7 @@ def test_a_defect_keeps_its_traceback(statement, message, tmp_path):
 def test_missing_workdir_is_answered_by_one_line():
   code, _, err = run('--mode=train')
   assert code == 1
-  assert err.startswith('error: flag --workdir')
+  assert err.startswith('error: --workdir=DIR is missing, the folder of the run')
   assert len(err.splitlines()) == 1
 
 
