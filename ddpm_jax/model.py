@@ -1,6 +1,7 @@
 """A trained model to hold: ddpm_jax.load makes it of a workdir, or of another program's model."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
@@ -87,7 +88,7 @@ class Model:
     step: training step of the weights.
     params: the parameters.
     schedule: NoiseSchedule.
-    drawn: rows of the last interrupted call: uint8 samples, or x_0 of the interrupted one; or None.
+    drawn: uint8 samples that the last call had drawn when it was interrupted; None if it was not.
   """
 
   def __init__(
@@ -363,7 +364,7 @@ class Model:
     drawer = self._keep(
       ('sample', str(of_program)), lambda: build.drawer(config, num, self._network)
     )
-    return config, drawer.with_key(devices.replicate(build.key(seed, 'sample')))
+    return config, dataclasses.replace(drawer, key=devices.replicate(build.key(seed, 'sample')))
 
   def _timesteps(self, num_steps):
     return timestep_subsequence(self.schedule, num_steps, self._config.sample.spacing)

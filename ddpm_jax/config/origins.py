@@ -29,8 +29,9 @@ from ddpm_jax.interop import diffusers, hub, tf_bundle
 from ddpm_jax.interop.foreign import FORMS, read_foreign
 from ddpm_jax.interop.safetensors_file import read_safetensors
 from ddpm_jax.interop.tensors import params_from_tensors
+from ddpm_jax.storage.checkpoints import named_leaves
 from ddpm_jax.storage.files import default_cache_dir, read_json
-from ddpm_jax.storage.workdir import check_format, flatten, has_begun
+from ddpm_jax.storage.workdir import check_format, differences, flatten, has_begun
 from ddpm_jax.training.state import init_train_state
 
 PACKAGED_WEIGHTS = 'ema_params.safetensors'
@@ -263,16 +264,10 @@ def read_packaged(file: pathlib.Path, params_like: Any) -> Any:
 def _check_same_shapes(given, params, like):
   """Raises a UserError that names the first tensors whose shapes differ."""
 
-  def shapes(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator='.'): list(x.shape) for p, x in leaves}
-
-  theirs, ours = shapes(params), shapes(like)
-  differing = [
-    f'{name}: there {theirs.get(name, "absent")}, here {ours.get(name, "absent")}'
-    for name in sorted(theirs.keys() | ours.keys())
-    if theirs.get(name) != ours.get(name)
-  ]
+  theirs, ours = (
+    {name: list(x.shape) for name, x in named_leaves(tree).items()} for tree in (params, like)
+  )
+  differing = differences(theirs, ours, ('there', 'here'))
   if differing:
     more = f'; and {len(differing) - MAX_LISTED} more' if len(differing) > MAX_LISTED else ''
     raise UserError(

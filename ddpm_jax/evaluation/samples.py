@@ -89,10 +89,6 @@ class Drawer:
   identity: Identity
   words: str
 
-  def with_key(self, key: jax.Array) -> 'Drawer':
-    """The same sampler with the numbers of another key."""
-    return dataclasses.replace(self, key=key)
-
   def draw(self, params: Any, ids: np.ndarray) -> np.ndarray:
     """x_0 of ids [sizes.host], this process's share: float32 [n, ...], unclipped.
 

@@ -34,7 +34,7 @@ from ddpm_jax import processes
 from ddpm_jax.errors import UserError, WriteError
 from ddpm_jax.storage.files import disk_error, sync, write_text
 from ddpm_jax.storage.manifest import find_fault, read_manifest, write_manifest
-from ddpm_jax.storage.workdir import FREE_FIELDS, differing_fields
+from ddpm_jax.storage.workdir import FREE_FIELDS, differences, differing_fields
 
 # What must agree between a checkpoint and the program that reads it: sections, or single fields.
 MODEL_FIELDS = ('model', 'diffusion', 'data.image_size', 'data.channels')
@@ -428,14 +428,14 @@ def _array_differences(item, stored, asked):
   """
 
   def shapes(tree):
-    return {
-      jax.tree_util.keystr(path, simple=True, separator='.'): f'{x.dtype}{list(x.shape)}'
-      for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {f'{item}.{name}': f'{x.dtype}{list(x.shape)}' for name, x in named_leaves(tree).items()}
 
-  stored, asked = shapes(stored), shapes(asked)
-  return [
-    f'{item}.{name}: checkpoint {stored.get(name, "absent")}, program {asked.get(name, "absent")}'
-    for name in sorted(stored.keys() | asked.keys())
-    if stored.get(name) != asked.get(name)
-  ]
+  return differences(shapes(stored), shapes(asked), ('checkpoint', 'program'))
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """{'conv_in.kernel': array} of a tree."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): x
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }

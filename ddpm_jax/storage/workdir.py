@@ -152,6 +152,25 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
+def differences(
+  one: Mapping[str, Any], other: Mapping[str, Any], called: tuple[str, str]
+) -> list[str]:
+  """Compares two flat dicts.
+
+  Args:
+    one, other: dicts.
+    called: what to call the two.
+
+  Returns:
+    a line for each name that differs, such as 'model.ch: checkpoint 64, config 128'; sorted.
+  """
+  return [
+    f'{name}: {called[0]} {one.get(name, "absent")}, {called[1]} {other.get(name, "absent")}'
+    for name in sorted(one.keys() | other.keys())
+    if one.get(name, 'absent') != other.get(name, 'absent')
+  ]
+
+
 def differing_fields(
   stored: Mapping[str, Any],
   current: Mapping[str, Any],
@@ -175,16 +194,14 @@ def differing_fields(
   # An earlier version had not all of today's fields: those that it lacked are None in its runs.
   stored, current = flatten(stored), flatten(current)
   current = {name: x for name, x in current.items() if x is not None or name in stored}
-  names = sorted(
-    name
-    for name in stored.keys() | current.keys()
-    if name not in free and any(f'{name}.'.startswith(f'{field}.') for field in fields)
+
+  def is_compared(name):
+    return name not in free and any(f'{name}.'.startswith(f'{field}.') for field in fields)
+
+  stored, current = (
+    {name: x for name, x in tree.items() if is_compared(name)} for tree in (stored, current)
   )
-  return [
-    f'{name}: {stored_name} {stored.get(name, "absent")}, config {current.get(name, "absent")}'
-    for name in names
-    if stored.get(name, 'absent') != current.get(name, 'absent')
-  ]
+  return differences(stored, current, (stored_name, 'config'))
 
 
 def has_begun(path: pathlib.Path) -> bool:
