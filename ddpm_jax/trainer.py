@@ -29,12 +29,12 @@ from ddpm_jax.evaluation.samples import Drawer, write_samples
 from ddpm_jax.evaluation.weights import make_weights
 from ddpm_jax.model import Model, load
 from ddpm_jax.nn.own import OwnNetwork
+from ddpm_jax.signals import Signals, Stops
 from ddpm_jax.storage.checkpoints import Checkpointer, steps_on_disk
 from ddpm_jax.storage.files import read_json, write_text
 from ddpm_jax.storage.logs import RunLog
 from ddpm_jax.storage.workdir import locked, open_workdir, store_config
 from ddpm_jax.training import loop
-from ddpm_jax.training.signals import Signals, Stops
 from ddpm_jax.training.state import TrainState, init_train_state
 
 MAX_TABLE_LINES = 16

@@ -20,7 +20,7 @@ ONE_LINE = {UserError, NotFiniteError}
 # Beside these, what a module raises for another part of itself, or to Python.
 INTERNAL = {
   'AttributeError': ['__init__.py'],  # of a name that the package lacks
-  'Interrupted': ['training/signals.py'],
+  'Interrupted': ['signals.py'],
   'NotImplementedError': ['data/pictures.py'],  # of an abstract method
   # Which callers explain.
   'OSError': ['data/downloads.py', 'data/tfds.py', 'interop/hub.py', 'storage/files.py'],

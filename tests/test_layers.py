@@ -14,6 +14,7 @@ FILES = sorted((ROOT / 'ddpm_jax').rglob('*.py'))
 FLOORS = {
   'errors': 0,
   'processes': 1,
+  'signals': 1,
   'diffusion': 2,
   'data': 2,
   'storage': 2,

@@ -18,6 +18,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.grids import make_grid, save_gif, save_png, to_uint8
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.sampling import Chain, ChainState, fold_rows, make_noise_fn
+from ddpm_jax.signals import heed
 from ddpm_jax.storage import earlier, npz, shards
 from ddpm_jax.storage.identity import Identity, sampler_name, step_folder
 
@@ -97,6 +98,7 @@ class Drawer:
     ids = devices.split_over_devices(ids)
     state, first, length = self.chain.start(ids, self.key), 0, 1
     while first < self.chain.num_steps:
+      heed()
       last = min(first + length, self.chain.num_steps)
       begin = time.perf_counter()
       state = self._advance(params, state, ids, first, last)

@@ -9,10 +9,14 @@ import pathlib
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from ddpm_jax.errors import DiskError, UserError, WriteError
+from ddpm_jax.signals import heed
+
+WAIT_SECS = 0.2  # between two looks at a lock
 
 
 @contextlib.contextmanager
@@ -114,12 +118,20 @@ def file_lock(file: pathlib.Path, *, waiting_for: str) -> Iterator[None]:
   """
   file.parent.mkdir(parents=True, exist_ok=True)
   with open(file, 'a') as stream:
-    try:
-      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _try_lock(stream):
       print(f'waits for {waiting_for}', flush=True)
-      fcntl.flock(stream, fcntl.LOCK_EX)
+      while not _try_lock(stream):
+        heed()
+        time.sleep(WAIT_SECS)
     yield
+
+
+def _try_lock(stream):
+  try:
+    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
 
 
 def default_cache_dir() -> pathlib.Path:

@@ -28,6 +28,7 @@ import numpy as np
 
 from ddpm_jax import processes
 from ddpm_jax.errors import UserError, WriteError
+from ddpm_jax.signals import heed
 from ddpm_jax.storage import logs
 from ddpm_jax.storage.files import file_lock, read_json, write_text, written_whole
 from ddpm_jax.storage.npz import open_npz
@@ -128,6 +129,7 @@ def _complete(folder, finished, num_rows, compute, sizes, what):
     count = np.count_nonzero(missing[first : first + sizes.global_])
     if not count:
       continue
+    heed()
     start = time.perf_counter()
     own = first + processes.index() * sizes.host
     ids = np.arange(own, own + sizes.host)

@@ -8,9 +8,9 @@ import numpy as np
 
 from ddpm_jax import devices
 from ddpm_jax.data import Batches
+from ddpm_jax.signals import Stops
 from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.logs import RunLog
-from ddpm_jax.training.signals import Stops
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import TrainStep
 

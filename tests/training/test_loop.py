@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import NotFiniteError
+from ddpm_jax.signals import Signals
 from ddpm_jax.storage.logs import RunLog
 from ddpm_jax.training.loop import Plan, dispatches, run
-from ddpm_jax.training.signals import Signals
 from ddpm_jax.training.state import TrainState
 
 

@@ -1,16 +1,27 @@
-"""SIGTERM and SIGINT in training: the step in hand is finished, and the state saved."""
+"""SIGTERM and SIGINT in training: the step in hand is finished, and the state saved.
+
+Nothing is raised out of a signal handler. Such an exception comes anywhere: in a destructor, where
+Python swallows it, or in the midst of another library between the start of a computation and its
+result. Long work calls heed() between its pieces instead.
+"""
 
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 
 from ddpm_jax import processes
 
-LEAVE_AGAIN_SECS = 0.2
+_received: ContextVar[Sequence[int]] = ContextVar('received', default=())
 
 
 class Interrupted(BaseException):
-  """A signal came during Signals.leave_at."""
+  """A signal came during Stops.leave_at."""
+
+
+def heed() -> None:
+  """Leaves the work of the Stops.leave_at around, once a signal came; between two of its pieces."""
+  if _received.get():
+    raise Interrupted
 
 
 class Stops:
@@ -34,9 +45,15 @@ class Stops:
     return bool(self.received)
 
   def leave_at(self, work: Callable[[], None]) -> None:
-    """Calls work()."""
-    if not self.received:
+    """Calls work(), unless a signal came; one that comes meanwhile is heard where it heeds it."""
+    token = _received.set(self.received)
+    try:
+      heed()
       work()
+    except Interrupted:
+      pass
+    finally:
+      _received.reset(token)
 
 
 class Signals(Stops):
@@ -46,18 +63,16 @@ class Signals(Stops):
   """
 
   def __enter__(self):
-    self._leaving = False
     self._asked, self._stops = 0, False
-    handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._note)
-    handlers[signal.SIGALRM] = self._leave
+    handlers = dict.fromkeys(
+      (signal.SIGTERM, signal.SIGINT), lambda number, _: self.received.append(number)
+    )
     if processes.count() > 1:
       handlers = {signal.SIGINT: lambda *_: signal.raise_signal(signal.SIGTERM)}
     self._previous = {number: signal.signal(number, new) for number, new in handlers.items()}
-    self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
     return self
 
   def __exit__(self, *exc_info):
-    sys.unraisablehook = self._previous_hook
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
@@ -67,30 +82,3 @@ class Signals(Stops):
     self._stops |= processes.stop_agreed(self._asked, bool(self.received))
     self._asked += 1
     return self._stops
-
-  def leave_at(self, work: Callable[[], None]) -> None:
-    """Calls work(), which a signal may leave at any point."""
-    try:
-      self._leaving = True
-      if not self.received:
-        work()
-    except Interrupted:
-      pass
-    finally:
-      self._leaving = False
-      signal.setitimer(signal.ITIMER_REAL, 0)
-
-  def _note(self, number, _):
-    self.received.append(number)
-    self._leave()
-
-  def _leave(self, *_):
-    """Leaves the work; and again a moment later, where the exception was swallowed."""
-    if self._leaving:
-      signal.setitimer(signal.ITIMER_REAL, LEAVE_AGAIN_SECS)
-      raise Interrupted
-
-  def _unraisable(self, unraisable):
-    """Says nothing of an Interrupted that came in a destructor or in a callback of one."""
-    if unraisable.exc_type is not Interrupted:
-      self._previous_hook(unraisable)
