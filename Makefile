@@ -42,13 +42,13 @@ clean:
 
 $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -q --upgrade pip
+	$(RUN) -m pip install --upgrade pip
 	touch $@
 
 $(VENV)/run: requirements.txt | $(VENV)/pip
-	$(RUN) -m pip install -q -r requirements.txt
+	$(RUN) -m pip install -r requirements.txt
 	touch $@
 
 $(VENV)/dev: requirements-dev.txt $(VENV)/run
-	$(RUN) -m pip install -q -r requirements-dev.txt
+	$(RUN) -m pip install -r requirements-dev.txt
 	touch $@

@@ -7,6 +7,7 @@ A workdir that has a config needs no --config. The program ends with 0 when it i
 signal stopped training and the state is saved. Other codes are in docs/reliability.md.
 """
 
+import contextlib
 import importlib
 import sys
 
@@ -24,6 +25,7 @@ MODES = {  # the functions, in modules of their names
   'export': 'export_model',
   'info': 'info',
 }
+LEFT_IN_PIECES = ('sample', 'eval', 'reproduce')  # training has its own way; others are short
 
 
 def main(_: list[str]) -> None:
@@ -33,7 +35,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     # Orbax writes a page at each save, and another at each error, which it raises as well.
     logging.get_absl_logger().setLevel('CRITICAL')
-  from ddpm_jax import devices, processes  # not before: jax takes a second
+  from ddpm_jax import devices, processes, signals  # not before: jax takes a second
 
   try:
     name = MODES[given.mode]
@@ -45,7 +47,8 @@ def main(_: list[str]) -> None:
       saves_at_sigterm=given.mode == 'train',
     ):
       devices.connect()
-    mode(given.config, given.workdir)
+    with signals.interruptible() if given.mode in LEFT_IN_PIECES else contextlib.nullcontext():
+      mode(given.config, given.workdir)
     processes.barrier('done')
   except (Exception, KeyboardInterrupt) as error:
     processes.leave(processes.explain(error))

@@ -94,6 +94,11 @@ def _replicated():
   return NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec())
 
 
+def place_like(tree: Any, like: Any) -> Any:
+  """The arrays of a tree where those of another one are."""
+  return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, like)
+
+
 def as_global(tree: Any) -> Any:
   """A state that a step of several processes returned, as arrays of all devices; nothing moves.
 

@@ -18,7 +18,8 @@ from ddpm_jax.config.files import load_config
 from ddpm_jax.diffusion import Denoiser, timestep_subsequence
 from ddpm_jax.diffusion.forward import scale_images
 from ddpm_jax.errors import UserError, check_system
-from ddpm_jax.evaluation.figures.interpolation import make_interpolate_fn
+from ddpm_jax.evaluation import stepwise
+from ddpm_jax.evaluation.figures.interpolation import interpolate_batch, make_interpolate_fn
 from ddpm_jax.evaluation.grids import make_grid, to_uint8
 from ddpm_jax.evaluation.samples import Drawer, save_chain
 from ddpm_jax.evaluation.weights import Weights
@@ -27,6 +28,7 @@ from ddpm_jax.sampling import SAMPLERS, ddim_encode
 from ddpm_jax.sampling.solvers import FEW_STEPS
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.logs import Progress
+from ddpm_jax.storage.shards import Pauses
 
 if TYPE_CHECKING:
   import PIL.Image
@@ -102,7 +104,8 @@ class Model:
     self._config = config.copy_and_resolve_references().lock()
     self._name, self._network = name, network
     self._compiled: dict[Any, Any] = {}  # by what they depend on
-    self._left: tuple[Any, list[Rows]] = None, []  # an interrupted call, and its batches
+    # An interrupted call, its batches, and how far the one in hand was.
+    self._left: tuple[Any, list[Rows], Any] = None, [], None
 
   def __repr__(self) -> str:
     """Name, step, parameters and shape."""
@@ -147,8 +150,8 @@ class Model:
       raise UserError('labels are given, but this model was trained without any: leave them out')
     config, drawer = self._drawer(num, seed, sampler, num_steps, batch_size)
 
-    def compute(ids):
-      return {'samples': to_uint8(drawer.draw(self.params, ids))}
+    def compute(ids, pauses):
+      return {'samples': to_uint8(drawer.draw(self.params, ids, pauses))}
 
     what = 'samples' if progress else None
     asked = 'sample', num, config.sample.to_json()
@@ -227,17 +230,16 @@ class Model:
     if num_terms is not None and not 1 <= num_terms <= total:
       raise UserError(f'num_terms is {num_terms}; it must lie in [1, {total}]')
     bound = self._keep(
-      ('bpd', num_terms), lambda: build.bpd_fn(self._config, num_terms, self._network)
+      ('bpd', num_terms), lambda: build.bpd_fns(self._config, num_terms, self._network)
     )
     key = devices.replicate(build.key(seed, 'bpd'))
     sizes = devices.fitting_batch_sizes(
       _positive('batch_size', batch_size or self._config.eval.batch_size), len(examples)
     )
 
-    def compute(ids):
+    def compute(ids, pauses):
       batch = {'images': examples[ids], 'ids': ids.astype(np.int32)}
-      rows = bound(self.params, devices.split_over_devices(batch), key)
-      return devices.gather_from_devices(rows)
+      return stepwise.run(bound, self.params, batch, key, pauses=pauses)
 
     asked = 'bpd', seed, num_terms, sizes, examples.tobytes()
     what = 'bits/dim' if progress else None
@@ -324,15 +326,13 @@ class Model:
     denoiser_of = build.denoiser_of(self._config, network=self._network)
     interpolate = self._keep(
       'interpolate',
-      lambda: devices.compile_batch_fn(
-        make_interpolate_fn(denoiser_of, self.schedule, variance=variance)
-      ),
+      lambda: stepwise.compiled(make_interpolate_fn(denoiser_of, self.schedule, variance=variance)),
     )
     shape = len(examples), num
     sizes = devices.fitting_batch_sizes(self._config.sample.batch_size, len(examples) * num)
-    extras = devices.replicate((build.key(seed, 'interpolate'), np.int32(num_steps)))
+    key = devices.replicate(build.key(seed, 'interpolate'))
 
-    def compute(ids):
+    def compute(ids, pauses):
       pair, weight = np.unravel_index(ids, shape)
       batch = {
         'images': examples[pair],
@@ -340,8 +340,8 @@ class Model:
         'weights': weights[weight],
         'ids': pair.astype(np.int32),
       }
-      x_0 = interpolate(self.params, devices.split_over_devices(batch), extras)
-      return {'samples': to_uint8(devices.gather_from_devices(x_0))}
+      x_0 = interpolate_batch(interpolate, self.params, batch, key, num_steps, pauses)
+      return {'samples': to_uint8(x_0)}
 
     asked = 'interpolate', seed, num, num_steps, examples.tobytes(), others.tobytes()
     rows = self._rows(asked, len(examples) * num, compute, sizes, None)
@@ -395,7 +395,7 @@ class Model:
     sizes = devices.fitting_batch_sizes(self._config.sample.batch_size, len(array))
     step = self._keep(what, lambda: devices.compile_batch_fn(function, in_axes=(None, 0)))
 
-    def compute(ids):
+    def compute(ids, _):
       rows = step(self.params, devices.split_over_devices(array[ids]))
       return {'rows': devices.gather_from_devices(rows)}
 
@@ -403,9 +403,10 @@ class Model:
 
   def _rows(self, asked, num_rows, compute, sizes, what):
     """Computes rows batch by batch; an interrupted call of the same is gone on with."""
-    batches = self._left[1] if self._left[0] == asked else []
-    self._left, self.drawn = (None, []), None
+    batches, kept = self._left[1:] if self._left[0] == asked else ([], None)
+    self._left, self.drawn = (None, [], None), None
     done = len(batches) * sizes.host
+    pauses = _Batch(0, None, kept)
     with contextlib.ExitStack() as stack:
       progress = None
       if what is not None:
@@ -414,17 +415,36 @@ class Model:
         )
       try:
         for first in range(done, num_rows, sizes.host):
-          batches.append(compute(np.minimum(np.arange(first, first + sizes.host), num_rows - 1)))
+          count = min(sizes.host, num_rows - first)
+          pauses = _Batch(count, progress, pauses.state)
+          ids = np.minimum(np.arange(first, first + sizes.host), num_rows - 1)
+          batches.append(compute(ids, pauses))
+          pauses.state = None
           if progress:
-            progress.add(min(sizes.host, num_rows - first))
+            progress.add(count)
       except BaseException:
-        self._left = asked, batches
+        self._left = asked, batches, pauses.state
         if batches and 'samples' in batches[0]:
           self.drawn = np.concatenate([batch['samples'] for batch in batches])
         raise
     return {
       name: np.concatenate([batch[name] for batch in batches])[:num_rows] for name in batches[0]
     }
+
+
+class _Batch(Pauses):
+  """A batch of a call: shows how far it is, and has its newest state."""
+
+  def __init__(self, count, progress, state):
+    self._count, self._progress, self.state = count, progress, state
+
+  def kept(self, _):
+    return self.state
+
+  def pause(self, step, num_steps, state):
+    self.state = step, state()
+    if self._progress:
+      self._progress.reach(self._count * step / num_steps)
 
 
 def _positive(name, value):

@@ -1,27 +1,84 @@
-"""SIGTERM and SIGINT in training: the step in hand is finished, and the state saved.
+"""Signals: the piece of work in hand is finished, and what is done is kept.
 
 Nothing is raised out of a signal handler. Such an exception comes anywhere: in a destructor, where
 Python swallows it, or in the midst of another library between the start of a computation and its
-result. Long work calls heed() between its pieces instead.
+result. Long work calls heed() between its pieces instead. A handler runs between two operations of
+Python only, so a thread hears Ctrl-C while the main thread is in a computation, and answers.
 """
 
+import contextlib
 import signal
-from collections.abc import Callable, Sequence
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
 from ddpm_jax import processes
+
+PATIENCE_SECS = 4.0  # after which nothing more is finished: by then Ctrl-C has ended the program
 
 _received: ContextVar[Sequence[int]] = ContextVar('received', default=())
 
 
 class Interrupted(BaseException):
-  """A signal came during Stops.leave_at."""
+  """A signal came during work that may be left."""
+
+
+def is_left() -> bool:
+  """Whether a signal came during the work that may be left."""
+  return bool(_received.get())
 
 
 def heed() -> None:
-  """Leaves the work of the Stops.leave_at around, once a signal came; between two of its pieces."""
-  if _received.get():
+  """Leaves the work that may be left, once a signal came; called between two of its pieces."""
+  if is_left():
     raise Interrupted
+
+
+def sleep(secs: float) -> None:
+  """Waits so long, or until a signal came."""
+  end = time.monotonic() + secs
+  while (left := end - time.monotonic()) > 0:
+    heed()
+    time.sleep(min(left, 0.2))
+
+
+@contextlib.contextmanager
+def _answered(words: str, last_words: str, patience_secs: float | None) -> Iterator[None]:
+  """Answers the first signal at once with `words`; a second Ctrl-C ends the program.
+
+  Args:
+    words: what is done now.
+    last_words: of a program that ends at once.
+    patience_secs: until the program ends after the first Ctrl-C; None for no limit.
+  """
+  reading, writing = socket.socketpair()
+  writing.setblocking(False)
+  previous = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+
+  def listen():
+    heard = []
+    try:
+      while number := reading.recv(1):
+        heard += number
+        if heard.count(signal.SIGINT) == 2:
+          return processes.end_now(last_words)
+        if len(heard) == 1:
+          print(words, flush=True)
+          reading.settimeout(patience_secs)
+    except TimeoutError:
+      return processes.end_now(last_words)
+
+  thread = threading.Thread(target=listen, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(previous)
+    writing.close()
+    thread.join()
+    reading.close()
 
 
 class Stops:
@@ -64,17 +121,18 @@ class Signals(Stops):
 
   def __enter__(self):
     self._asked, self._stops = 0, False
-    handlers = dict.fromkeys(
-      (signal.SIGTERM, signal.SIGINT), lambda number, _: self.received.append(number)
-    )
+    note = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._note)
     if processes.count() > 1:
-      handlers = {signal.SIGINT: lambda *_: signal.raise_signal(signal.SIGTERM)}
-    self._previous = {number: signal.signal(number, new) for number, new in handlers.items()}
+      note = {signal.SIGINT: lambda *_: signal.raise_signal(signal.SIGTERM)}
+    self._stack = contextlib.ExitStack()
+    self._stack.enter_context(_handled(note))
+    words = 'stopping: the step in hand is finished and saved; Ctrl-C again ends at once'
+    last_words = 'ended at once: the same command goes on from the newest checkpoint'
+    self._stack.enter_context(_answered(words, last_words, None))
     return self
 
   def __exit__(self, *exc_info):
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
+    self._stack.close()
 
   def stop_agreed(self) -> bool:
     """Whether the run stops now, and does not go on; all processes ask, equally often."""
@@ -82,3 +140,39 @@ class Signals(Stops):
     self._stops |= processes.stop_agreed(self._asked, bool(self.received))
     self._asked += 1
     return self._stops
+
+  def _note(self, number, _):
+    self.received.append(number)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+  """Work that Ctrl-C leaves where it heeds signals, or wherever it is some seconds later.
+
+  Raises:
+    KeyboardInterrupt: Ctrl-C left the work.
+  """
+  received: list[int] = []
+  token = _received.set(received)
+  words = 'stopping: what is computed is kept; Ctrl-C again ends at once'
+  last_words = 'interrupted; the same command goes on where it stopped'
+  try:
+    with (
+      _handled({signal.SIGINT: lambda number, _: received.append(number)}),
+      _answered(words, last_words, PATIENCE_SECS),
+    ):
+      yield
+  except Interrupted:
+    raise KeyboardInterrupt from None
+  finally:
+    _received.reset(token)
+
+
+@contextlib.contextmanager
+def _handled(handlers):
+  previous = {number: signal.signal(number, new) for number, new in handlers.items()}
+  try:
+    yield
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)

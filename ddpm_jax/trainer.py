@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -32,10 +33,11 @@ from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.signals import Signals, Stops
 from ddpm_jax.storage.checkpoints import Checkpointer, steps_on_disk
 from ddpm_jax.storage.files import read_json, write_text
-from ddpm_jax.storage.logs import RunLog
+from ddpm_jax.storage.logs import RunLog, Silence, Terminal
 from ddpm_jax.storage.workdir import locked, open_workdir, store_config
 from ddpm_jax.training import loop
 from ddpm_jax.training.state import TrainState, init_train_state
+from ddpm_jax.training.step import TrainStep
 
 MAX_TABLE_LINES = 16
 MAX_SKIPPED_BATCHES = 10  # a run that has more of them has another fault
@@ -106,8 +108,8 @@ def train(
   stops = Stops()
 
   def work():
-    say = processes.say if progress else _say_nothing
-    run(config, workdir, signals=stops, source=source, network=own, params=params, say=say)
+    talk = Terminal() if progress else Silence()
+    run(config, workdir, signals=stops, source=source, network=own, params=params, terminal=talk)
 
   # In a thread: Ctrl-C cannot tear a step apart, and no signal handler is needed.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -119,10 +121,6 @@ def train(
       future.result()
       raise
   return load(workdir, network=network, params=params)
-
-
-def _say_nothing(text):
-  del text
 
 
 def array_source(data: np.ndarray) -> ArraySource:
@@ -150,7 +148,7 @@ def run(
   source: Source | None = None,
   network: OwnNetwork | None = None,
   params: Any = None,
-  say: Say = processes.say,
+  terminal: Terminal | None = None,
 ) -> None:
   """Trains from the newest checkpoint, or from the start, to config.train.num_steps.
 
@@ -162,13 +160,15 @@ def run(
     source: of the pictures; None for config.data's.
     network: one's own; None for config.model's.
     params: its parameters before training.
-    say: prints a line.
+    terminal: how the run talks; None for Terminal.
 
   Raises:
     UserError: a config, a data set or a workdir that cannot be used.
     NotFiniteError: the loss is not finite.
     WriteError: a file cannot be written.
   """
+  terminal = terminal or Terminal()
+  say = terminal.say
   checks.prepare(config, say)
   path = open_workdir(workdir)
   plan = build.plan(config)
@@ -179,13 +179,15 @@ def run(
     if processes.is_primary():
       store_config(path, config)
       check_finished(path)
-    source = source or build.source(config)
+    with terminal.waiting('opens the pictures'):
+      source = source or build.source(config)
     checkpointer = stack.enter_context(build.checkpointer(config, path))
 
     def restore():
       return restore_or_init(config, checkpointer, path=path, params=params, say=say)
 
-    state = restore()
+    with terminal.waiting('restores the state'):
+      state = restore()
     say_summary(config, path, source, state, say)
     # The last step's samples may be missing: the run before may have been stopped in their midst.
     step = int(state.step)
@@ -206,19 +208,23 @@ def run(
       skipped = read_skipped(path)
       with (
         contextlib.closing(build.batches(config, source, skipped)) as batches,
-        contextlib.closing(build.run_log(config, path, int(state.step), say)) as log,
+        contextlib.closing(build.run_log(config, path, int(state.step), terminal)) as log,
       ):
+        with terminal.waiting('reads the pictures'):
+          data = build.device_data(config, batches)
         try:
           step, stopped = loop.run(
             state,
-            train_step,
+            compiled_aloud(train_step, terminal),
             batches,
             plan=plan,
-            data=build.device_data(config, batches),
+            data=data,
             key=key,
             log=log,
             checkpointer=checkpointer,
-            visit=make_visit(plan, path, log, config.train.num_samples, drawer, evaluator, say),
+            visit=make_visit(
+              plan, path, log, config.train.num_samples, drawer, evaluator, terminal
+            ),
             signals=signals,
           )
           break
@@ -236,6 +242,19 @@ def run(
     say(f'done: {step} steps; {path / "checkpoints"}')
 
 
+def compiled_aloud(train_step: TrainStep, terminal: Terminal) -> TrainStep:
+  """The same step, which shows that its first call compiles."""
+  calls = itertools.count()
+
+  def step(*args):
+    if next(calls):
+      return train_step(*args)
+    with terminal.waiting('compiles the training step'):
+      return train_step(*args)
+
+  return step
+
+
 def make_visit(
   plan: loop.Plan,
   path: pathlib.Path,
@@ -243,7 +262,7 @@ def make_visit(
   num_samples: int,
   drawer: Drawer | None,
   evaluator: Evaluator | None,
-  say: Say,
+  terminal: Terminal,
 ) -> Callable[[int, TrainState], None]:
   """(step, state) -> None: draws and measures what is due; what is there already is left."""
 
@@ -254,8 +273,9 @@ def make_visit(
       return
     weights = make_weights(step, state.ema_params)
     if draws:
-      folder = write_samples(drawer, weights, path, num_samples)
-      say(f'step {step}: {folder / "grid.png"}')
+      # In a log, the lines would be many.
+      folder = write_samples(drawer, weights, path, num_samples, progress=terminal.is_live)
+      terminal.say(f'step {step}: {folder / "grid.png"}')
       log.picture(step, folder / 'grid.png')
     if measures:
       log.figures(step, evaluator.measure(path, weights))

@@ -21,6 +21,7 @@ ONE_LINE = {UserError, NotFiniteError}
 INTERNAL = {
   'AttributeError': ['__init__.py'],  # of a name that the package lacks
   'Interrupted': ['signals.py'],
+  'KeyboardInterrupt': ['signals.py'],  # of Ctrl-C, heeded
   'NotImplementedError': ['data/pictures.py'],  # of an abstract method
   # Which callers explain.
   'OSError': ['data/downloads.py', 'data/tfds.py', 'interop/hub.py', 'storage/files.py'],

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from ddpm_jax import processes
-from ddpm_jax.signals import Signals, Stops, heed
+from ddpm_jax import signals as signals_module
+from ddpm_jax.signals import Signals, Stops, heed, interruptible, sleep
 from ddpm_jax.storage.files import file_lock
 
 
@@ -94,10 +95,90 @@ def test_waiting_for_another_process_is_left(tmp_path, capsys):
     fcntl.flock(other, fcntl.LOCK_EX)
     signals.leave_at(work)
   assert signals.received == [signal.SIGTERM]
-  assert capsys.readouterr().out == 'waits for another\n'
+  assert capsys.readouterr().out.startswith('waits for another\nstopping: ')
 
 
 def test_several_processes_stop_though_jax_says_it_once(monkeypatch):
   monkeypatch.setattr(processes, 'stop_agreed', lambda count, _: count == 2)
   with Signals() as signals:
     assert [signals.stop_agreed() for _ in range(5)] == [False, False, True, True, True]
+
+
+class EndedAtOnce(threading.Event):
+  """In place of processes.end_now, which does not return."""
+
+  def __init__(self, monkeypatch):
+    super().__init__()
+    self.words = []
+    monkeypatch.setattr(processes, 'end_now', self._end)
+
+  def _end(self, words):
+    self.words.append(words)
+    self.set()
+
+
+def wait_in_a_computation(ended):
+  """Python's handlers wait too: the main thread is in C, as in a computation."""
+  assert ended.wait(30)
+
+
+def test_ctrl_c_is_answered_at_once_and_leaves_the_work(capsys):
+  done = []
+
+  @interruptible()
+  def work():
+    for i in range(3):
+      heed()
+      if i == 1:
+        send(signal.SIGINT)
+      done.append(i)
+
+  with pytest.raises(KeyboardInterrupt):
+    work()
+  assert done == [0, 1]
+  assert capsys.readouterr().out.startswith('stopping: what is computed is kept')
+  heed()  # nothing is left behind
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_work_that_is_done_when_ctrl_c_comes_is_done():
+  with interruptible():
+    send(signal.SIGINT)
+
+
+def test_a_second_ctrl_c_ends_at_once(monkeypatch):
+  ended = EndedAtOnce(monkeypatch)
+  for manager in (interruptible(), Signals()):
+    with manager:
+      for _ in range(2):
+        assert not ended.words
+        send(signal.SIGINT)
+      wait_in_a_computation(ended)
+    assert len(ended.words) == 1
+    ended.words.clear()
+    ended.clear()
+
+
+def test_two_sigterms_end_no_training_at_once(monkeypatch):
+  ended = EndedAtOnce(monkeypatch)
+  with Signals() as signals:
+    send()
+    send()
+  assert signals.received == [signal.SIGTERM] * 2
+  assert not ended.words
+
+
+def test_work_that_heeds_nothing_is_ended_some_seconds_later(monkeypatch):
+  ended = EndedAtOnce(monkeypatch)
+  monkeypatch.setattr(signals_module, 'PATIENCE_SECS', 0.05)
+  with interruptible():
+    send(signal.SIGINT)
+    wait_in_a_computation(ended)
+  assert ended.words == ['interrupted; the same command goes on where it stopped']
+
+
+def test_sleep_is_left():
+  threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+  with pytest.raises(KeyboardInterrupt):
+    interruptible()(sleep)(60)

@@ -86,18 +86,23 @@ def denoiser_of(params):
 def make_sample_fn(name='ancestral', **choices):
   """(params, ids, key) -> x_0 of MODEL, by a whole chain of a sampler."""
   make_chain = functools.partial(CHAINS[name], variance='fixedlarge', **choices)
-  chain = make_chain_fns(denoiser_of, SCHEDULE, SHAPE, make_chain)
+  whole = in_one_piece(make_chain_fns(denoiser_of, SCHEDULE, SHAPE, make_chain))
+  return lambda params, ids, key: whole(params, ids, key).x
 
-  def sample_fn(params, ids, key):
-    state = chain.start(ids, key)
-    return chain.advance(params, state, ids, key, 0, chain.num_steps).x
 
-  return sample_fn
+def in_one_piece(work):
+  """(params, batch, key, first=0) -> the state of a Stepwise after all steps, compiled."""
+
+  @functools.partial(jax.jit, static_argnames='first')
+  def run(params, batch, key, first=0):
+    return work.advance(params, work.start(batch, key), batch, key, first, work.num_steps)
+
+  return run
 
 
 @functools.cache
 def _sample_step():
-  return jax.jit(make_sample_fn())
+  return make_sample_fn()
 
 
 def draw_samples(ids, seed=0):

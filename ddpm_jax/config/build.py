@@ -26,12 +26,13 @@ from ddpm_jax.diffusion import (
   timestep_subsequence,
 )
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import features, references
-from ddpm_jax.evaluation.bound import Bound, make_bpd_fn
+from ddpm_jax.evaluation import features, references, stepwise
+from ddpm_jax.evaluation.bound import Bound, make_bpd_fns
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures import Run
 from ddpm_jax.evaluation.samples import Drawer, make_chain_fns
 from ddpm_jax.evaluation.scores import Scorer
+from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.evaluation.weights import Weights, make_weights
 from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.nn.unet import UNet
@@ -41,7 +42,7 @@ from ddpm_jax.sampling.solvers import default_num_steps, num_evaluations
 from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.identity import Identity
-from ddpm_jax.storage.logs import RunLog
+from ddpm_jax.storage.logs import RunLog, Terminal
 from ddpm_jax.storage.workdir import config_dict, deciding_fields
 from ddpm_jax.training import recipe
 from ddpm_jax.training.loop import Plan
@@ -302,16 +303,14 @@ def checkpointer(
   )
 
 
-def run_log(
-  config: ConfigDict, path: pathlib.Path, start_step: int, say: Callable[[str], None]
-) -> RunLog:
+def run_log(config: ConfigDict, path: pathlib.Path, start_step: int, terminal: Terminal) -> RunLog:
   """What training tells, from a step on."""
   return RunLog(
     path if processes.is_primary() else None,
     start_step=start_step,
     num_steps=config.train.num_steps,
     images_per_step=config.train.global_batch_size,
-    say=say,
+    terminal=terminal,
   )
 
 
@@ -403,17 +402,12 @@ def drawer(config: ConfigDict, max_samples: int, network: OwnNetwork | None = No
     max_samples: samples that are asked for at once; sample.batch_size at most go through together.
     network: as denoiser_of.
   """
-  fns = make_chain_fns(
-    denoiser_of(config, config.sample.clip, network),
-    schedule(config),
-    image_shape(config),
-    chain(config),
-  )
+  make_chain, noise_schedule = chain(config), schedule(config)
+  denoiser = denoiser_of(config, config.sample.clip, network)
+  work = make_chain_fns(denoiser, noise_schedule, image_shape(config), make_chain)
   return Drawer(
-    chain=fns._replace(
-      start=devices.compile_batch_fn(fns.start, in_axes=(0, None)),
-      advance=devices.compile_batch_fn(fns.advance, in_axes=(None, 0, 0, None, None, None)),
-    ),
+    chain=stepwise.compiled(work),
+    timesteps=make_chain(noise_schedule, None, None).timesteps,
     key=devices.replicate(key(config.sample.seed, 'sample')),
     sizes=devices.fitting_batch_sizes(config.sample.batch_size, max_samples),
     identity=samples_identity(config),
@@ -471,18 +465,18 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
   )
 
 
-def bpd_fn(
+def bpd_fns(
   config: ConfigDict, num_terms: int | None, network: OwnNetwork | None = None
-) -> Callable[..., dict[str, jax.Array]]:
-  """The bound of a batch, compiled: as make_bpd_fn returns it, of [D, B, ...].
+) -> Stepwise:
+  """The bound of a batch, compiled: as make_bpd_fns returns it.
 
   Args:
     config: ConfigDict.
     num_terms: K of the estimate, or None for all terms.
     network: as denoiser_of.
   """
-  return devices.compile_batch_fn(
-    make_bpd_fn(
+  return stepwise.compiled(
+    make_bpd_fns(
       denoiser_of(config, network=network),
       schedule(config),
       variance=parameterization(config.diffusion).fixed_variance,
@@ -499,7 +493,7 @@ def bounds(config: ConfigDict, splits: Sequence[str], num_terms: int | None) -> 
     splits: their names.
     num_terms: K of the estimate, or None for all terms.
   """
-  compute = bpd_fn(config, num_terms)
+  work = bpd_fns(config, num_terms)
   bounds = []
   for split in splits:
     opened = source(config, split)
@@ -513,7 +507,7 @@ def bounds(config: ConfigDict, splits: Sequence[str], num_terms: int | None) -> 
       Bound(
         source=opened,
         count=count,
-        compute=compute,
+        work=work,
         key=devices.replicate(key(config.eval.seed, 'bpd')),
         sizes=devices.fitting_batch_sizes(config.eval.batch_size, count),
         identity=identity,

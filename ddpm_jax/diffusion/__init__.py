@@ -1,6 +1,14 @@
 """The mathematics of diffusion: schedules, the process q, predictions, losses and the bound."""
 
-from ddpm_jax.diffusion.bound import bpd_estimate, bpd_loop, prior_bpd, vb_terms_bpd
+from ddpm_jax.diffusion.bound import (
+  BoundTerms,
+  all_terms,
+  bpd_estimate,
+  bpd_loop,
+  prior_bpd,
+  sampled_terms,
+  vb_terms_bpd,
+)
 from ddpm_jax.diffusion.forward import q_mean_variance, q_posterior_mean_variance, q_sample
 from ddpm_jax.diffusion.gaussians import discretized_gaussian_log_likelihood, normal_kl
 from ddpm_jax.diffusion.losses import training_losses
@@ -21,11 +29,13 @@ from ddpm_jax.diffusion.schedules import (
 )
 
 __all__ = [
+  'BoundTerms',
   'Denoiser',
   'Network',
   'NoiseSchedule',
   'Parameterization',
   'Prediction',
+  'all_terms',
   'bpd_estimate',
   'bpd_loop',
   'discretized_gaussian_log_likelihood',
@@ -40,6 +50,7 @@ __all__ = [
   'q_mean_variance',
   'q_posterior_mean_variance',
   'q_sample',
+  'sampled_terms',
   'timestep_subsequence',
   'training_losses',
   'vb_terms_bpd',

@@ -4,6 +4,7 @@ The bound is L_T + sum_{t >= 1} L_t + L_0 (Eq. 5, Ho et al. 2020): prior, KL ter
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,20 @@ def prior_bpd(schedule: NoiseSchedule, x_0: jax.Array) -> jax.Array:
   return mean_except_batch(normal_kl(mean, log_variance, 0.0, 0.0)) / jnp.log(2.0)
 
 
+class BoundTerms(NamedTuple):
+  """The bound of a batch taken apart, so that the terms can be summed in pieces.
+
+  Attributes:
+    num_terms: T, or K of an estimate.
+    start: the bound's arrays before the first term; see bpd_loop and bpd_estimate.
+    step: (i, arrays) -> arrays: with term i.
+  """
+
+  num_terms: int
+  start: dict[str, jax.Array]
+  step: Callable[[jax.Array, dict[str, jax.Array]], dict[str, jax.Array]]
+
+
 def bpd_loop(
   schedule: NoiseSchedule,
   denoiser: Denoiser,
@@ -99,14 +114,41 @@ def bpd_loop(
     dict of total_bpd [B], vb [B, T] (bits/dim of the term at each t), prior_bpd [B], and
     mse [B, T] (mean squared error of the predicted x_0 at each t).
   """
+  return _sum(all_terms(schedule, denoiser, x_0, noise_fn, variance=variance))
 
-  def term(_, t):
+
+def _sum(terms):
+  return jax.lax.fori_loop(0, terms.num_terms, terms.step, terms.start)
+
+
+def all_terms(
+  schedule: NoiseSchedule,
+  denoiser: Denoiser,
+  x_0: jax.Array,
+  noise_fn: Callable[[jax.Array], jax.Array],
+  *,
+  variance: str | None,
+) -> BoundTerms:
+  """The terms of bpd_loop, which has the arguments."""
+
+  def step(t, arrays):
     t_batch = jnp.full(x_0.shape[:1], t, jnp.int32)
-    return None, _term(schedule, denoiser, x_0, t_batch, noise_fn(t), variance)
+    vb, mse = _term(schedule, denoiser, x_0, t_batch, noise_fn(t), variance)
+    return _with_term(arrays, t, vb, vb=vb, mse=mse)
 
-  _, (vb, mse) = jax.lax.scan(term, None, jnp.arange(schedule.num_timesteps, dtype=jnp.int32))
+  return BoundTerms(schedule.num_timesteps, _no_terms(schedule, x_0, schedule.num_timesteps), step)
+
+
+def _no_terms(schedule, x_0, num_terms):
   prior = prior_bpd(schedule, x_0)
-  return {'total_bpd': vb.sum(axis=0) + prior, 'vb': vb.T, 'prior_bpd': prior, 'mse': mse.T}
+  none = jnp.zeros((x_0.shape[0], num_terms), prior.dtype)
+  return {'total_bpd': prior, 'vb': none, 'prior_bpd': prior, 'mse': none}
+
+
+def _with_term(arrays, i, share, **columns):
+  """The arrays with the share of term i in the total, and with its columns."""
+  put = {name: arrays[name].at[:, i].set(column) for name, column in columns.items()}
+  return {**arrays, **put, 'total_bpd': arrays['total_bpd'] + share}
 
 
 def _term(schedule, denoiser, x_0, t, noise, variance):
@@ -172,16 +214,28 @@ def bpd_estimate(
     prior_bpd [B], and mse [B, K]. The total of a batch has the standard error of independent draws:
     std(total_bpd) / sqrt(B).
   """
-  edges = timestep_strata(schedule.num_timesteps, uniforms.shape[1])
-  sizes = np.diff(edges)
+  return _sum(sampled_terms(schedule, denoiser, x_0, noise_fn, uniforms, variance=variance))
 
-  def term(_, stratum):
-    uniform, edge, size = stratum
-    t = edge + jnp.minimum((uniform * size).astype(jnp.int32), size - 1)
-    return None, (t, *_term(schedule, denoiser, x_0, t, noise_fn(t), variance))
 
-  strata = (uniforms.T, jnp.asarray(edges[:-1], jnp.int32), jnp.asarray(sizes, jnp.int32))
-  _, (t, vb, mse) = jax.lax.scan(term, None, strata)
-  prior = prior_bpd(schedule, x_0)
-  total = (jnp.asarray(sizes, jnp.float32)[:, None] * vb).sum(axis=0) + prior
-  return {'total_bpd': total, 't': t.T, 'vb': vb.T, 'prior_bpd': prior, 'mse': mse.T}
+def sampled_terms(
+  schedule: NoiseSchedule,
+  denoiser: Denoiser,
+  x_0: jax.Array,
+  noise_fn: Callable[[jax.Array], jax.Array],
+  uniforms: jax.Array,
+  *,
+  variance: str | None,
+) -> BoundTerms:
+  """The terms of bpd_estimate, which has the arguments."""
+  num_terms = uniforms.shape[1]
+  edges = timestep_strata(schedule.num_timesteps, num_terms)
+  first, sizes = jnp.asarray(edges[:-1], jnp.int32), jnp.asarray(np.diff(edges), jnp.int32)
+
+  def step(k, arrays):
+    t = first[k] + jnp.minimum((uniforms[:, k] * sizes[k]).astype(jnp.int32), sizes[k] - 1)
+    vb, mse = _term(schedule, denoiser, x_0, t, noise_fn(t), variance)
+    return _with_term(arrays, k, sizes[k] * vb, t=t, vb=vb, mse=mse)
+
+  start = _no_terms(schedule, x_0, num_terms)
+  start['t'] = jnp.zeros(uniforms.shape, jnp.int32)
+  return BoundTerms(num_terms, start, step)

@@ -16,8 +16,10 @@ import numpy as np
 
 from ddpm_jax import devices, processes
 from ddpm_jax.data import Source
-from ddpm_jax.diffusion import Denoiser, NoiseSchedule, bpd_estimate, bpd_loop
+from ddpm_jax.diffusion import Denoiser, NoiseSchedule, all_terms, sampled_terms
 from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.evaluation import stepwise
+from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.sampling import fold_rows, make_noise_fn
 from ddpm_jax.storage import earlier, npz, shards
@@ -25,14 +27,14 @@ from ddpm_jax.storage.files import written_whole
 from ddpm_jax.storage.identity import Identity
 
 
-def make_bpd_fn(
+def make_bpd_fns(
   denoiser_of: Callable[[Any], Denoiser],
   schedule: NoiseSchedule,
   *,
   variance: str | None,
   num_terms: int | None = None,
-) -> Callable[..., dict[str, jax.Array]]:
-  """The variational bound of a batch of images.
+) -> Stepwise:
+  """The variational bound of a batch of images, a term a step.
 
   Args:
     denoiser_of: params -> Denoiser, whose x_0 is clipped, as in the original program.
@@ -41,23 +43,30 @@ def make_bpd_fn(
     num_terms: K, for the estimate of bpd_estimate; None computes all T terms.
 
   Returns:
-    (params, batch, key) -> what bpd_loop or bpd_estimate returns. The batch has images uint8
-    [B, ..., C] and ids int [B]; row i is a function of (params, images[i], key, ids[i]).
+    Stepwise, whose state is in the end what bpd_loop or bpd_estimate returns. The batch has images
+    uint8 [B, ..., C] and ids int [B]; row i is a function of (params, images[i], key, ids[i]).
   """
 
-  def bpd_fn(params, batch, key):
+  def terms(denoiser, batch, key):
     x_0 = scale_images(batch['images'])
     keys = fold_rows(key, batch['ids'])
-    args = schedule, denoiser_of(params), x_0, make_noise_fn(keys, x_0.shape[1:])
+    args = schedule, denoiser, x_0, make_noise_fn(keys, x_0.shape[1:])
     if num_terms is None:
-      return bpd_loop(*args, variance=variance)
+      return all_terms(*args, variance=variance)
 
     def draw(key):  # noise uses t < T
       return jax.random.uniform(jax.random.fold_in(key, schedule.num_timesteps), (num_terms,))
 
-    return bpd_estimate(*args, jax.vmap(draw)(keys), variance=variance)
+    return sampled_terms(*args, jax.vmap(draw)(keys), variance=variance)
 
-  return bpd_fn
+  def start(batch, key):
+    return terms(None, batch, key).start
+
+  def advance(params, state, batch, key, first, last):
+    step = terms(denoiser_of(params), batch, key).step
+    return jax.lax.fori_loop(first, last, step, state)
+
+  return Stepwise(num_terms or schedule.num_timesteps, start, advance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Bound:
   Attributes:
     source: the split.
     count: images.
-    compute: (params, batch, key) -> the bound's arrays, compiled.
+    work: as make_bpd_fns returns it, compiled.
     key: replicated.
     sizes: of a batch.
     identity: of the bound, but for the parameters.
@@ -77,7 +86,7 @@ class Bound:
 
   source: Source
   count: int
-  compute: Callable[..., dict[str, jax.Array]]
+  work: Stepwise
   key: jax.Array
   sizes: devices.BatchSizes
   identity: Identity
@@ -97,10 +106,9 @@ class Bound:
   def collect(self, parent: pathlib.Path, weights: Weights) -> dict[str, np.ndarray]:
     """Computes the images that bpd.npz lacks; returns its arrays, by images."""
 
-    def compute(ids):
+    def compute(ids, pauses):
       batch = {'images': self.source.read(ids), 'ids': ids.astype(np.int32)}
-      bound = self.compute(weights.params, devices.split_over_devices(batch), self.key)
-      return devices.gather_from_devices(bound)
+      return stepwise.run(self.work, weights.params, batch, self.key, pauses=pauses)
 
     identity = weights.identify(self.identity)
     file = shards.collect(

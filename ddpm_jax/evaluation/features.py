@@ -168,7 +168,7 @@ def collect_features(
   """
   sizes = devices.fitting_batch_sizes(batch_size, num_images)
 
-  def compute(ids):
+  def compute(ids, _):
     batch = devices.split_over_devices(images.read(ids))
     return devices.gather_from_devices(network.extract(network.params, batch))
 

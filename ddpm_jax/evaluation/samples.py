@@ -5,9 +5,8 @@ Image i depends on the parameters and on (sample.seed, i) alone.
 
 import dataclasses
 import pathlib
-import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,33 +14,17 @@ import numpy as np
 from ddpm_jax import devices, processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.grids import make_grid, save_gif, save_png, to_uint8
+from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.evaluation.weights import Weights
-from ddpm_jax.sampling import Chain, ChainState, fold_rows, make_noise_fn
-from ddpm_jax.signals import heed
+from ddpm_jax.sampling import Chain, fold_rows, make_noise_fn
 from ddpm_jax.storage import earlier, npz, shards
 from ddpm_jax.storage.identity import Identity, sampler_name, step_folder
+from ddpm_jax.storage.shards import Pauses
 
 MAX_GRID_IMAGES = 100
 MAX_FRAMES = 60  # of an animation
-PIECE_SECS = 1.0  # of a chain
-
-
-class ChainFns(NamedTuple):
-  """A chain as pure functions of a batch of ids; row i depends on (params, key, ids[i]) alone.
-
-  Attributes:
-    num_steps: evaluations of the network.
-    timesteps: int64 [num_steps], of them.
-    start: (ids int [B], key) -> ChainState.
-    advance: (params, state, ids, key, first, last) -> ChainState after the evaluations first, ...,
-      last - 1. A chain that is cut in other pieces is the same chain, bit for bit.
-  """
-
-  num_steps: int
-  timesteps: np.ndarray
-  start: Callable[..., ChainState]
-  advance: Callable[..., ChainState]
 
 
 def make_chain_fns(
@@ -49,14 +32,17 @@ def make_chain_fns(
   schedule: NoiseSchedule,
   shape: tuple[int, ...],
   make_chain: Callable[..., Chain],
-) -> ChainFns:
-  """The chains of a sampler, from x_T to x_0.
+) -> Stepwise:
+  """The chains of a sampler, from x_T to x_0, an evaluation of the network a step.
 
   Args:
     denoiser_of: params -> Denoiser.
     schedule: NoiseSchedule.
     shape: of one example.
     make_chain: (schedule, denoiser, noise_fn) -> Chain, such as one of CHAINS with its choices.
+
+  Returns:
+    Stepwise of a batch of ids int [B], whose state is a ChainState.
   """
   facts = make_chain(schedule, None, None)
 
@@ -69,7 +55,7 @@ def make_chain_fns(
     chain = make_chain(schedule, denoiser_of(params), noise_fn)
     return jax.lax.fori_loop(first, last, chain.step, state)
 
-  return ChainFns(facts.num_steps, facts.timesteps, start, advance)
+  return Stepwise(facts.num_steps, start, advance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,51 +63,34 @@ class Drawer:
   """A compiled sampler, for batches of one size.
 
   Attributes:
-    chain: ChainFns, compiled: of ids [D, B].
+    chain: as make_chain_fns returns it, compiled.
+    timesteps: int64 [S], of its evaluations.
     key: replicated.
     sizes: of a batch.
     identity: of the samples, but for the parameters.
     words: the sampler in words, for reports.
   """
 
-  chain: ChainFns
+  chain: Stepwise
+  timesteps: np.ndarray
   key: jax.Array
   sizes: devices.BatchSizes
   identity: Identity
   words: str
 
-  def draw(self, params: Any, ids: np.ndarray) -> np.ndarray:
-    """x_0 of ids [sizes.host], this process's share: float32 [n, ...], unclipped.
-
-    The chain runs in pieces of about a second, between which a signal is heard.
-    """
-    ids = devices.split_over_devices(ids)
-    state, first, length = self.chain.start(ids, self.key), 0, 1
-    while first < self.chain.num_steps:
-      heed()
-      last = min(first + length, self.chain.num_steps)
-      begin = time.perf_counter()
-      state = self._advance(params, state, ids, first, last)
-      jax.block_until_ready(state.x)
-      secs = time.perf_counter() - begin
-      # The first piece compiles: its time says nothing.
-      length = 2 if first == 0 else max(1, min(2 * length, round(length * PIECE_SECS / secs)))
-      first = last
-    return devices.gather_from_devices(state.x)
+  def draw(self, params: Any, ids: np.ndarray, pauses: Pauses | None = None) -> np.ndarray:
+    """x_0 of ids [sizes.host], this process's share: float32 [n, ...], unclipped."""
+    return stepwise.run(self.chain, params, ids, self.key, pauses=pauses).x
 
   def predictions(self, params: Any, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (t, x_0 predicted at t float32 [n, ...]) at each evaluation of a chain, then x_0
     itself as (-1, x_0)."""
     ids = devices.split_over_devices(ids)
     state = self.chain.start(ids, self.key)
-    for i, t in enumerate(self.chain.timesteps):
-      state = self._advance(params, state, ids, i, i + 1)
+    for i, t in enumerate(self.timesteps):
+      state = stepwise.advance(self.chain, params, state, ids, self.key, i, i + 1)
       yield int(t), devices.gather_from_devices(state.predictions[0])
     yield -1, devices.gather_from_devices(state.x)
-
-  def _advance(self, params, state, ids, first, last):
-    first, last = devices.replicate((np.int32(first), np.int32(last)))
-    return self.chain.advance(params, state, ids, self.key, first, last)
 
 
 def write_samples(
@@ -150,8 +119,8 @@ def write_samples(
     the folder written to.
   """
 
-  def compute(ids):
-    x_0 = drawer.draw(weights.params, ids)
+  def compute(ids, pauses):
+    x_0 = drawer.draw(weights.params, ids, pauses)
     return {'samples': to_uint8(x_0) if rounding == 'uint8' else x_0}
 
   def draw_grid(file):
@@ -219,7 +188,7 @@ def save_chain(file: pathlib.Path, drawer: Drawer, params: Any, num: int) -> pat
   """Writes the predictions of x_0 on the way to the first `num` samples as an animation."""
   ids = np.minimum(np.arange(drawer.sizes.host), num - 1)
   frames = (x_0[:num] for _, x_0 in drawer.predictions(params, ids))
-  save_gif(file, [make_grid(to_uint8(x)) for x in chosen_frames(frames, drawer.chain.num_steps)])
+  save_gif(file, [make_grid(to_uint8(x)) for x in chosen_frames(frames, len(drawer.timesteps))])
   return file
 
 

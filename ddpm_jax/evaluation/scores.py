@@ -36,6 +36,7 @@ from ddpm_jax.evaluation.references import (
 from ddpm_jax.evaluation.report import figure_name
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.identity import Identity
+from ddpm_jax.storage.logs import Terminal
 
 NUM_IS_SPLITS = 10
 MIN_SPLIT_IMAGES = 500  # a score of fewer is low for want of images
@@ -76,6 +77,7 @@ class LazyRows:
     return self._array[self._rows[part]]
 
 
+@Terminal().waiting('computes the distance')
 def _measure_frechet(generated, reference):
   statistics = statistics_of(generated['features'])
   figure = {'value': frechet_distance(statistics, reference.statistics)}
@@ -119,6 +121,7 @@ def _measure_inception_score(generated, reference):
   return {'is': figure}
 
 
+@Terminal().waiting('computes the kernel distance')
 def _measure_kid(generated, reference):
   value, error = kid(reference.real['features'], generated['features'])
   sanity, _ = kid(*(half['features'] for half in reference.halves))

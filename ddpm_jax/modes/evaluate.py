@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import time
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -14,8 +13,10 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import Evaluator, score_images
 from ddpm_jax.evaluation.images import open_images
 from ddpm_jax.evaluation.weights import Weights
+from ddpm_jax.signals import sleep
 from ddpm_jax.storage.checkpoints import GoneError, keep_steps
 from ddpm_jax.storage.identity import Identity
+from ddpm_jax.storage.logs import Terminal
 from ddpm_jax.storage.workdir import find_workdir, locked, open_workdir
 
 WATCH_EVERY_SECS = 10
@@ -43,7 +44,7 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     elif config.eval.watch:
       folder = watch(config, path)
     else:
-      evaluator = build.evaluator(config)
+      evaluator = make_evaluator(config)
       folder = evaluate_step(config, evaluator, path, config.eval.step)
     processes.say(f'done: {folder / "report.md"}')
 
@@ -65,10 +66,17 @@ def restored(config: ConfigDict, path: pathlib.Path, step: int | None) -> Iterat
 
   if step is not None:
     keep([step])
-  weights: Weights = build.restore_weights(config, path, step)
+  with Terminal().waiting('reads the checkpoint'):
+    weights: Weights = build.restore_weights(config, path, step)
   keep([weights.step])  # until it is known whether it is the best
   yield weights
   keep([])
+
+
+def make_evaluator(config: ConfigDict) -> Evaluator:
+  """The Evaluator of config.eval; opens its data."""
+  with Terminal().waiting('opens pictures and networks'):
+    return build.evaluator(config)
 
 
 def evaluate_step(
@@ -84,7 +92,7 @@ def evaluate_step(
 
 def watch(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
   """Measures each new checkpoint up to train.num_steps. Returns the last report's folder."""
-  evaluator = build.evaluator(config)
+  evaluator = make_evaluator(config)
   done, folder = set(), None
   processes.say(f'waits for checkpoints up to step {config.train.num_steps}; Ctrl-C ends it')
   while True:
@@ -101,7 +109,7 @@ def watch(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
         raise UserError(f'{path} had each checkpoint deleted before it could be measured')
       return folder
     if not steps:
-      time.sleep(WATCH_EVERY_SECS)
+      sleep(WATCH_EVERY_SECS)
 
 
 def evaluate_images(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:

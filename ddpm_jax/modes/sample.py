@@ -9,6 +9,7 @@ from ddpm_jax.config import build, checks
 from ddpm_jax.config.origins import is_workdir, read_weights
 from ddpm_jax.evaluation.samples import write_animation, write_pictures, write_samples
 from ddpm_jax.evaluation.weights import Weights
+from ddpm_jax.storage.logs import Terminal
 from ddpm_jax.storage.workdir import find_workdir, open_workdir
 
 
@@ -23,7 +24,8 @@ def sample(config: ConfigDict, workdir: str) -> None:
     UserError: no checkpoint, or one of another model.
   """
   checks.prepare(config)
-  path, weights = find_weights(config, workdir)
+  with Terminal().waiting('reads the checkpoint'):
+    path, weights = find_weights(config, workdir)
   count = config.sample.num_samples
   drawer = build.drawer(config, count)
   processes.say(

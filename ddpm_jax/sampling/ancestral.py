@@ -173,17 +173,33 @@ def ancestral_progressive(
     (x_0 [B, ..., C], predictions [B, T // k, ..., C]); slot j holds the prediction made at t = j k,
     so slot 0 is the last and sharpest.
   """
+  chain = progressive_chain(
+    schedule, denoiser, noise_fn, variance=variance, every_steps=every_steps
+  )
+  state = jax.lax.fori_loop(0, chain.num_steps, chain.step, chain.start(x_T))
+  return state.x, state.memory
+
+
+def progressive_chain(
+  schedule: NoiseSchedule,
+  denoiser: Denoiser,
+  noise_fn: Callable[[jax.Array], jax.Array],
+  *,
+  variance: str | None,
+  every_steps: int,
+) -> Chain:
+  """The Chain of `ancestral_progressive`, and Args as there; its memory is the predictions."""
   assert every_steps >= 1
   num_slots = schedule.num_timesteps // every_steps
-  reverse_step = _make_reverse_step(
-    schedule, denoiser, noise_fn, all_if_none(schedule, None), variance
-  )
+  timesteps = all_if_none(schedule, None)
+  reverse_step = _make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance)
 
-  def step_and_keep(i, carry):
-    x_t, predictions = carry
-    t, x_prev, x_0 = reverse_step(i, x_t)
+  def start(x_T):
+    return ChainState(x_T, (), jnp.zeros((x_T.shape[0], num_slots, *x_T.shape[1:]), x_T.dtype))
+
+  def step(i, state):
+    t, x, x_0 = reverse_step(i, state.x)
     slot = jnp.where(t % every_steps == 0, t // every_steps, num_slots)  # num_slots: dropped
-    return x_prev, predictions.at[:, slot].set(x_0, mode='drop')
+    return ChainState(x, (), state.memory.at[:, slot].set(x_0, mode='drop'))
 
-  predictions = jnp.zeros((x_T.shape[0], num_slots, *x_T.shape[1:]), x_T.dtype)
-  return jax.lax.fori_loop(0, schedule.num_timesteps, step_and_keep, (x_T, predictions))
+  return Chain(len(timesteps), timesteps[::-1], start, step)

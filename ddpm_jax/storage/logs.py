@@ -7,21 +7,65 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from ddpm_jax import processes
 from ddpm_jax.errors import NotFiniteError, WriteError
 from ddpm_jax.storage.files import write_text
 
 LOG_EVERY_SECS = 10
 
 
-def print_line(text: str) -> None:
-  """Prints a line at once."""
-  print(text, flush=True)
+class Terminal:
+  """How a run talks: lines; and on a terminal one that is overwritten, of the work in hand."""
+
+  def say(self, text: str) -> None:
+    """Prints a line, on the first process."""
+    processes.say(text)
+
+  @property
+  def is_live(self) -> bool:
+    """Whether somebody looks on."""
+    return processes.is_primary() and sys.stdout.isatty()
+
+  def show(self, text: str) -> None:
+    """Shows a line on a terminal, until another one takes its place."""
+    if self.is_live:
+      print(f'{text}\x1b[K\r', end='', flush=True)
+
+  @contextlib.contextmanager
+  def waiting(self, text: str) -> Iterator[None]:
+    """Shows on a terminal what is waited for, once that takes a second, and for how long."""
+    if not self.is_live:
+      yield
+      return
+    start, done = time.perf_counter(), threading.Event()
+
+    def tell():
+      while not done.wait(1.0):
+        self.show(f'{text}: {time.perf_counter() - start:.0f} s')
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+      yield
+    finally:
+      done.set()
+      thread.join()
+      self.show('')
+
+
+class Silence(Terminal):
+  """Says nothing."""
+
+  is_live = False
+
+  def say(self, text: str) -> None:
+    """Does nothing."""
 
 
 class Progress:
@@ -42,23 +86,36 @@ class Progress:
     self._start = self._last_print = time.perf_counter()
     bar = dict(total=total, initial=done, desc=what, unit=f' {unit}', file=sys.stdout)
     self._bar = tqdm(**bar, disable=None, leave=False)  # None: only on a terminal
+    self._closed = threading.Event()
+    if not self._bar.disable:  # its clock goes while a program compiles
+      threading.Thread(target=self._tick, daemon=True).start()
 
   def add(self, count: int) -> None:
     """Counts so many more as done."""
     self._done += count
+    self.reach(0)
+
+  def reach(self, count: float) -> None:
+    """Shows that of the units which `add` counts next, so much is done."""
+    done = self._done + int(count)
     if not self._bar.disable:
-      self._bar.update(count)
+      self._bar.update(done - self._bar.n)
       return
     now = time.perf_counter()
     if now - self._last_print >= LOG_EVERY_SECS or self._done == self._total:
       self._last_print = now
-      rate = (self._done - self._before) / max(now - self._start, 1e-9)
-      eta = duration((self._total - self._done) / max(rate, 1e-9))
-      print(f'{self._what} {self._done}/{self._total}  {rate:.2f}/s  ETA {eta}', flush=True)
+      rate = (done - self._before) / max(now - self._start, 1e-9)
+      eta = f'  ETA {duration((self._total - done) / rate)}' if rate else ''
+      print(f'{self._what} {done}/{self._total}  {rate:.2f}/s{eta}', flush=True)
 
   def close(self) -> None:
     """Ends the bar."""
+    self._closed.set()
     self._bar.close()
+
+  def _tick(self):
+    while not self._closed.wait(1.0):
+      self._bar.refresh()
 
 
 class RunLog:
@@ -75,7 +132,7 @@ class RunLog:
     start_step: int,
     num_steps: int,
     images_per_step: int,
-    say: Callable[[str], None] = print_line,
+    terminal: Terminal | None = None,
   ):
     """Opens the files.
 
@@ -84,9 +141,9 @@ class RunLog:
       start_step: steps done before.
       num_steps: step at which the run ends, for the ETA.
       images_per_step: global batch size.
-      say: prints a line.
+      terminal: Terminal.
     """
-    self._say = say
+    self._terminal = terminal or Terminal()
     self._num_steps = num_steps
     self._images_per_step = images_per_step
     self._first_step = start_step + 1
@@ -142,6 +199,8 @@ class RunLog:
       if not np.isfinite([*of_step.values()]).all():
         raise NotFiniteError(i, of_step)
       self._losses.append(float(loss))
+      if self._file is not None:
+        self._terminal.show(f'step {i}/{self._num_steps}')
       if i == self._first_step:
         self.restart_clock(step)  # it was compiled
     if write:
@@ -166,7 +225,7 @@ class RunLog:
       raise WriteError(self._file.name, error) from error
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
-    self._say(progress_line(step, self._num_steps, values))
+    self._terminal.say(progress_line(step, self._num_steps, values))
 
   def figures(self, step: int, figures: Sequence[Mapping[str, Any]]) -> None:
     """Shows the figures of an evaluation in TensorBoard, and says them.
@@ -180,7 +239,9 @@ class RunLog:
     self._check_tensorboard()
     for figure in figures:
       self._tensorboard.add_scalar(f'eval/{figure["name"]}', figure['value'], step)
-    self._say(f'step {step}: ' + '  '.join(f'{f["name"]} {f["value"]:.4g}' for f in figures))
+    self._terminal.say(
+      f'step {step}: ' + '  '.join(f'{f["name"]} {f["value"]:.4g}' for f in figures)
+    )
 
   def picture(self, step: int, png: pathlib.Path) -> None:
     """Shows a PNG file in TensorBoard."""

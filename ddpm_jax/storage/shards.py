@@ -7,6 +7,7 @@ choices). Its folder holds
   NAME.npz         rows 0, ..., n - 1, once they are complete
   shards/*.npz     rows made since, each file with a run of ids and named by the first
   seconds.txt      the seconds that each batch took, one a line
+  unfinished.npz   the batch in hand, as it was when a signal came, or a minute ago
 
 Rows of the same request are kept and completed, and more than are asked for are left as they are;
 those of another request are moved to FOLDER.earlier1, ...
@@ -28,13 +29,79 @@ import numpy as np
 
 from ddpm_jax import processes
 from ddpm_jax.errors import UserError, WriteError
-from ddpm_jax.signals import heed
+from ddpm_jax.signals import heed, is_left
 from ddpm_jax.storage import logs
 from ddpm_jax.storage.files import file_lock, read_json, write_text, written_whole
 from ddpm_jax.storage.npz import open_npz
 
 BLOCK = 64  # rows copied at a time
+KEEP_EVERY_SECS = 60  # of a batch in hand
 KEPT_NAMES = ('shards', 'seconds.txt', 'grid.png')  # of version 1, beside NAME.npz
+
+
+class Pauses:
+  """What is done between two pieces of a batch; by default nothing."""
+
+  def kept(self, start: list[np.ndarray]) -> tuple[int, list[np.ndarray]] | None:
+    """(steps done, state) of an earlier run's batch; None if there is none.
+
+    Args:
+      start: the state before the first step, arrays in a fixed order.
+    """
+
+  def pause(self, step: int, num_steps: int, state: Callable[[], list[np.ndarray]]) -> None:
+    """Between two pieces of work; may raise, to leave it.
+
+    Args:
+      step: steps done.
+      num_steps: of the batch.
+      state: () -> the state after them.
+    """
+
+
+class _Batch(Pauses):
+  """A batch of a job: shows how far it is, and keeps its state in a file.
+
+  Of several processes none keeps a state: they might not go on from the same step.
+  """
+
+  def __init__(self, file, ids, count, progress):
+    self._file = file if processes.count() == 1 else None
+    self._ids, self._count, self._progress = ids, count, progress
+    self._start = self._last_write = time.perf_counter()
+    self._secs_before = 0.0
+
+  @property
+  def secs(self):
+    return self._secs_before + time.perf_counter() - self._start
+
+  def kept(self, start):
+    if not self._file or not self._file.exists():
+      return None
+    try:
+      arrays = open_npz(self._file, verify=True)
+      state = [np.array(arrays[f'state_{i}']) for i in range(len(start))]
+      facts = [(x.shape, x.dtype) for x in state]
+      if facts == [(x.shape, x.dtype) for x in start] and np.array_equal(arrays['ids'], self._ids):
+        self._secs_before = float(arrays['secs'])
+        return int(arrays['step']), state
+    except (UserError, KeyError):
+      print(f'{self._file} is damaged: its batch is made anew')
+    return None
+
+  def pause(self, step, num_steps, state):
+    if self._progress:
+      self._progress.reach(self._count * step / num_steps)
+    is_due = time.perf_counter() - self._last_write > KEEP_EVERY_SECS
+    if self._file and step and (is_due or is_left()):
+      arrays = {f'state_{i}': array for i, array in enumerate(state())}
+      save(self._file, self._ids, arrays | {'step': np.array(step), 'secs': np.array(self.secs)})
+      self._last_write = time.perf_counter()
+    heed()
+
+  def close(self):
+    if self._file:
+      self._file.unlink(missing_ok=True)
 
 
 class Sizes(Protocol):
@@ -54,7 +121,7 @@ def collect(
   name: str,
   request: Mapping[str, Any],
   num_rows: int,
-  compute: Callable[[np.ndarray], dict[str, np.ndarray]],
+  compute: Callable[[np.ndarray, Pauses], dict[str, np.ndarray]],
   *,
   sizes: Sizes,
   what: str | None = None,
@@ -68,8 +135,9 @@ def collect(
     name: of the finished file.
     request: dict of JSON values that says what the rows are: an identity's facts.
     num_rows: N.
-    compute: ids int64 [sizes.host] -> dict of arrays: the rows of this process's share of a batch.
-      Ids beyond N - 1 are N - 1 again, to fill the last batch.
+    compute: (ids int64 [sizes.host], pauses) -> dict of arrays: the rows of this process's share of
+      a batch. Ids beyond N - 1 are N - 1 again, to fill the last batch. A batch of more than a
+      second calls `pauses` between its pieces.
     sizes: of a batch, as devices.BatchSizes.
     what: word for the progress; None for silence.
     finish: path of NAME.npz -> None: called by the first process before another run may go on.
@@ -130,15 +198,17 @@ def _complete(folder, finished, num_rows, compute, sizes, what):
     if not count:
       continue
     heed()
-    start = time.perf_counter()
     own = first + processes.index() * sizes.host
     ids = np.arange(own, own + sizes.host)
-    arrays = compute(np.minimum(ids, num_rows - 1))
+    clipped_ids = np.minimum(ids, num_rows - 1)
+    batch = _Batch(folder / 'unfinished.npz', clipped_ids, count, progress)
+    arrays = compute(clipped_ids, batch)
     for run in _runs([i for i in ids if i < num_rows and missing[i]]):
       rows = run - ids[0]
       save(shards / f'{run[0]:08d}.npz', run, {key: x[rows] for key, x in arrays.items()})
     if processes.is_primary():
-      _note_seconds(folder, time.perf_counter() - start)
+      _note_seconds(folder, batch.secs)
+    batch.close()
     if progress:
       progress.add(count)
   if progress:

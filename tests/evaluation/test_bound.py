@@ -4,13 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation.bound import make_bpd_fn
-from tests.tiny import SCHEDULE, denoiser_of, live_params
+from ddpm_jax.evaluation.bound import make_bpd_fns
+from tests.tiny import SCHEDULE, denoiser_of, in_one_piece, live_params
 
 
 @pytest.mark.parametrize('num_terms', [None, 4])
 def test_bound_of_an_image_depends_on_it_its_id_and_the_key_alone(num_terms):
-  step = jax.jit(make_bpd_fn(denoiser_of, SCHEDULE, variance='fixedlarge', num_terms=num_terms))
+  step = in_one_piece(
+    make_bpd_fns(denoiser_of, SCHEDULE, variance='fixedlarge', num_terms=num_terms)
+  )
   images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8)
 
   def bound(rows, seed=0):

@@ -1,6 +1,5 @@
 """A sample is a function of its id, the key and the parameters, whatever draws it and with whom."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import devices
-from ddpm_jax.evaluation import samples as samples_module
+from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.samples import Drawer, make_chain_fns
 from ddpm_jax.sampling import CHAINS, SAMPLERS
 from ddpm_jax.storage.identity import Identity
@@ -31,7 +30,7 @@ def test_samples_of_other_ids_and_keys_are_others():
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_sample_of_any_sampler_depends_on_its_id_alone(name):
-  step = jax.jit(make_sample_fn(name, timesteps=[1, 4, 9]))
+  step = make_sample_fn(name, timesteps=[1, 4, 9])
   samples = np.asarray(step(live_params(), jnp.array([0, 1, 7]), jax.random.key(0)))
   again = step(live_params(), jnp.array([7, 5, 0]), jax.random.key(0))
   np.testing.assert_allclose(again[jnp.array([2, 0])], samples[[0, 2]], atol=1e-5)
@@ -39,14 +38,12 @@ def test_sample_of_any_sampler_depends_on_its_id_alone(name):
 
 
 def make_drawer(name, monkeypatch, piece_secs):
-  monkeypatch.setattr(samples_module, 'PIECE_SECS', piece_secs)
+  monkeypatch.setattr(stepwise, 'PIECE_SECS', piece_secs)
   make_chain = functools.partial(CHAINS[name], timesteps=[1, 3, 4, 6, 9], variance='fixedlarge')
   chain = make_chain_fns(denoiser_of, SCHEDULE, SHAPE, make_chain)
   return Drawer(
-    chain=chain._replace(
-      start=devices.compile_batch_fn(chain.start, in_axes=(0, None)),
-      advance=devices.compile_batch_fn(chain.advance, in_axes=(None, 0, 0, None, None, None)),
-    ),
+    chain=stepwise.compiled(chain),
+    timesteps=make_chain(SCHEDULE, None, None).timesteps,
     key=devices.replicate(jax.random.key(0)),
     sizes=devices.batch_sizes(4, 'batch_size'),
     identity=Identity(),
@@ -59,7 +56,7 @@ def test_chain_in_pieces_is_the_whole_chain(name, monkeypatch):
   params, ids = devices.replicate(live_params()), np.arange(4)
   drawer = make_drawer(name, monkeypatch, 100.0)
   whole = drawer.draw(params, ids)
-  monkeypatch.setattr(samples_module, 'PIECE_SECS', 0.0)  # a step each
+  monkeypatch.setattr(stepwise, 'PIECE_SECS', 0.0)  # a step each
   np.testing.assert_array_equal(drawer.draw(params, ids), whole)
   *predicted, (end, x_0) = drawer.predictions(params, ids)
   np.testing.assert_array_equal(x_0, whole)
@@ -69,19 +66,3 @@ def test_chain_in_pieces_is_the_whole_chain(name, monkeypatch):
   assert times == sorted(times, reverse=True)
   # The last prediction of x_0 is what the last step goes to, but for the noise of none.
   np.testing.assert_allclose(predicted[-1][1], whole, atol=1e-5)
-
-
-def test_chain_is_left_between_two_pieces(monkeypatch):
-  drawer = make_drawer('ancestral', monkeypatch, 0.0)
-  steps = []
-
-  def interrupted(*args):
-    steps.append(args)
-    if len(steps) == 3:
-      raise KeyboardInterrupt
-    return drawer.chain.advance(*args)
-
-  watched = dataclasses.replace(drawer, chain=drawer.chain._replace(advance=interrupted))
-  with pytest.raises(KeyboardInterrupt):
-    watched.draw(devices.replicate(live_params()), np.arange(4))
-  assert len(steps) == 3  # of five

@@ -30,7 +30,7 @@ class Job:
     self.batches = []
     self.dies_in = dies_in
 
-  def __call__(self, ids):
+  def __call__(self, ids, _=None):
     if len(self.batches) == self.dies_in:
       raise KeyboardInterrupt
     self.batches.append(ids.tolist())
@@ -261,19 +261,19 @@ def test_two_runs_in_one_folder_take_turns(tmp_path, capsys):
   waits, results = threading.Event(), {}
   jobs = {8: Job(), 12: Job()}
 
-  def first(ids):
+  def first(ids, _):
     second.start()
     assert not waits.wait(0.2)
-    return jobs[8](ids)
+    return jobs[8](ids, _)
 
   def run(num_rows, compute):
     sizes = BatchSizes(8, 8, 1)
     with np.load(shards.collect(tmp_path, 'rows', REQUEST, num_rows, compute, sizes=sizes)) as file:
       results[num_rows] = dict(file)
 
-  def other(ids):
+  def other(ids, _):
     waits.set()
-    return jobs[12](ids)
+    return jobs[12](ids, _)
 
   second = threading.Thread(target=run, args=(12, other))
   run(8, first)

@@ -11,15 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import devices, processes
+from ddpm_jax import processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule, q_sample
 from ddpm_jax.diffusion.forward import scale_images
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures.run import Run, write_npz
 from ddpm_jax.evaluation.grids import make_grid, save_png, to_uint8
 from ddpm_jax.evaluation.references import source_identity
+from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.sampling import fold_rows, make_noise_fn
-from ddpm_jax.sampling.ancestral import ancestral
+from ddpm_jax.sampling.ancestral import ancestral_chain
+from ddpm_jax.storage.shards import Pauses
 
 WEIGHTS = tuple(round(0.1 * i, 1) for i in range(11))
 DEPTH_FRACTIONS = tuple(i / 8 for i in range(9))  # of T, Fig. 9
@@ -27,34 +30,63 @@ DEPTH_FRACTIONS = tuple(i / 8 for i in range(9))  # of T, Fig. 9
 
 def make_interpolate_fn(
   denoiser_of: Callable[[Any], Denoiser], schedule: NoiseSchedule, *, variance: str | None
-) -> Callable[..., jax.Array]:
+) -> Stepwise:
   """Interpolation of images in the latent space (Sec. 4.4, Figs. 8 and 9).
 
   Both images are noised num_steps times with the same noise, mixed, and decoded; num_steps = 0
   mixes the pixels. One id has the same noise at every weight.
 
   Returns:
-    (params, batch, (key, num_steps)) -> x_0 float32 [B, H, W, C], not clipped. The batch has images
-    and other_images uint8 [B, H, W, C], weights float32 [B] of the other image, and ids int [B].
+    Stepwise, begun at step T - num_steps, whose state is a ChainState, of x_0 not clipped. The
+    batch has images and other_images uint8 [B, H, W, C], weights float32 [B] of the other image,
+    and num_steps and ids, int [B].
   """
 
-  def interpolate_fn(params, batch, key_and_steps):
-    key, num_steps = key_and_steps
+  def start(batch, key):
     noise_fn = make_noise_fn(fold_rows(key, batch['ids']), batch['images'].shape[1:])
-    t = jnp.full(batch['ids'].shape, jnp.maximum(num_steps - 1, 0))
+    t = jnp.maximum(batch['num_steps'] - 1, 0)
     noise = noise_fn(schedule.num_timesteps)
 
     def encode(images):
       x_0 = scale_images(images)
-      return jnp.where(num_steps > 0, q_sample(schedule, x_0, t, noise), x_0)
+      is_noised = (batch['num_steps'] > 0)[:, None, None, None]
+      return jnp.where(is_noised, q_sample(schedule, x_0, t, noise), x_0)
 
     weights = batch['weights'][:, None, None, None]
     mixed = (1 - weights) * encode(batch['images']) + weights * encode(batch['other_images'])
-    return ancestral(
-      schedule, denoiser_of(params), mixed, noise_fn, variance=variance, num_steps=num_steps
-    )
+    return make_chain(None, noise_fn).start(mixed)
 
-  return interpolate_fn
+  def advance(params, state, batch, key, first, last):
+    noise_fn = make_noise_fn(fold_rows(key, batch['ids']), batch['images'].shape[1:])
+    return jax.lax.fori_loop(first, last, make_chain(denoiser_of(params), noise_fn).step, state)
+
+  def make_chain(denoiser, noise_fn):
+    return ancestral_chain(schedule, denoiser, noise_fn, variance=variance)
+
+  return Stepwise(schedule.num_timesteps, start, advance)
+
+
+def interpolate_batch(
+  work: Stepwise,
+  params: Any,
+  batch: dict[str, np.ndarray],
+  key: Any,
+  num_steps: int,
+  pauses: Pauses,
+) -> np.ndarray:
+  """x_0 float32 [n, H, W, C] of a batch of make_interpolate_fn without its num_steps.
+
+  Args:
+    work: as make_interpolate_fn returns it, compiled.
+    params: replicated.
+    batch: its arrays.
+    key: replicated.
+    num_steps: in [0, T], of all pairs.
+    pauses: Pauses.
+  """
+  batch = {**batch, 'num_steps': np.full(len(batch['ids']), num_steps, np.int32)}
+  first = work.num_steps - num_steps
+  return stepwise.run(work, params, batch, key, first=first, pauses=pauses).x
 
 
 def interpolation(run: Run) -> pathlib.Path:
@@ -74,7 +106,7 @@ def interpolation(run: Run) -> pathlib.Path:
   depths = sorted({round(fraction * total) for fraction in DEPTH_FRACTIONS} | {half})
   chosen = np.random.default_rng(run.identity.seed).choice(len(source), 2 * pairs, replace=False)
   images = source.read(chosen).reshape(2, pairs, *source.image_shape)
-  step = devices.compile_batch_fn(
+  work = stepwise.compiled(
     make_interpolate_fn(run.denoiser_of, run.schedule, variance=run.variance)
   )
   key = run.key_of('interpolate')
@@ -85,9 +117,8 @@ def interpolation(run: Run) -> pathlib.Path:
   def interpolate(num_pairs, num_steps):
     """uint8 [num_pairs, 2 + weights, H, W, C]."""
     shape = num_pairs, len(WEIGHTS)
-    extras = key, devices.replicate(np.int32(num_steps))
 
-    def compute(ids):
+    def compute(ids, pauses):
       pair, weight = np.unravel_index(ids, shape)
       batch = {
         'images': images[0, pair],
@@ -95,8 +126,8 @@ def interpolation(run: Run) -> pathlib.Path:
         'weights': np.float32(WEIGHTS)[weight],
         'ids': pair.astype(np.int32),
       }
-      x_0 = step(run.weights.params, devices.split_over_devices(batch), extras)
-      return {'samples': to_uint8(devices.gather_from_devices(x_0))}
+      x_0 = interpolate_batch(work, run.weights.params, batch, key, num_steps, pauses)
+      return {'samples': to_uint8(x_0)}
 
     mixed = run.collect(
       folder / f'steps_{num_steps:04d}',

@@ -4,17 +4,18 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
-from ddpm_jax import devices, processes
+from ddpm_jax import processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
+from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures import plots
 from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_csv
 from ddpm_jax.evaluation.grids import make_grid, save_png, to_uint8
 from ddpm_jax.evaluation.images import ArrayImages
-from ddpm_jax.sampling import fold_rows, make_noise_fn
-from ddpm_jax.sampling.ancestral import ancestral_progressive
+from ddpm_jax.evaluation.samples import make_chain_fns
+from ddpm_jax.evaluation.stepwise import Stepwise
+from ddpm_jax.sampling.ancestral import progressive_chain
 
 
 def make_progressive_fn(
@@ -24,41 +25,36 @@ def make_progressive_fn(
   *,
   every_steps: int,
   variance: str | None,
-) -> Callable[..., jax.Array]:
+) -> Stepwise:
   """The x_0 predictions on the way of a chain (Fig. 6).
 
   Returns:
-    (params, ids int [B], key) -> predictions of x_0, float32 [B, T // every_steps, *shape]; slot j
-    holds the one made at t = j every_steps. Ids give the same chain as in make_chain_fns.
+    Stepwise of a batch of ids int [B], whose state is a ChainState with the predictions of x_0,
+    float32 [B, T // every_steps, *shape], as memory; slot j holds the one made at t =
+    j every_steps. Ids give the same chain as in make_chain_fns.
   """
 
-  def progressive_fn(params, ids, key):
-    noise_fn = make_noise_fn(fold_rows(key, ids), shape)
-    return ancestral_progressive(
-      schedule,
-      denoiser_of(params),
-      noise_fn(schedule.num_timesteps),
-      noise_fn,
-      every_steps=every_steps,
-      variance=variance,
-    )[1]
+  def make_chain(schedule, denoiser, noise_fn):
+    return progressive_chain(
+      schedule, denoiser, noise_fn, every_steps=every_steps, variance=variance
+    )
 
-  return progressive_fn
+  return make_chain_fns(denoiser_of, schedule, shape, make_chain)
 
 
 def progressive(run: Run) -> pathlib.Path:
   """Draws chains, shows their predictions, and measures those at each slot."""
   every = max(1, run.schedule.num_timesteps // run.num_slots)
-  step = devices.compile_batch_fn(
+  work = stepwise.compiled(
     make_progressive_fn(
       run.denoiser_of, run.schedule, run.image_shape, every_steps=every, variance=run.variance
     )
   )
   key = run.key_of('sample')
 
-  def compute(ids):
-    predictions = step(run.weights.params, devices.split_over_devices(ids), key)
-    return {'predictions': to_uint8(devices.gather_from_devices(predictions))}
+  def compute(ids, pauses):
+    chains = stepwise.run(work, run.weights.params, ids, key, pauses=pauses)
+    return {'predictions': to_uint8(chains.memory)}
 
   chains = run.identify(every_steps=every)
   drawn = run.folder('predictions', chains)

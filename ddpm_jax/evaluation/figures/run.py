@@ -26,6 +26,7 @@ from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.storage import npz, shards
 from ddpm_jax.storage.files import written_whole
 from ddpm_jax.storage.identity import Identity, step_folder
+from ddpm_jax.storage.shards import Pauses
 
 NUM_COLUMNS = 10  # of Table 4 and of the pictures of progress
 
@@ -112,7 +113,7 @@ class Run:
     name: str,
     identity: Identity,
     count: int,
-    compute: Callable[[np.ndarray], dict[str, np.ndarray]],
+    compute: Callable[[np.ndarray, Pauses], dict[str, np.ndarray]],
     *,
     what: str,
   ) -> np.ndarray:

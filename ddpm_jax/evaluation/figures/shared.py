@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import devices, processes
+from ddpm_jax import processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
+from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_npz
 from ddpm_jax.evaluation.grids import make_grid, save_png, to_uint8
+from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.sampling import fold_rows, make_noise_fn
-from ddpm_jax.sampling.ancestral import ancestral
+from ddpm_jax.sampling.ancestral import ancestral_chain
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)  # of T
 
@@ -24,29 +26,38 @@ def make_branch_fn(
   shape: tuple[int, ...],
   *,
   variance: str | None,
-) -> Callable[..., jax.Array]:
+) -> Stepwise:
   """Samples that share a chain down to x_t and go their own ways from there (Fig. 7).
 
   Returns:
-    (params, batch, key) -> x_0 float32 [B, *shape], not clipped. The batch has int [B] arrays:
-    ids, the chains; branches, one's own way within a chain; and timesteps, the t of the last shared
+    Stepwise, whose state is a ChainState, of x_0 not clipped. The batch has int [B] arrays: ids,
+    the chains; branches, one's own way within a chain; and timesteps, the t of the last shared
     x_t, in [0, T-1]: T-1 shares the first noise alone.
   """
-  num_timesteps = schedule.num_timesteps
 
-  def branch_fn(params, batch, key):
+  def keys_of(batch, key):
     shared_keys = fold_rows(key, batch['ids'])
-    own_keys = jax.vmap(jax.random.fold_in)(shared_keys, num_timesteps + 1 + batch['branches'])
+    own = schedule.num_timesteps + 1 + batch['branches']
+    return shared_keys, jax.vmap(jax.random.fold_in)(shared_keys, own)
+
+  def start(batch, key):
+    noise_fn = make_noise_fn(keys_of(batch, key)[0], shape)
+    return make_chain(None, noise_fn).start(noise_fn(schedule.num_timesteps))
+
+  def advance(params, state, batch, key, first, last):
+    shared_keys, own_keys = keys_of(batch, key)
 
     def noise_fn(t):
       # The step at time t makes x_{t-1}.
       keys = jnp.where(t > batch['timesteps'], shared_keys, own_keys)
       return make_noise_fn(keys, shape)(t)
 
-    x_T = make_noise_fn(shared_keys, shape)(num_timesteps)
-    return ancestral(schedule, denoiser_of(params), x_T, noise_fn, variance=variance)
+    return jax.lax.fori_loop(first, last, make_chain(denoiser_of(params), noise_fn).step, state)
 
-  return branch_fn
+  def make_chain(denoiser, noise_fn):
+    return ancestral_chain(schedule, denoiser, noise_fn, variance=variance)
+
+  return Stepwise(schedule.num_timesteps, start, advance)
 
 
 def shared(run: Run) -> pathlib.Path:
@@ -54,16 +65,16 @@ def shared(run: Run) -> pathlib.Path:
   total, chains = run.schedule.num_timesteps, run.num_images
   timesteps = [max(0, round(fraction * total) - 1) for fraction in FRACTIONS]
   shape = chains, len(timesteps), NUM_COLUMNS
-  step = devices.compile_batch_fn(
+  work = stepwise.compiled(
     make_branch_fn(run.denoiser_of, run.schedule, run.image_shape, variance=run.variance)
   )
   key = run.key_of('sample')
 
-  def compute(ids):
+  def compute(ids, pauses):
     chain, time, branch = (x.astype(np.int32) for x in np.unravel_index(ids, shape))
     batch = {'ids': chain, 'branches': branch, 'timesteps': np.int32(timesteps)[time]}
-    x_0 = step(run.weights.params, devices.split_over_devices(batch), key)
-    return {'samples': to_uint8(devices.gather_from_devices(x_0))}
+    chains = stepwise.run(work, run.weights.params, batch, key, pauses=pauses)
+    return {'samples': to_uint8(chains.x)}
 
   identity = run.identify(timesteps=timesteps, branches=NUM_COLUMNS, chains=chains)
   folder = run.folder('shared', identity)

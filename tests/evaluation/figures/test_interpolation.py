@@ -1,28 +1,30 @@
 """Interpolation in the latent space, at its ends and without noise."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import devices
 from ddpm_jax.diffusion.forward import scale_images
-from ddpm_jax.evaluation.figures.interpolation import make_interpolate_fn
+from ddpm_jax.evaluation import stepwise
+from ddpm_jax.evaluation.figures.interpolation import interpolate_batch, make_interpolate_fn
+from ddpm_jax.storage.shards import Pauses
 from tests.tiny import SCHEDULE, denoiser_of, live_params
 
 
 def test_interpolation_at_the_ends_is_a_reconstruction_and_without_steps_the_mean():
-  step = jax.jit(make_interpolate_fn(denoiser_of, SCHEDULE, variance='fixedlarge'))
+  step = stepwise.compiled(make_interpolate_fn(denoiser_of, SCHEDULE, variance='fixedlarge'))
+  params, key = devices.replicate((live_params(), jax.random.key(0)))
   images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
-  weights = np.float32([0, 0.5, 1])
+  weights = np.float32([0, 0.5, 1, 1])  # four: as many as a suite's devices
 
   def interpolate(first, second, num_steps):
     batch = {
-      'images': np.repeat(images[[first]], 3, axis=0),
-      'other_images': np.repeat(images[[second]], 3, axis=0),
+      'images': np.repeat(images[[first]], 4, axis=0),
+      'other_images': np.repeat(images[[second]], 4, axis=0),
       'weights': weights,
-      'ids': np.zeros(3, np.int32),
+      'ids': np.zeros(4, np.int32),
     }
-    extras = jax.random.key(0), jnp.int32(num_steps)
-    return np.asarray(step(live_params(), jax.tree.map(jnp.asarray, batch), extras))
+    return interpolate_batch(step, params, batch, key, num_steps, Pauses())[:3]
 
   mixed = interpolate(0, 1, 0)
   expected = scale_images(images)

@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.evaluation.figures.shared import make_branch_fn
-from tests.tiny import SCHEDULE, SHAPE, denoiser_of, draw_samples, live_params
+from tests.tiny import SCHEDULE, SHAPE, denoiser_of, draw_samples, in_one_piece, live_params
 
 
 def test_branches_share_the_chain_down_to_their_timestep():
-  step = jax.jit(make_branch_fn(denoiser_of, SCHEDULE, SHAPE, variance='fixedlarge'))
+  step = in_one_piece(make_branch_fn(denoiser_of, SCHEDULE, SHAPE, variance='fixedlarge'))
 
   def draw(ids, branches, timesteps):
     arrays = map(jnp.asarray, (ids, branches, timesteps))
     batch = dict(zip(('ids', 'branches', 'timesteps'), arrays, strict=True))
-    return np.asarray(step(live_params(), batch, jax.random.key(0)))
+    return np.asarray(step(live_params(), batch, jax.random.key(0)).x)
 
   # All of the chain: the sample of this id, whatever the branch.
   whole = draw([5, 5, 6], [0, 1, 0], [0, 0, 0])
