@@ -3,18 +3,23 @@
 from ddpm_jax.data.pictures import BrokenPicturesError, DamagedDataError, prepare_picture
 from ddpm_jax.data.pipeline import Batches, batch_indices, batch_of_step, make_batches
 from ddpm_jax.data.sources import Source, fingerprint, make_source
+from ddpm_jax.data.splits import NoSplitError, is_held_out, share_pictures, told
 from ddpm_jax.data.substitutes import Substitutes
 
 __all__ = [
   'Batches',
   'BrokenPicturesError',
   'DamagedDataError',
+  'NoSplitError',
   'Source',
   'Substitutes',
   'batch_indices',
   'batch_of_step',
   'fingerprint',
+  'is_held_out',
   'make_batches',
   'make_source',
   'prepare_picture',
+  'share_pictures',
+  'told',
 ]

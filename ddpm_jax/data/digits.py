@@ -10,12 +10,13 @@ Repository, CC BY 4.0 (see digits.LICENSE.md). `digits.npz` was made from scikit
 Splits: 'test' is every sixth picture from the first (300), 'train' the rest (1,497), 'all' both.
 """
 
+import hashlib
 import pathlib
 
 import numpy as np
 
 from ddpm_jax.data.pictures import prepare_picture
-from ddpm_jax.errors import UserError
+from ddpm_jax.data.splits import NoSplitError
 
 _FILE = pathlib.Path(__file__).with_name('digits.npz')
 SPLITS = ('train', 'test', 'all')
@@ -37,11 +38,15 @@ class ArraySource:
     """Returns uint8 [N, H, W, C] for int [N]."""
     return self._images[indices]
 
+  def version(self) -> str:
+    """sha256 (hex) of all pictures."""
+    return hashlib.sha256(np.ascontiguousarray(self._images).data).hexdigest()
+
 
 def load_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns (images uint8 [N, 8, 8, 1], labels uint8 [N]) of a split of SPLITS."""
   if split not in SPLITS:
-    raise UserError(f'data.split={split!r}: digits has the splits {", ".join(SPLITS)}')
+    raise NoSplitError(f'data.split={split!r}: digits has the splits {", ".join(SPLITS)}')
   with np.load(_FILE) as arrays:
     images, labels = arrays['images'], arrays['labels']
   in_test = np.arange(len(images)) % 6 == 0

@@ -2,30 +2,33 @@
 
     data.source='folder:/data/flowers'
 
-All .bmp .gif .jpeg .jpg .png .webp files (any case; of a moving picture the first frame) in the
-folder and its subfolders, sorted by relative path, hidden ones left out. EXIF orientation is
-applied. Splits: where the folder has a subfolder named like the split (flowers/train,
-flowers/test), that one is read; a folder without train/ and test/ has no splits, and every split
-is the whole of it. 'all' is always the whole tree.
+All files with one of listing.EXTENSIONS (any case; of a moving picture the first frame) in the
+folder and its subfolders, sorted by relative path, hidden ones left out; what is left out is said.
+EXIF orientation is applied. Splits: a folder with a subfolder train, test, val, valid or validation
+has those as its splits (flowers/train, flowers/test). Any other folder is one set of pictures, the
+split 'train'; data.holdout makes a test split of it. 'all' is always the whole tree.
 """
 
+import hashlib
 import os
 import pathlib
 from typing import Any
 
+from ddpm_jax.data.listing import EXTENSIONS, Listing, PictureFile, list_pictures, some
 from ddpm_jax.data.pictures import PictureSource
+from ddpm_jax.data.splits import SPLITS, NoSplitError
 from ddpm_jax.errors import UserError
-
-EXTENSIONS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')
 
 
 class FolderSource(PictureSource):
-  """The pictures under `root`; `paths` are relative to it, in order."""
+  """The pictures of a listing of `root`, in order."""
 
-  def __init__(self, root, paths, *, name, split, image_size, channels):
+  def __init__(self, root, listing: Listing, *, name, split, image_size, channels, remarks=()):
     super().__init__(name, split, image_size=image_size, channels=channels, upright=True)
+    self.remarks = (*remarks, *listing.remarks(root))
     self._root = root
-    self._paths = paths
+    self._paths = listing.paths
+    self._pictures = listing.pictures
 
   def __len__(self):
     return len(self._paths)
@@ -34,22 +37,26 @@ class FolderSource(PictureSource):
     """The relative paths, as bytes."""
     return os.fsencode('\n'.join(self._paths))
 
+  def picture_names(self) -> list[bytes]:
+    """The relative path of each picture."""
+    return [os.fsencode(path) for path in self._paths]
+
+  def picture_files(self) -> list[PictureFile]:
+    """The file of each picture, as it was when the folder was listed."""
+    return list(self._pictures)
+
+  def version(self) -> str:
+    """sha256 (hex) of what the system tells of each file: another one if a picture changes."""
+    digest = hashlib.sha256()
+    for picture in self._pictures:
+      digest.update(b'%d %d %d\n' % (picture.size, picture.changed_ns, picture.touched_ns))
+    return digest.hexdigest()
+
   def _files(self, indices):
     return [self._root / self._paths[i] for i in indices]
 
   def _picture_name(self, index):
     return str(self._root / self._paths[index])
-
-
-def list_pictures(root: pathlib.Path) -> list[str]:
-  """Returns the pictures' paths relative to `root`, as sorted POSIX strings."""
-  found = []
-  for folder, subfolders, files in os.walk(root, followlinks=True):
-    subfolders[:] = [name for name in subfolders if not name.startswith('.')]
-    for file in files:
-      if file.lower().endswith(EXTENSIONS) and not file.startswith('.'):
-        found.append((pathlib.Path(folder) / file).relative_to(root).as_posix())
-  return sorted(found)
 
 
 def split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
@@ -58,12 +65,41 @@ def split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
     return root
   if (root / split).is_dir():
     return root / split
-  if (root / 'train').is_dir() or (root / 'test').is_dir():
+  splits = [name for name in SPLITS if (root / name).is_dir()]
+  if splits:
     present = sorted(path.name for path in root.iterdir() if path.is_dir())
-    raise UserError(
+    raise NoSplitError(
       f'data.split={split!r}: {root} has no such subfolder, only {", ".join(present)}'
     )
+  if split != 'train':
+    raise NoSplitError(
+      f'data.split={split!r}: {root} has no such subfolder, and is one set of pictures, the split '
+      "'train'; --config.data.holdout=0.1, given when training begins, holds out a tenth as 'test'"
+    )
   return root
+
+
+def _beside(root, folder):
+  """A line on what lies beside the folder of a split, and one on splits of another spelling."""
+  subfolders = sorted(path.name for path in root.iterdir() if path.is_dir())
+  subfolders = [name for name in subfolders if not name.startswith('.')]
+  if folder == root:
+    alike = [name for name in subfolders if name.lower() in SPLITS and name not in SPLITS]
+    if alike:
+      yield (
+        f'{root}: {some([f"{name}/" for name in alike])} are read as any other folder; splits are '
+        'written in small letters'
+      )
+  elif folder.name in SPLITS:
+    others = [f'{name}/' for name in subfolders if name not in SPLITS and name != folder.name]
+    others += sorted(
+      path.name for path in root.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file()
+    )
+    if others:
+      yield (
+        f'{root}: {folder.name}/ alone is read; beside it lie {some(others)} ({len(others)} in '
+        'all), which data.split=all reads, too'
+      )
 
 
 def make_folder_source(path: str, *, name: str, image_size: int, channels: int, split: str) -> Any:
@@ -72,10 +108,13 @@ def make_folder_source(path: str, *, name: str, image_size: int, channels: int, 
   if not root.is_dir():
     problem = 'is not a folder' if root.exists() else 'does not exist'
     raise UserError(f'data.source={name!r}: {root} {problem}; give a folder of pictures')
-  root = split_folder(root, split)
-  paths = list_pictures(root)
-  if not paths:
+  folder = split_folder(root, split)
+  listing = list_pictures(folder)
+  remarks = tuple(_beside(root, folder))
+  if not listing.pictures:
+    why = ''.join(f'; {line}' for line in listing.remarks(folder))
     raise UserError(
-      f'data.source={name!r}: no pictures in {root}; looked for {" ".join(EXTENSIONS)}'
+      f'data.source={name!r}: no pictures in {folder}; looked for {" ".join(EXTENSIONS)}{why}'
     )
-  return FolderSource(root, paths, name=name, split=split, image_size=image_size, channels=channels)
+  shape = dict(image_size=image_size, channels=channels)
+  return FolderSource(folder, listing, name=name, split=split, remarks=remarks, **shape)

@@ -28,6 +28,7 @@ import numpy as np
 
 from ddpm_jax.data.folder import make_folder_source
 from ddpm_jax.data.pictures import DamagedDataError, PictureSource
+from ddpm_jax.data.splits import NoSplitError
 from ddpm_jax.errors import UserError
 
 # Where LSUN's archives put a category; {split} is 'train' or 'val'.
@@ -59,6 +60,15 @@ class LmdbSource(PictureSource):
     """The keys, as bytes."""
     return self._keys.tobytes()
 
+  def picture_names(self) -> list[bytes]:
+    """The key of each picture."""
+    return [key.removesuffix(_KEY_END) for key in self._keys.tolist()]
+
+  def version(self) -> str:
+    """The size and the time of the file."""
+    status = (self._folder / 'data.mdb').stat()
+    return f'{status.st_size} bytes, {status.st_mtime_ns} ns'
+
   def _files(self, indices):
     if self._keys is None:
       self._keys = _keys(self._folder)
@@ -84,7 +94,7 @@ def make_lsun_source(
       return LmdbSource(folder, name=name, **shape)
   present = sorted(path.parent.name for path in root.glob('*/data.mdb'))
   if present:
-    raise UserError(
+    raise NoSplitError(
       f'data.source={name!r}, data.split={split!r}: no {candidates[0].name} in {root}, which has '
       f'{", ".join(present)}'
     )

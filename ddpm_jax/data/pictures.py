@@ -1,5 +1,6 @@
 """From encoded pictures to uint8 arrays of one size."""
 
+import errno
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,10 @@ from ddpm_jax.errors import UserError
 
 _MODES = {1: 'L', 3: 'RGB'}
 _DEEP_MODES = ('I', 'F')  # PIL's modes of more than 8 bits a channel start with these letters
+_DEEP_GREY = ('PNG', 'PPM')  # whose grey of 16 bits comes in mode I
+_NAMED = 5  # damaged pictures
+# Not the picture's fault: the disk's, the network's, or the process's.
+_OF_THE_SYSTEM = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
 
 
 class DamagedDataError(UserError):
@@ -28,10 +33,16 @@ class BrokenPicturesError(DamagedDataError):
     self.num_read = num_read
 
   def __str__(self):
-    name, reason = self.broken[0]
-    others = len(self.broken) - 1
-    more = f', and {others} more of the {self.num_read} pictures read with it' if others else ''
-    return f'{name} cannot be read as a picture ({reason}){more}: replace or remove it'
+    (name, reason), *others = self.broken
+    more = ''
+    if others:
+      named = '; '.join(f'{name} ({reason})' for name, reason in others[: _NAMED - 1])
+      named += ', ...' if len(others) >= _NAMED else ''
+      more = f', and {len(others)} more of the {self.num_read} pictures read with it: {named}'
+    return (
+      f'{name} cannot be read as a picture ({reason}){more}. Replace or remove '
+      f'{"them" if others else "it"}, or go on with --config.data.on_damage=skip'
+    )
 
 
 def prepare_picture(picture: Any, *, image_size: int, channels: int) -> np.ndarray:
@@ -40,10 +51,11 @@ def prepare_picture(picture: Any, *, image_size: int, channels: int) -> np.ndarr
   The crop and the Lanczos filter (antialiased when it shrinks) are those of the preparation that
   the LSUN and CelebA-HQ numbers of Ho et al. 2020 rest on (StyleGAN's dataset_tool.py). A smaller
   picture is enlarged. Transparent pixels are composited on white. A picture that already has the
-  size and the mode passes unchanged, bit for bit.
+  size and the mode passes unchanged, bit for bit. Of 16 bits a channel, the upper 8 are taken, as
+  Pillow itself does for colour.
 
   Args:
-    picture: PIL image, 8 bits a channel.
+    picture: PIL image, of 8 or 16 bits a channel.
     image_size: side of the result, in pixels.
     channels: 1 (grey) or 3 (RGB).
 
@@ -51,12 +63,14 @@ def prepare_picture(picture: Any, *, image_size: int, channels: int) -> np.ndarr
     uint8 [image_size, image_size, channels] in [0, 255].
 
   Raises:
-    UserError: the picture has more than 8 bits a channel.
+    UserError: the picture has more than 16 bits a channel.
   """
   import PIL.Image
 
+  if picture.mode.startswith('I;16') or (picture.mode == 'I' and picture.format in _DEEP_GREY):
+    picture = _to_8_bits(picture)
   if picture.mode.startswith(_DEEP_MODES):
-    raise UserError(f'mode {picture.mode}, more than 8 bits a channel')
+    raise UserError(f'mode {picture.mode}, more than 16 bits a channel')
   if picture.has_transparency_data:
     picture = picture.convert('RGBA')
     white = PIL.Image.new('RGBA', picture.size, 'white')
@@ -73,6 +87,19 @@ def prepare_picture(picture: Any, *, image_size: int, channels: int) -> np.ndarr
   return np.asarray(picture).reshape(image_size, image_size, channels)
 
 
+def _to_8_bits(picture):
+  """Grey of 16 bits as grey of 8; a grey level that is transparent stays so."""
+  import PIL.Image
+
+  values = np.asarray(picture).astype(np.int64)
+  grey = PIL.Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+  transparent = picture.info.get('transparency')
+  if transparent is None:
+    return grey
+  alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+  return PIL.Image.merge('LA', (grey, PIL.Image.fromarray(alpha)))
+
+
 def decode_picture(file: Any, *, image_size: int, channels: int, upright: bool) -> np.ndarray:
   """Reads a path or binary file object; `upright` applies a photograph's EXIF orientation."""
   import PIL.Image
@@ -80,8 +107,13 @@ def decode_picture(file: Any, *, image_size: int, channels: int, upright: bool) 
 
   with PIL.Image.open(file) as picture:
     if upright:
-      picture = PIL.ImageOps.exif_transpose(picture)
+      form, picture = picture.format, PIL.ImageOps.exif_transpose(picture)
+      picture.format = form
     return prepare_picture(picture, image_size=image_size, channels=channels)
+
+
+def _in_one_line(error):
+  return ' '.join(str(error).split())
 
 
 class PictureSource:
@@ -97,6 +129,8 @@ class PictureSource:
     channels: 1 or 3.
     upright: whether EXIF orientation is applied.
   """
+
+  remarks: tuple[str, ...] = ()  # lines for the user on what was read, and what was not
 
   def __init__(self, name, split, *, image_size, channels, upright=False):
     self.name = name
@@ -124,8 +158,12 @@ class PictureSource:
         )
       except PIL.UnidentifiedImageError:
         broken.append((self._picture_name(index), 'not a picture'))
+      except OSError as error:
+        if error.errno in _OF_THE_SYSTEM:
+          raise OSError(error.errno, error.strerror, self._picture_name(index)) from error
+        broken.append((self._picture_name(index), error.strerror or _in_one_line(error)))
       except Exception as error:  # on damaged files, Pillow has raised a dozen kinds of them
-        broken.append((self._picture_name(index), ' '.join(str(error).split())))
+        broken.append((self._picture_name(index), _in_one_line(error)))
     if broken:
       raise BrokenPicturesError(broken, len(indices))
     return images

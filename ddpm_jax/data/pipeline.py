@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from ddpm_jax.errors import UserError
 _WORD = 1 << 32
 _CHUNK_EXAMPLES = 256  # what one thread decodes at a time
 _MAX_THREADS = 16  # more of them only wait for Python's lock
+_EARLY_EXAMPLES = 8  # at a time
+_EARLY_SECS = 1.0  # before compiling, for pictures that are damaged
 _BUFFERED_BATCHES = 4  # read ahead, in all or per worker
 _ENDLESS_STEPS = 1 << 40  # grain wants a finite length
 
@@ -155,6 +158,14 @@ class _Memory:
       self._chunks = []  # nothing to wait for any more
     return self._images
 
+  def check_early(self, secs):
+    """Waits so long at most for pictures, and raises the BrokenPicturesError of those that came."""
+    done, _ = concurrent.futures.wait(
+      self._chunks, secs, return_when=concurrent.futures.FIRST_EXCEPTION
+    )
+    if any(isinstance(chunk.exception(), BrokenPicturesError) for chunk in done):
+      self.all()
+
   def close(self):
     """Decodes no more."""
     self._pool.shutdown(cancel_futures=True)
@@ -164,6 +175,23 @@ class _Memory:
     stop = min(start + _CHUNK_EXAMPLES, len(self._source))
     self._images[start:stop] = self._source.read(np.arange(start, stop))
     return stop - start
+
+
+def _read_some(source, secs):
+  """Reads pictures from all over a source for so long; raises the BrokenPicturesError of all."""
+  end, broken, num_read = time.monotonic() + secs, [], 0
+  order = np.random.RandomState(0).permutation(len(source))
+  for first in range(0, len(order), _EARLY_EXAMPLES):
+    if time.monotonic() > end:
+      break
+    indices = order[first : first + _EARLY_EXAMPLES]
+    num_read += len(indices)
+    try:
+      source.read(indices)
+    except BrokenPicturesError as error:
+      broken += error.broken
+  if broken:
+    raise BrokenPicturesError(broken, num_read)
 
 
 class Batches:
@@ -203,6 +231,17 @@ class Batches:
     """sha256 (hex) of all images, if they are held in memory, else None."""
     images = self.images
     return None if images is None else hashlib.sha256(images.data).hexdigest()
+
+  def check_early(self, secs: float = _EARLY_SECS) -> None:
+    """Looks for damaged pictures, a moment long: before a program is compiled for minutes.
+
+    Raises:
+      BrokenPicturesError: naming the first, and counting all.
+    """
+    if self._memory is not None:
+      self._memory.check_early(secs)
+    else:
+      _read_some(self._source, secs)
 
   def close(self) -> None:
     """Stops the workers of all iterators, and what is read in the background."""

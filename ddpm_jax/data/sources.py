@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm_jax.data import celebahq, cifar10, digits, folder, lsun, tfds
+from ddpm_jax.data.splits import NoSplitError, check_holdout, hold_out, told
 from ddpm_jax.errors import UserError
 
 
@@ -37,11 +38,22 @@ class Source(Protocol):
   def read(self, indices: np.ndarray) -> np.ndarray:
     """Returns uint8 [N, H, W, C] in [0, 255] for int [N]."""
 
-  # Optional: names() -> bytes, the names of all pictures in their order, where they are known.
+  # Optional, for more to be said and checked:
+  # remarks: lines for the user on what was read, and what was left out;
+  # names() -> bytes, the names of all pictures in their order;
+  # picture_names() -> list of bytes, which data.holdout goes by;
+  # picture_files() -> list of listing.PictureFile;
+  # version() -> str, which changes when pictures may have changed.
 
 
 def make_source(
-  source: str, *, dir: str | None, image_size: int, channels: int, split: str
+  source: str,
+  *,
+  dir: str | None,
+  image_size: int,
+  channels: int,
+  split: str,
+  holdout: float | None = None,
 ) -> Source:
   """Opens a data set.
 
@@ -51,21 +63,38 @@ def make_source(
     image_size: side of the pictures in pixels; others are cropped and resized (data.image_size).
     channels: 1 (grey) or 3 (RGB) (data.channels).
     split: 'train', 'test', ...; each source has its own (data.split).
+    holdout: part of the pictures of 'train' that is the split 'test' instead, where the source has
+      none of its own (data.holdout).
 
   Returns:
     A Source with at least one picture.
 
   Raises:
-    UserError: a name, split or folder that is not there, in one line.
+    UserError: a name or folder that is not there, in one line.
+    NoSplitError: a split that is not there, likewise.
   """
   if image_size < 1:
     raise UserError(f'data.image_size={image_size}: must be at least 1')
   if channels not in (1, 3):
     raise UserError(f'data.channels={channels}: must be 1 (grey) or 3 (RGB)')
-  opened = _open(source, dir, dict(image_size=image_size, channels=channels, split=split))
+  check_holdout(holdout)
+  shape = dict(image_size=image_size, channels=channels)
+  if holdout is not None and split in ('train', 'test'):
+    _check_no_test(source, dir, shape)
+    return hold_out(_open(source, dir, shape | {'split': 'train'}), split, holdout)
+  opened = _open(source, dir, shape | {'split': split})
   if not len(opened):
     raise UserError(f'data.source={source!r}, data.split={split!r}: holds no pictures')
   return opened
+
+
+def _check_no_test(source, dir, shape):
+  """Raises a UserError for a source that has a test split of its own."""
+  try:
+    _open(source, dir, shape | {'split': 'test'})
+  except NoSplitError:
+    return
+  raise UserError(f'data.holdout is given, but {source} has a test split of its own: leave it out')
 
 
 FINGERPRINT_IMAGES = 64
@@ -80,8 +109,7 @@ def fingerprint(source: Source) -> str:
   ids = np.unique(np.linspace(0, len(source) - 1, FINGERPRINT_IMAGES).astype(int))
   digest = hashlib.sha256(f'{len(source)} {source.image_shape}'.encode())
   digest.update(np.ascontiguousarray(source.read(ids)).tobytes())
-  if hasattr(source, 'names'):
-    digest.update(source.names())
+  digest.update(told(source, 'names') or b'')
   return digest.hexdigest()
 
 

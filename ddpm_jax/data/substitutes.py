@@ -5,11 +5,12 @@ import sys
 import numpy as np
 
 from ddpm_jax.data.pictures import DamagedDataError
+from ddpm_jax.data.splits import Part, told
 
 _MOST = 0.01  # of the pictures; with more of them damaged, it is not the data set any more
 
 
-class Substitutes:
+class Substitutes(Part):
   """A source in which the next intact picture takes the place of a damaged one.
 
   So the batch of a step stays a function of the step and of the data as they lie on the disk. Each
@@ -17,14 +18,12 @@ class Substitutes:
   """
 
   def __init__(self, source):
-    self.name, self.split, self.image_shape = source.name, source.split, source.image_shape
-    self._source = source
+    super().__init__(source, np.arange(len(source)), split=source.split)
     self._damaged = set()
-    if hasattr(source, 'names'):
-      self.names = source.names
 
-  def __len__(self):
-    return len(self._source)
+  def names(self) -> bytes | None:
+    """As the source's."""
+    return told(self._source, 'names')
 
   def read(self, indices: np.ndarray) -> np.ndarray:
     """Returns uint8 [N, H, W, C] for int [N]; DamagedDataError where too many are damaged."""

@@ -12,6 +12,7 @@ prepare those once on any machine that has TensorFlow, and copy the folder:
     tfds build NAME --file_format=array_record --data_dir=DIR
 """
 
+import hashlib
 import io
 import os
 import pathlib
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ddpm_jax.data.pictures import DamagedDataError, PictureSource
+from ddpm_jax.data.splits import NoSplitError
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage.files import file_lock
 
@@ -40,10 +42,18 @@ class TfdsSource(PictureSource):
   def __init__(self, folder, *, name, split, image_size, channels):
     super().__init__(name, split, image_size=image_size, channels=channels)
     self._folder = folder
-    self._records, self._feature = _open(folder, name=name, split=split)
+    self._records, self._feature, self.remarks = _open(folder, name=name, split=split)
 
   def __len__(self):
     return len(self._records)
+
+  def version(self) -> str:
+    """sha256 (hex) of the size and the time of each file of the data set."""
+    digest = hashlib.sha256()
+    for file in sorted(self._folder.iterdir()):
+      status = file.stat()
+      digest.update(f'{file.name} {status.st_size} {status.st_mtime_ns}\n'.encode())
+    return digest.hexdigest()
 
   def _files(self, indices):
     try:
@@ -156,7 +166,7 @@ def _check_network(urls):
 
 
 def _open(folder, *, name, split):
-  """Returns (random-access records, name of the image feature); images are left encoded.
+  """Returns (random-access records, name of the image feature, remarks); images are left encoded.
 
   TFDS would decode them with OpenCV where that is installed, else with Pillow, and the two differ
   in the pixels of a JPEG; here it is always Pillow.
@@ -180,7 +190,10 @@ def _open(folder, *, name, split):
       f'data.source={name!r}: {folder} is stored as {builder.info.file_format.value}, which only '
       'TensorFlow reads; give another data.dir, or run there: tfds build --file_format=array_record'
     ) from error
-  return records, 'image' if 'image' in images else images[0]
+  chosen = 'image' if 'image' in images else images[0]
+  others = ', '.join(key for key in images if key != chosen)
+  remark = f'{name}: of its images, {chosen} is read, and not {others}'
+  return records, chosen, (remark,) if others else ()
 
 
 def _check_split(splits, *, name, split):
@@ -188,7 +201,7 @@ def _check_split(splits, *, name, split):
   try:
     num_examples = splits[split].num_examples
   except ValueError as error:
-    raise UserError(f'data.split={split!r}: unknown; {choices}') from error
+    raise NoSplitError(f'data.split={split!r}: unknown; {choices}') from error
   if num_examples < 1:
     raise UserError(f'data.split={split!r}: holds no pictures; {choices}')
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data.folder import list_pictures
+from ddpm_jax.data.listing import list_pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage.npz import open_npz
 
@@ -24,6 +24,7 @@ class NpzImages:
   """Images of an .npz file: uint8 [N, H, W, C]."""
 
   jpeg_files = 0
+  remarks: tuple[str, ...] = ()
 
   def __init__(self, path, images):
     self.name = str(path)
@@ -47,10 +48,13 @@ class FolderImages:
 
   def __init__(self, path, field):
     self.name = str(path)
-    self._files = [path / name for name in list_pictures(path)]
+    listing = list_pictures(path)
+    self.remarks = listing.remarks(path)
+    self._files = [path / name for name in listing.paths]
     self._field = field
     if not self._files:
-      raise UserError(f'{field}={path} has no pictures')
+      why = ''.join(f'; {line}' for line in self.remarks)
+      raise UserError(f'{field}={path} has no pictures{why}')
     self.jpeg_files, first = 0, None
     for file in self._files:
       *head, format = self._read_head(file)
@@ -123,7 +127,8 @@ def open_images(path: str | os.PathLike[str], field: str) -> NpzImages | FolderI
 
   Returns:
     an object with len(), name, image_shape (H, W, C), read(indices) -> uint8 [n, H, W, C],
-    fingerprint(), and jpeg_files, the number of files that are JPEG.
+    fingerprint(), jpeg_files, the number of files that are JPEG, and remarks, lines on what was
+    left out.
 
   Raises:
     UserError: no such thing, fewer than two images, not uint8, or mixed.

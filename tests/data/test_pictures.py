@@ -66,9 +66,29 @@ def test_transparent_pixels_turn_white():
   assert (prepared[2:] == 0).all()
 
 
-def test_deep_pictures_are_refused():
-  with pytest.raises(UserError, match='more than 8 bits'):
-    prepare(np.zeros((4, 4), np.uint16), 4, 1)
+@pytest.mark.parametrize('form', ['png', 'ppm', 'tiff'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_grey_of_16_bits_keeps_the_upper_8(form, channels):
+  values = np.array([[0, 255, 256], [257, 40_000, 65_535], [1, 32_768, 65_280]], np.uint16)
+  file = io.BytesIO()
+  PIL.Image.fromarray(values).save(file, form)
+  decoded = decode_picture(file, image_size=3, channels=channels, upright=True)
+  expected = np.broadcast_to((values >> 8)[..., None], (3, 3, channels))
+  np.testing.assert_array_equal(decoded, expected)
+
+
+def test_a_transparent_level_of_16_bits_turns_white():
+  values = np.array([[500, 501], [500, 0]], np.uint16)
+  file = io.BytesIO()
+  PIL.Image.fromarray(values).save(file, 'png', transparency=500)
+  decoded = decode_picture(file, image_size=2, channels=1, upright=True)
+  assert decoded[..., 0].tolist() == [[255, 1], [255, 0]]
+
+
+@pytest.mark.parametrize('kind', [np.int32, np.float32])
+def test_deeper_pictures_are_refused(kind):
+  with pytest.raises(UserError, match='more than 16 bits'):
+    prepare(np.zeros((4, 4), kind), 4, 1)
 
 
 @pytest.mark.parametrize('upright', [False, True])

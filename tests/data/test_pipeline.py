@@ -1,6 +1,7 @@
 import concurrent.futures
 import contextlib
 import itertools
+import pathlib
 import pickle
 import threading
 
@@ -189,6 +190,28 @@ def test_a_broken_picture_spoils_no_other_while_the_rest_is_being_read():
     threading.Timer(0.2, source.go.set).start()
     with pytest.raises(data.BrokenPicturesError, match=r'100 cannot be read .*1 more of the 600'):
       next(batches.iterate(step_of_broken))
+
+
+@pytest.mark.parametrize('memory_limit_bytes', [0, 1 << 20])
+def test_damaged_pictures_are_found_before_anything_is_compiled(folder, memory_limit_bytes):
+  with contextlib.closing(make(folder, memory_limit_bytes=memory_limit_bytes)) as batches:
+    batches.check_early(60)
+  for index in (2, 9):
+    break_file(folder, index)
+  message = r'1 more of the 12 .*on_damage=skip$'
+  with (
+    contextlib.closing(make(folder, memory_limit_bytes=memory_limit_bytes)) as batches,
+    pytest.raises(data.BrokenPicturesError, match=message) as e,
+  ):
+    batches.check_early(60)
+  assert sorted(pathlib.Path(name).name for name, _ in e.value.broken) == ['02.png', '09.png']
+
+
+def test_the_look_for_damage_takes_no_longer_than_it_may():
+  source = SlowSource(broken=(500,))
+  with contextlib.closing(make(source)) as batches:
+    batches.check_early(0)
+    source.go.set()
 
 
 def test_closing_ends_what_is_read_in_the_background():
