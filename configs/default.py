@@ -18,6 +18,7 @@ def get_config():
         'source': 'cifar10',  # digits | cifar10 | tfds:NAME | folder:PATH | celebahq256 | lsun_*
         'dir': placeholder(str),  # folder of the data; none: TFDS's own
         'split': 'train',
+        'holdout': placeholder(float),  # part of train that is test, where there is none; none: 0
         'image_size': 32,  # pixels; other sizes are centre-cropped and resized
         'channels': 3,  # 1 (grey) or 3 (colour)
         'random_flip': True,  # mirror left-right with probability 1/2, in training

@@ -179,6 +179,10 @@ def run(
     if processes.is_primary():
       store_config(path, config)
       check_finished(path)
+    if source is not None and config.data.holdout is not None:
+      raise UserError(
+        'data.holdout is given, and the pictures are an array: leave out some of them'
+      )
     with terminal.waiting('opens the pictures'):
       source = source or build.source(config)
     checkpointer = stack.enter_context(build.checkpointer(config, path))
@@ -203,7 +207,9 @@ def run(
     if plan.sample_every_steps:
       drawer = build.drawer(config, config.train.num_samples, network)
     if plan.eval_every_steps:
-      evaluator = build.training_evaluator(config)
+      evaluator = build.training_evaluator(config, path)
+      for line in evaluator.remarks():
+        say(line)
     while True:
       skipped = read_skipped(path)
       with (
@@ -213,6 +219,7 @@ def run(
         with terminal.waiting('reads the pictures'):
           data = build.device_data(config, batches)
         try:
+          batches.check_early()
           step, stopped = loop.run(
             state,
             compiled_aloud(train_step, terminal),
@@ -419,3 +426,10 @@ def say_summary(
     f'steps       {step} done, {config.train.num_steps - step} to do\n'
     f'writes to   {path}'
   )
+  for remark in getattr(source, 'remarks', ()):
+    say(remark)
+  if sizes.global_ > len(source):
+    say(
+      f'train.global_batch_size={sizes.global_} is more than the {len(source)} images: each step '
+      f'takes an image {sizes.global_ / len(source):.3g} times, on average'
+    )

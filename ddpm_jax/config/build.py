@@ -15,6 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ddpm_jax import data, devices, processes
+from ddpm_jax.config.splits import measured, trained_on
 from ddpm_jax.diffusion import (
   Denoiser,
   NoiseSchedule,
@@ -172,6 +173,7 @@ def source(config: ConfigDict, split: str | None = None) -> data.Source:
     image_size=config.data.image_size,
     channels=config.data.channels,
     split=split or config.data.split,
+    holdout=config.data.holdout,
   )
   if config.data.on_damage == 'skip':
     opened = data.Substitutes(opened)
@@ -485,18 +487,20 @@ def bpd_fns(
   )
 
 
-def bounds(config: ConfigDict, splits: Sequence[str], num_terms: int | None) -> list[Bound]:
+def bounds(
+  config: ConfigDict, splits: Sequence[str | data.Source], num_terms: int | None
+) -> list[Bound]:
   """The bound on splits of the data, by one compiled step.
 
   Args:
     config: ConfigDict.
-    splits: their names.
+    splits: their names, or the splits themselves.
     num_terms: K of the estimate, or None for all terms.
   """
   work = bpd_fns(config, num_terms)
   bounds = []
   for split in splits:
-    opened = source(config, split)
+    opened = source(config, split) if isinstance(split, str) else split
     count = min(len(opened), config.eval.bpd_examples or len(opened))
     identity = model_identity(config).but(
       seed=config.eval.seed,
@@ -518,12 +522,29 @@ def bounds(config: ConfigDict, splits: Sequence[str], num_terms: int | None) -> 
   return bounds
 
 
-def evaluator(config: ConfigDict) -> Evaluator:
-  """All measurements that config.eval names."""
+def measured_splits(
+  config: ConfigDict, path: pathlib.Path | None, splits: Sequence[str], field: str
+) -> tuple[list[data.Source], list[str]]:
+  """config.splits.measured, for the run of WORKDIR."""
+  trained = trained_on(config, path)
+  return measured(
+    config, splits, trained, field=field, open_split=lambda split: source(config, split)
+  )
+
+
+def evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> Evaluator:
+  """All measurements that config.eval names.
+
+  Args:
+    config: ConfigDict.
+    path: WORKDIR, whose run says what was trained on; None for the config to say that.
+  """
   metrics = names(config.eval.metrics)
   of_images = [metric for metric in metrics if metric != 'bpd']
   splits = names(config.eval.bpd_splits) if 'bpd' in metrics else []
-  bounds_of = bounds(config, splits, config.eval.bpd_terms) if splits else []
+  sources, notes = measured_splits(config, path, splits, 'eval.bpd_splits')
+  notes += [line for opened in sources for line in getattr(opened, 'remarks', ())]
+  bounds_of = bounds(config, sources, config.eval.bpd_terms) if sources else []
   identity, images_scorer, images_drawer = model_identity(config), None, None
   facts = {bound.split: bound.identity.data for bound in bounds_of}
   if of_images:
@@ -544,7 +565,7 @@ def evaluator(config: ConfigDict) -> Evaluator:
       'parameters': f'moving average of decay {config.optim.ema_decay}',
       **about_config(config),
     },
-    notes=_notes(config),
+    notes=list(dict.fromkeys(notes)),
   )
 
 
@@ -562,14 +583,7 @@ def about_config(config: ConfigDict) -> dict[str, str]:
   return about | ({'began_from': config.init_from} if config.init_from else {})
 
 
-def _notes(config):
-  trained_on = config.data.split
-  if trained_on == 'all' or 'test' in trained_on:
-    return [f'The test images were trained on: data.split is {trained_on}.']
-  return []
-
-
-def training_evaluator(config: ConfigDict) -> Evaluator:
+def training_evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> Evaluator:
   """The Evaluator of evaluations during training: fewer images, and the bound by its estimate."""
   config = config.copy_and_resolve_references()
   config.eval.update(
@@ -577,12 +591,26 @@ def training_evaluator(config: ConfigDict) -> Evaluator:
     bpd_examples=config.train.eval_bpd_examples,
     bpd_terms=min(config.train.eval_bpd_terms, config.diffusion.num_timesteps),
   )
-  return evaluator(config)
+  return evaluator(config, path)
 
 
 def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run:
   """What the paper's tables and figures need of a trained model."""
   diffusion = config.diffusion
+
+  def open_measured(splits, field, otherwise=()):
+    """The splits that can be measured; or another, which is said."""
+    try:
+      sources, lines = measured_splits(config, path, splits, field)
+    except UserError as error:
+      if not otherwise or not all(map(data.is_held_out, splits)):
+        raise
+      sources, lines = [source(config, split) for split in otherwise], [str(error)]
+      lines.append(f'Takes the split {otherwise[0]}, which was trained on')
+    for line in lines:
+      processes.say(line)
+    return sources
+
   return Run(
     workdir=path,
     weights=weights,
@@ -592,8 +620,10 @@ def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run
     variance=parameterization(diffusion).fixed_variance,
     kind=(diffusion.mean_type, diffusion.loss_type, diffusion.var_type),
     image_shape=image_shape(config),
-    split=config.reproduce.split,
-    bpd_splits=names(config.eval.bpd_splits),
+    open_split=lambda: open_measured(
+      [config.reproduce.split], 'reproduce.split', otherwise=[config.data.split]
+    )[0],
+    open_bpd_splits=lambda: open_measured(names(config.eval.bpd_splits), 'eval.bpd_splits'),
     metrics=names(config.eval.metrics),
     num_samples=config.reproduce.num_samples,
     num_slots=config.reproduce.num_slots,
@@ -601,9 +631,9 @@ def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run
     batch_size=config.sample.batch_size,
     is_paper_data='cifar10' in config.data.source and diffusion.num_timesteps == 1000,
     key_of=lambda stream: devices.replicate(key(config.sample.seed, stream)),
-    open_source=lambda split: source(config, split),
-    make_bound=lambda split: bounds(config, [split], None)[0],
+    open_training=lambda: source(config),
+    make_bound=lambda opened: bounds(config, [opened], None)[0],
     make_scorer=lambda metrics: scorer(config, metrics),
     make_drawer=lambda count: drawer(config, count),
-    make_evaluator=lambda: evaluator(config),
+    make_evaluator=lambda: evaluator(config, path),
   )

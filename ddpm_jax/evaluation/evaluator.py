@@ -63,6 +63,11 @@ class Evaluator:
   about: Mapping[str, Any]
   notes: Sequence[str]
 
+  def remarks(self) -> list[str]:
+    """Lines on what is measured, and what is not, known before anything is."""
+    of_reference = self.scorer.opened.notes if self.scorer else ()
+    return list(dict.fromkeys([*self.notes, *of_reference]))
+
   def folder(self, workdir: pathlib.Path, weights: Weights) -> pathlib.Path:
     """The folder of a report."""
     words = ['report', *self.metrics]
@@ -90,7 +95,7 @@ class Evaluator:
       self.scorer.reference()  # what is wrong with it is found before samples are drawn
       scored, more_notes = self._score(workdir, parent, weights)
       figures += scored
-      notes += more_notes
+      notes = list(dict.fromkeys([*notes, *more_notes]))
       about |= self.scorer.about()
     if processes.is_primary():
       write_report(folder, make_report(f'Evaluation of step {weights.step}', about, figures, notes))
@@ -151,6 +156,7 @@ def score_images(
     identity=of_images,
     facts={'rounding': 'uint8'},
   )
+  notes = [*images.remarks, *notes]
   if processes.is_primary():
     about = {'images': images.name, 'images_sha256': sha256, **scorer.about(), **about}
     write_report(folder, make_report(f'Evaluation of {images.name}', about, figures, notes))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import processes
-from ddpm_jax.data import Source, fingerprint
+from ddpm_jax.data import Source, fingerprint, told
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.features import FeatureNetwork, collect_features, features_identity
 from ddpm_jax.evaluation.images import ChosenImages, evenly_spaced, open_images
@@ -81,7 +81,8 @@ def open_source(source: Source, num_examples: int | None) -> OpenReference:
   """A split of the data, or evenly spaced images of it."""
   departures = () if source.split == 'train' else (f'against {source.split}',)
   identity = Identity(data=source_identity(source))
-  return _open_images(source, identity, num_examples, len(source), departures)
+  notes = getattr(source, 'remarks', ())
+  return _open_images(source, identity, num_examples, len(source), departures, notes)
 
 
 def open_file(
@@ -104,7 +105,7 @@ def open_file(
       f'data.image_size and data.channels say {image_shape}'
     )
   identity = Identity(data={'name': found.name, 'sha256': found.fingerprint()})
-  notes = jpeg_files_note(found, 'real images')
+  notes = [*found.remarks, *jpeg_files_note(found, 'real images')]
   return _open_images(found, identity, num_examples, max(len(found), FULL_COUNT), (), notes)
 
 
@@ -118,7 +119,11 @@ def _open_images(images, identity, num_examples, full_count, departures, notes=(
   if count < full_count:
     departures = (*departures, f'{count:,} real images')
   kind = 'data' if 'split' in identity.data else 'file'
-  about = {name: value for name, value in identity.data.items() if name not in ('name', 'sha256')}
+  about = {
+    name: value
+    for name, value in identity.data.items()
+    if name not in ('name', 'sha256', 'version')
+  }
   about = {kind: identity.data['name'], **about, f'{kind}_sha256': identity.data['sha256']}
   about |= {**(identity.choices or {}), 'count': count, 'of': total}
   return OpenReference(about, identity, tuple(notes), departures, None, images, count)
@@ -217,6 +222,8 @@ def source_identity(source: Source) -> dict[str, Any]:
     'split': source.split,
     'image_shape': list(source.image_shape),
     'sha256': fingerprint(source),
+    # Hosts may have copies of their own, whose files are of other times.
+    'version': processes.from_primary(told(source, 'version') or '') or None,
   }
 
 

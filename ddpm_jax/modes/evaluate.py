@@ -44,7 +44,7 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     elif config.eval.watch:
       folder = watch(config, path)
     else:
-      evaluator = make_evaluator(config)
+      evaluator = make_evaluator(config, path)
       folder = evaluate_step(config, evaluator, path, config.eval.step)
     processes.say(f'done: {folder / "report.md"}')
 
@@ -73,10 +73,13 @@ def restored(config: ConfigDict, path: pathlib.Path, step: int | None) -> Iterat
   keep([])
 
 
-def make_evaluator(config: ConfigDict) -> Evaluator:
-  """The Evaluator of config.eval; opens its data."""
+def make_evaluator(config: ConfigDict, path: pathlib.Path) -> Evaluator:
+  """The Evaluator of a config; what its reports note is said first."""
   with Terminal().waiting('opens pictures and networks'):
-    return build.evaluator(config)
+    evaluator = build.evaluator(config, path)
+  for line in evaluator.remarks():
+    processes.say(line)
+  return evaluator
 
 
 def evaluate_step(
@@ -92,7 +95,7 @@ def evaluate_step(
 
 def watch(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
   """Measures each new checkpoint up to train.num_steps. Returns the last report's folder."""
-  evaluator = make_evaluator(config)
+  evaluator = make_evaluator(config, path)
   done, folder = set(), None
   processes.say(f'waits for checkpoints up to step {config.train.num_steps}; Ctrl-C ends it')
   while True:
@@ -127,5 +130,7 @@ def evaluate_images(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
       f'data.channels say {build.image_shape(config)}'
     )
   scorer = build.scorer(config, metrics)
+  for line in (*images.remarks, *scorer.opened.notes):
+    processes.say(line)
   identity = Identity(**scorer.identity(), choices=build.eval_choices(config))
   return score_images(scorer, images, path, build.about_config(config), identity)

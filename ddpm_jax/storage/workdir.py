@@ -35,6 +35,7 @@ FIXED_FIELDS = (
   'network',
   'data.source',
   'data.split',
+  'data.holdout',
   'data.image_size',
   'data.channels',
   'data.random_flip',

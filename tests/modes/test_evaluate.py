@@ -467,9 +467,15 @@ def test_bad_input_is_answered_by_one_line(fields, message, workdir, run):
   assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize(('split', 'said'), [('train', False), ('all', True)])
-def test_report_says_when_test_images_were_trained_on(workdir, split, said):
+@pytest.mark.parametrize(('split', 'measured'), [('train', ['train', 'test']), ('all', ['train'])])
+def test_test_images_that_were_trained_on_have_no_figure(workdir, split, measured, capsys):
   fields = {'eval.metrics': ('bpd',), 'eval.bpd_examples': 2, 'data.split': split}
   evaluate.evaluate(tiny_config(**fields), workdir)
-  line = 'The test images were trained on: data.split is all.'
-  assert (line in report(workdir, f'{STEP}/report-bpd')['notes']) == said
+  found = report(workdir, f'{STEP}/report-bpd')
+  assert [figure['bpd_split'] for figure in found['figures']] == measured
+  line = (
+    'No figures of the split test: this run trained on its pictures (data.split=all, '
+    'data.holdout=None)'
+  )
+  assert found['notes'] == [line] * (split == 'all')
+  assert capsys.readouterr().out.count(line) == (split == 'all')

@@ -63,7 +63,7 @@ def compression(run: Run) -> pathlib.Path:
   panels = []
   for title, x_name, x, paper_x, y_name, y, paper_y in curves:
     panel: dict[str, Any] = {'title': title, 'x': x_name, 'y': y_name}
-    panel['curves'] = [(f'this model, {run.split}', x, y, '-')]
+    panel['curves'] = [(f'this model, {bound.split}', x, y, '-')]
     if known:
       panel['curves'].append(('paper', paper_x, paper_y, 'o'))
     panels.append(panel)

@@ -95,7 +95,7 @@ def interpolation(run: Run) -> pathlib.Path:
   Raises:
     UserError: the split has too few images.
   """
-  source, pairs = run.open_source(run.split), run.num_images
+  source, pairs = run.split, run.num_images
   total = run.schedule.num_timesteps
   if 2 * pairs > len(source):
     raise UserError(

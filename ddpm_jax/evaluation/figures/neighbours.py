@@ -62,7 +62,7 @@ def neighbours(run: Run) -> pathlib.Path:
   drawer = run.make_drawer(count)
   drawn = write_samples(drawer, run.weights, run.workdir, count, progress=True)
   samples = np.asarray(load_samples(drawn, count))
-  source, scorer = run.open_source(None), run.make_scorer(())
+  source, scorer = run.open_training(), run.make_scorer(())
   identity = features_identity(samples_identity(drawer, run.weights, 'uint8'), scorer.network)
   data = Identity(data=source_identity(source))
   folder = run.folder('neighbours', identity.but(data=data.data, choices={'samples': count}))

@@ -44,15 +44,15 @@ class Run:
     variance: as p_mean_variance.
     kind: (prediction, loss, variance), as Table 2 names them.
     image_shape: (H, W, C).
-    split: of the images to compress and to interpolate.
-    bpd_splits: of the bound.
+    open_split: () -> Source of the images to compress and to interpolate.
+    open_bpd_splits: () -> Sources of the bound.
     metrics: of config.eval.
     num_samples, num_slots, num_images: as config.reproduce has them.
     batch_size: images a compiled chain, over all devices.
     is_paper_data: whether the data are those of the paper's numbers.
     key_of: name of a stream -> replicated key.
-    open_source: split, or None for that of training -> Source.
-    make_bound: split -> Bound, of all terms.
+    open_training: () -> Source of training.
+    make_bound: Source -> Bound, of all terms.
     make_scorer: names of metrics -> Scorer.
     make_drawer: number of samples -> Drawer, of config.sample's sampler.
     make_evaluator: () -> Evaluator.
@@ -66,8 +66,8 @@ class Run:
   variance: str | None
   kind: tuple[str, str, str]
   image_shape: tuple[int, int, int]
-  split: str
-  bpd_splits: Sequence[str]
+  open_split: Callable[[], Source]
+  open_bpd_splits: Callable[[], Sequence[Source]]
   metrics: Sequence[str]
   num_samples: int
   num_slots: int
@@ -75,11 +75,21 @@ class Run:
   batch_size: int
   is_paper_data: bool
   key_of: Callable[[str], jax.Array]
-  open_source: Callable[[str | None], Source]
-  make_bound: Callable[[str], Bound]
+  open_training: Callable[[], Source]
+  make_bound: Callable[[Source], Bound]
   make_scorer: Callable[[Sequence[str]], Scorer]
   make_drawer: Callable[[int], Drawer]
   make_evaluator: Callable[[], Evaluator]
+
+  @functools.cached_property
+  def split(self) -> Source:
+    """The images to compress and to interpolate."""
+    return self.open_split()
+
+  @functools.cached_property
+  def bpd_splits(self) -> Sequence[Source]:
+    """The splits of the bound."""
+    return self.open_bpd_splits()
 
   @property
   def eval_folder(self) -> pathlib.Path:

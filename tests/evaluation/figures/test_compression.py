@@ -29,7 +29,7 @@ def test_the_papers_numbers_stand_beside_those_of_its_data_alone(tmp_path, is_pa
   rng = np.random.default_rng(0)
   arrays = {name: rng.random((3, 1000)) for name in ('vb', 'mse')} | {'prior_bpd': rng.random(3)}
   bound = types.SimpleNamespace(
-    collect=lambda folder, weights: arrays, identity=Identity(seed=0), count=3
+    collect=lambda folder, weights: arrays, identity=Identity(seed=0), count=3, split='test'
   )
 
   def folder(figure, identity):
