@@ -286,7 +286,7 @@ def make_visit(
       log.picture(step, folder / 'grid.png')
     if measures:
       log.figures(step, evaluator.measure(path, weights))
-    log.restart_clock(step)
+    log.restart_clock()
 
   return visit
 

@@ -81,7 +81,7 @@ def _of_run(folder):
     try:
       last: dict[str, Any] = json.loads(lines[-1])
       when = datetime.datetime.fromtimestamp(logged.stat().st_mtime).isoformat(' ', 'minutes')
-      yield 'logged', f'step {last["step"]}, loss {last["loss_mean"]:.4f}; {when}'
+      yield 'logged', f'step {last["step"]}, loss_mean {last["loss_mean"]:.4f}; {when}'
     except (ValueError, KeyError):
       yield 'logged', f'{logged.name} is cut off'
   if (about := folder / origins.PACKAGED_ABOUT).is_file():

@@ -4,10 +4,12 @@ import contextlib
 import datetime
 import json
 import pathlib
+import queue
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -118,11 +120,45 @@ class Progress:
       self._bar.refresh()
 
 
+class _Completions:
+  """Notes when dispatches complete, however late somebody asks.
+
+  A dispatch may return at once, or hold its caller until it is nearly done: which time the caller
+  sees the one before at says nothing. A thread that waits for each of them sees the same of all.
+  """
+
+  def __init__(self):
+    self._queue = queue.SimpleQueue()
+    threading.Thread(target=self._run, daemon=True, name='completions').start()
+
+  def of(self, arrays: Any) -> futures.Future:
+    """When arrays were computed, of time.perf_counter."""
+    future: futures.Future = futures.Future()
+    self._queue.put((arrays, future))
+    return future
+
+  def close(self) -> None:
+    """Ends the thread, after what was asked for."""
+    self._queue.put(None)
+
+  def _run(self):
+    while (asked := self._queue.get()) is not None:
+      arrays, future = asked
+      try:
+        jax.block_until_ready(arrays)
+        future.set_result(time.perf_counter())
+      except Exception as error:
+        future.set_exception(error)
+
+
 class RunLog:
   """Collects each step's metrics, stops the run on a non-finite loss, and writes logged steps.
 
   A step's metrics are fetched and written while the next step runs. What an interrupted run logged
   beyond the step that it goes on from is dropped: those steps are logged again.
+
+  A rate is of the time from the completion of one dispatch to that of another. The first dispatch
+  of each length is compiled, and in no rate; a line that has no other has no rate, null.
   """
 
   def __init__(
@@ -146,10 +182,11 @@ class RunLog:
     self._terminal = terminal or Terminal()
     self._num_steps = num_steps
     self._images_per_step = images_per_step
-    self._first_step = start_step + 1
-    self._pending = None  # (step, metrics on device, whether to write them) of the newest step
+    self._pending = None  # (step, metrics on device, whether to write them, their Future)
     self._losses = []  # since the last logged step
-    self._file = self._tensorboard = None
+    self._file = self._tensorboard = self._completions = None
+    self._lengths = set()  # of the dispatches so far, in steps
+    self._counted = 0, 0.0  # (steps, seconds) of the rate since the last logged step
     self._thread_errors = []
     if workdir is not None:
       from tensorboardX import SummaryWriter
@@ -161,11 +198,12 @@ class RunLog:
       self._tensorboard = SummaryWriter(
         str(workdir / 'tensorboard'), purge_step=start_step + 1, max_queue=100
       )
-    self.restart_clock(start_step)
+      self._completions = _Completions()
+    self.restart_clock()
 
-  def restart_clock(self, step: int) -> None:
-    """Leaves the time up to now out of the rates."""
-    self._clock_step, self._clock = step, time.perf_counter()
+  def restart_clock(self) -> None:
+    """Leaves the time up to now out of the rates; nothing may be running."""
+    self._clock = time.perf_counter()
 
   def add(self, step: int, metrics: Mapping[str, Any], *, write: bool = False) -> None:
     """Takes metrics of steps that are still being computed, and checks those before them.
@@ -179,7 +217,8 @@ class RunLog:
       as check.
     """
     self.check()
-    self._pending = step, metrics, write
+    completed = self._completions.of(metrics) if self._completions else None
+    self._pending = step, metrics, write, completed
 
   def check(self) -> None:
     """Waits for the newest steps, and writes the last of them where that was asked for.
@@ -190,9 +229,8 @@ class RunLog:
     """
     if self._pending is None:
       return
-    step, metrics, write = self._pending
+    step, metrics, write, completed = self._pending
     self._pending = None
-    start, steps = self._clock, step - self._clock_step
     values = {name: np.atleast_1d(x) for name, x in jax.device_get(metrics).items()}
     for i, loss in enumerate(values['loss'], step - len(values['loss']) + 1):
       of_step = {name: float(array[i - step - 1]) for name, array in values.items()}
@@ -201,20 +239,30 @@ class RunLog:
       self._losses.append(float(loss))
       if self._file is not None:
         self._terminal.show(f'step {i}/{self._num_steps}')
-      if i == self._first_step:
-        self.restart_clock(step)  # it was compiled
+    if completed is not None:
+      self._count(len(values['loss']), completed.result())
     if write:
-      self._write(step, of_step, steps / max(time.perf_counter() - start, 1e-9))
+      self._write(step, of_step)
 
-  def _write(self, step, values, rate):
+  def _count(self, num_steps, completed):
+    """Counts a dispatch for the rate, unless it was compiled."""
+    if num_steps in self._lengths:
+      steps, secs = self._counted
+      self._counted = steps + num_steps, secs + completed - self._clock
+    self._lengths.add(num_steps)
+    self._clock = completed
+
+  def _write(self, step, values):
     """Writes a step's metrics, and loss_mean over the steps since the last written."""
+    steps, secs = self._counted
+    self._counted = 0, 0.0
+    rate = steps / max(secs, 1e-9) if steps else None
     values = values | {
       'loss_mean': sum(self._losses) / len(self._losses),
       'steps_per_sec': rate,
-      'images_per_sec': rate * self._images_per_step,
+      'images_per_sec': rate and rate * self._images_per_step,
     }
     self._losses.clear()
-    self.restart_clock(step)
     if self._file is None:
       return
     self._check_tensorboard()
@@ -224,7 +272,8 @@ class RunLog:
     except OSError as error:
       raise WriteError(self._file.name, error) from error
     for name, value in values.items():
-      self._tensorboard.add_scalar(name, value, step)
+      if value is not None:
+        self._tensorboard.add_scalar(name, value, step)
     self._terminal.say(progress_line(step, self._num_steps, values))
 
   def figures(self, step: int, figures: Sequence[Mapping[str, Any]]) -> None:
@@ -269,6 +318,7 @@ class RunLog:
     """Writes out what is pending."""
     if self._file is None:
       return
+    self._completions.close()
     try:
       with contextlib.closing(self._file):
         self._check_tensorboard()
@@ -296,11 +346,14 @@ def duration(seconds: float) -> str:
   return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def progress_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
-  """One line on how a run stands."""
-  eta = duration((num_steps - step) / values['steps_per_sec'])
-  return (
-    f'step {step}/{num_steps}  loss {values["loss_mean"]:.4f}  '
-    f'grad_norm {values["grad_norm"]:.3f}  lr {values["learning_rate"]:.2e}  '
-    f'{values["steps_per_sec"]:.2f} steps/s  {values["images_per_sec"]:.0f} images/s  ETA {eta}'
+def progress_line(step: int, num_steps: int, values: Mapping[str, Any]) -> str:
+  """One line on how a run stands, in the words of metrics.jsonl."""
+  line = (
+    f'step {step}/{num_steps}  loss_mean {values["loss_mean"]:.4f}  '
+    f'grad_norm {values["grad_norm"]:.3f}  lr {values["learning_rate"]:.2e}'
   )
+  if values['steps_per_sec'] is None:
+    return line
+  eta = duration((num_steps - step) / values['steps_per_sec'])
+  rates = f'{values["steps_per_sec"]:.2f} steps/s  {values["images_per_sec"]:.0f} images/s'
+  return f'{line}  {rates}  ETA {eta}'

@@ -43,7 +43,7 @@ def test_logged_step_has_its_own_loss_and_the_mean_since_the_last(tmp_path, caps
   for line in lines(tmp_path):
     assert line['images_per_sec'] == pytest.approx(4 * line['steps_per_sec'])
   out = capsys.readouterr().out
-  assert 'step 3/10  loss 3.0000' in out
+  assert 'step 3/10  loss_mean 3.0000' in out
   assert 'ETA' in out
 
 
@@ -171,6 +171,74 @@ def test_another_threads_error_is_not_tensorboards(tmp_path, monkeypatch):
   thread.join()
   log.close()
   assert [type(error) for error in seen] == [FileNotFoundError]
+
+
+class Dispatch:
+  """Metrics of a dispatch that is computed when the test says so, at a time of its clock."""
+
+  def __init__(self, num_steps=1):
+    self.shape, self._num_steps = (num_steps,), num_steps
+    self._done = threading.Event()
+
+  def __array__(self, dtype=None, copy=None):
+    return np.ones(self._num_steps)
+
+  def block_until_ready(self):
+    assert self._done.wait(60)
+    return self
+
+  def complete(self):
+    self._done.set()
+
+
+def test_rates_are_of_completions_however_late_they_are_asked_for(tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(logs.time, 'perf_counter', lambda: now[0])
+  monkeypatch.setattr(
+    logs.jax, 'device_get', lambda tree: {k: np.asarray(x) for k, x in tree.items()}
+  )
+  log = make_log(tmp_path)
+  step = 0
+
+  def dispatch(num_steps, done_at, *, asked_at):
+    """Dispatches, completes at a time, and goes on at another, as a call that blocks does."""
+    nonlocal step
+    step += num_steps
+    computed = Dispatch(num_steps)
+    others = dict.fromkeys(('grad_norm', 'learning_rate'), np.ones(num_steps))
+    log.add(step, {'loss': computed, **others}, write=True)
+    now[0] = done_at
+    computed.complete()
+    log._pending[3].result()
+    now[0] = asked_at
+
+  dispatch(4, 100, asked_at=102)  # which was compiled
+  dispatch(4, 102, asked_at=104)  # returns when the next one is done, as XLA's loops on GPUs do
+  dispatch(4, 104, asked_at=104)
+  log.check()  # before a checkpoint, which takes a second
+  now[0] = 105
+  dispatch(4, 107, asked_at=107)
+  log.check()
+  now[0] = 1000  # a visit
+  log.restart_clock()
+  dispatch(4, 1002, asked_at=1002)
+  dispatch(2, 1010, asked_at=1010)  # of another length, compiled
+  log.check()
+  log.close()
+  rates = [line['steps_per_sec'] for line in lines(tmp_path)]
+  assert rates == [None, 2, 2, pytest.approx(4 / 3), 2, None]
+  assert [line['images_per_sec'] for line in lines(tmp_path)][1] == 8
+
+
+def test_a_line_without_a_rate_has_no_eta(tmp_path, capsys):
+  log = make_log(tmp_path)
+  log.add(1, metrics(1.0), write=True)
+  log.check()
+  log.close()
+  out = capsys.readouterr().out
+  assert 'step 1/10  loss_mean 1.0000' in out
+  assert 'steps/s' not in out
+  assert 'ETA' not in out
 
 
 def test_duration():
