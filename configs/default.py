@@ -83,7 +83,9 @@ def get_config():
         'sampler': 'ancestral',
         # S of the T; none: all T for ancestral, 20 for the others. heun has 2 S - 1 evaluations
         'num_steps': placeholder(int),
-        'spacing': 'trailing',  # linspace | leading | trailing | quad | logsnr | karras, EDM's
+        # linspace | leading | trailing | quad | logsnr | karras, EDM's; none: karras for heun,
+        # trailing for the others
+        'spacing': placeholder(str),
         'eta': placeholder(float),  # ddim's, in [0, 1]; none: 0, no noise
         'clip': 'static',  # of the predicted x_0: none | static, to [-1, 1] | dynamic, Imagen's
         'files': placeholder(str),  # png: each sample as a file of its own, too
@@ -122,7 +124,7 @@ def get_config():
         ),
         'split': 'test',  # of the images to compress and to interpolate
         'num_samples': 1_024,  # chains whose x_0 predictions are measured
-        'num_slots': 20,  # predictions kept of a chain
+        'num_slots': 20,  # predictions kept of a chain, at most
         'num_images': 8,  # rows of a picture
       },
       'import_': {  # --config.import.path=... on the command line

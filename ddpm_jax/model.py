@@ -352,7 +352,7 @@ class Model:
     config = self._config.copy_and_resolve_references()
     _positive('num', num)
     if sampler is not None and sampler != config.sample.sampler:
-      config.sample.update(sampler=sampler, num_steps=None, eta=None)
+      config.sample.update(sampler=sampler, num_steps=None, eta=None, spacing=None)
     if num_steps is not None:
       config.sample.num_steps = num_steps
     if batch_size is not None:
@@ -367,7 +367,7 @@ class Model:
     return config, dataclasses.replace(drawer, key=devices.replicate(build.key(seed, 'sample')))
 
   def _timesteps(self, num_steps):
-    return timestep_subsequence(self.schedule, num_steps, self._config.sample.spacing)
+    return timestep_subsequence(self.schedule, num_steps, build.spacing(self._config, 'ddim'))
 
   def _keep(self, what, make):
     """make(), once."""

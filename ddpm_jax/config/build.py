@@ -39,7 +39,7 @@ from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.nn.unet import UNet
 from ddpm_jax.sampling import CHAINS, SAMPLERS, Chain, clipped
 from ddpm_jax.sampling.ancestral import ancestral
-from ddpm_jax.sampling.solvers import default_num_steps, num_evaluations
+from ddpm_jax.sampling.solvers import default_num_steps, default_spacing, num_evaluations
 from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.identity import Identity
@@ -342,7 +342,12 @@ def timesteps(config: ConfigDict) -> np.ndarray:
   num_steps = config.sample.num_steps
   if num_steps is None:
     num_steps = default_num_steps(config.sample.sampler, config.diffusion.num_timesteps)
-  return timestep_subsequence(schedule(config), num_steps, config.sample.spacing)
+  return timestep_subsequence(schedule(config), num_steps, spacing(config))
+
+
+def spacing(config: ConfigDict, sampler: str | None = None) -> str:
+  """Where the timesteps lie of config.sample's sampler, or of another."""
+  return config.sample.spacing or default_spacing(sampler or config.sample.sampler)
 
 
 def chain(config: ConfigDict) -> Callable[..., Chain]:
@@ -370,7 +375,7 @@ def samples_identity(config: ConfigDict) -> Identity:
   sampler = {
     'sampler': sample.sampler,
     'num_steps': count,
-    'spacing': None if is_whole else sample.spacing,
+    'spacing': None if is_whole else spacing(config),
     'eta': (sample.eta or 0.0) if sample.sampler == 'ddim' else None,
     'clip': sample.clip,
   }
@@ -383,7 +388,7 @@ def sampler_words(config: ConfigDict) -> str:
   count = len(timesteps(config))
   words = [sample.sampler, f'{total} steps']
   if count < total:
-    words[1] = f'{count} of {total} steps ({sample.spacing})'
+    words[1] = f'{count} of {total} steps ({spacing(config)})'
   evaluations = num_evaluations(sample.sampler, count)
   if evaluations != count:
     words.append(f'{evaluations} evaluations')

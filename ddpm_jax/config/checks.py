@@ -5,21 +5,26 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
 from ddpm_jax.config import build
+from ddpm_jax.diffusion import make_betas
 from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.prediction import check_choice
+from ddpm_jax.diffusion.schedules import prior_bpd_range
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
 from ddpm_jax.evaluation.scores import METRICS, check_count
 from ddpm_jax.nn.unet import NUM_GROUPS
 from ddpm_jax.sampling import CLIPS
-from ddpm_jax.sampling.solvers import check_sampler
+from ddpm_jax.sampling.solvers import MAX_HEUN_RATIO, check_sampler, heun_ratio
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.workdir import config_dict, flatten
 
+MAX_SIGNAL = 2e-3  # alphas_cumprod[T-1]; the paper's is 4e-5, that of quad 7e-4
+PAPER_SIGNAL = 4e-5
 NETWORKS = ('inception', 'digits')  # of the features
 
 
@@ -34,6 +39,8 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = processes.say) -> N
     UserError: a value that cannot work; or processes with different configs or programs.
   """
   check(config)
+  for line in doubts(config):
+    say(line)
   if processes.count() > 1:
     processes.check_same('config', _shared_fields(config))
   line = devices.use_compilation_cache(config.compilation_cache, default_cache_dir)
@@ -69,6 +76,46 @@ def check(config: ConfigDict) -> None:
   devices.batch_sizes(config.sample.batch_size, 'sample.batch_size')
   devices.batch_sizes(config.eval.batch_size, 'eval.batch_size')
   _check_eval(config)
+
+
+def doubts(config: ConfigDict) -> list[str]:
+  """Lines on settings that run, and whose results cannot be good."""
+  lines, schedule = [], build.schedule(config)
+  signal = float(schedule.alphas_cumprod[-1])
+  if signal > MAX_SIGNAL:
+    least, greatest = prior_bpd_range(schedule)
+    lines.append(
+      f'x_T is far from noise: alphas_cumprod[T-1] is {signal:.3g} and L_T {least:.2g} to '
+      f'{greatest:.2g} bits/dim, so samples, which begin with noise alone, cannot be right. In a '
+      f'new run: {" or ".join(_less_signal(config.diffusion, signal))}'
+    )
+  timesteps = build.timesteps(config)
+  at_first = float(schedule.alphas_cumprod[timesteps[-1]])
+  if at_first > MAX_SIGNAL >= signal:
+    lines.append(
+      f'{len(timesteps)} steps of sample.spacing={build.spacing(config)} begin at '
+      f't={timesteps[-1]}, where alphas_cumprod is {at_first:.3g}: samples, which begin with noise '
+      'alone, cannot be right. Take more steps, or sample.spacing=trailing'
+    )
+  ratio = heun_ratio(schedule, timesteps)
+  if config.sample.sampler == 'heun' and ratio > MAX_HEUN_RATIO:
+    lines.append(
+      f'sample.sampler=heun with {len(timesteps)} steps of sample.spacing={build.spacing(config)}: '
+      f'the noise level falls by a factor of {ratio:.2g} in the first, and samples are poor; take '
+      'sample.spacing=karras, or more steps'
+    )
+  return lines
+
+
+def _less_signal(diffusion, signal):
+  """Settings that leave less signal in x_T: the betas scaled to the paper's, and cosine."""
+  factor = float(f'{np.log(PAPER_SIGNAL) / np.log(signal):.2g}')
+  scaled = {name: float(f'{diffusion[name] * factor:.4g}') for name in ('beta_start', 'beta_end')}
+  if max(scaled.values()) < 1:
+    betas = make_betas(diffusion.schedule, diffusion.num_timesteps, **scaled)
+    if np.prod(1 - betas) <= MAX_SIGNAL:
+      yield ' '.join(f'--config.diffusion.{name}={value:g}' for name, value in scaled.items())
+  yield '--config.diffusion.schedule=cosine'
 
 
 def check_metrics(metrics: Iterable[str]) -> None:
@@ -122,6 +169,11 @@ def check_sample(config: ConfigDict) -> None:
   sample = config.sample
   check_choice('sample.clip', sample.clip, CLIPS)
   check_choice('sample.files', sample.files, (None, 'png'))
+  if sample.clip == 'dynamic' and build.parameterization(config.diffusion).is_step:
+    raise UserError(
+      'sample.clip=dynamic changes the predicted x_0, which a prediction of x_{t-1} '
+      f'(diffusion.mean_type={config.diffusion.mean_type}) does not go through: use static'
+    )
   check_sampler(
     build.schedule(config),
     sample.sampler,

@@ -166,6 +166,17 @@ def make_schedule(betas: np.ndarray) -> NoiseSchedule:
   )
 
 
+def prior_bpd_range(schedule: NoiseSchedule) -> tuple[float, float]:
+  """The least and the greatest L_T of a pixel in [-1, 1], in bits/dim: bound.prior_bpd has its own.
+
+  A pixel x has 0.5 (a (x^2 - 1) - log(1 - a)) nats, with a the last of alphas_cumprod.
+  """
+  a = float(schedule.alphas_cumprod[-1])
+  log_noise = float(schedule.log_one_minus_alphas_cumprod[-1])
+  least, greatest = (0.5 * (a * (x**2 - 1) - log_noise) / np.log(2) for x in (0.0, 1.0))
+  return float(least), float(greatest)
+
+
 def respace(schedule: NoiseSchedule, timesteps: np.ndarray) -> NoiseSchedule:
   """The process seen at some of its timesteps only: betas re-derived from the kept alphas_cumprod.
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.prediction import Denoiser, check_choice
-from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.diffusion.schedules import NoiseSchedule, sigmas
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampling.ancestral import (
   Chain,
@@ -33,6 +33,7 @@ from ddpm_jax.sampling.ancestral import (
 
 QUADRATURE_POINTS = 32
 FEW_STEPS = 20  # of all samplers but ancestral, unless others are asked for
+MAX_HEUN_RATIO = 100  # of sigma over heun's first step, whose slopes say nothing of a longer one
 
 # x_0; or with a trajectory (x_0, states)
 Result: TypeAlias = jax.Array | tuple[jax.Array, jax.Array]
@@ -398,6 +399,21 @@ def check_sampler(
 def default_num_steps(name: str, num_timesteps: int) -> int:
   """Steps of a sampler of SAMPLERS where no number is asked for."""
   return num_timesteps if name == 'ancestral' else min(FEW_STEPS, num_timesteps)
+
+
+def default_spacing(name: str) -> str:
+  """The spacing of a sampler of SAMPLERS where none is asked for.
+
+  Heun's method steps in sigma, which is 2e4 at the end of the cosine schedule: spaced evenly in t,
+  its first step leaves an error of 0.4 to 0.5 at 5 to 20 steps, where karras leaves 0.06 to 0.3.
+  """
+  return 'karras' if name == 'heun' else 'trailing'
+
+
+def heun_ratio(schedule: NoiseSchedule, timesteps: np.ndarray) -> float:
+  """The ratio of sigma over the first step."""
+  chosen = sigmas(schedule)[timesteps[-2:]]
+  return float(chosen[-1] / chosen[0])
 
 
 def num_evaluations(name: str, num_steps: int) -> int:

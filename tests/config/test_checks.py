@@ -2,9 +2,11 @@
 
 import pytest
 
+from configs import cifar10
 from ddpm_jax import devices
-from ddpm_jax.config.checks import check, check_metrics
+from ddpm_jax.config.checks import check, check_metrics, doubts, prepare
 from ddpm_jax.errors import UserError
+from ddpm_jax.sampling import SAMPLERS
 from tests.tiny import tiny_config
 
 
@@ -100,6 +102,64 @@ def test_bfloat16_is_refused_where_it_is_lacking(monkeypatch):
   check(tiny_config())
   with pytest.raises(UserError, match=r'bfloat16, which V100 .* lacks; use float32'):
     check(tiny_config(**{'model.dtype': 'bfloat16'}))
+
+
+@pytest.mark.parametrize('schedule', ['linear', 'quad', 'const', 'warmup10', 'warmup50', 'cosine'])
+@pytest.mark.parametrize('sampler', SAMPLERS)
+def test_default_settings_leave_no_doubt(schedule, sampler):
+  config = cifar10.get_config()
+  config.diffusion.schedule = schedule
+  config.sample.sampler = sampler
+  assert doubts(config) == []
+
+
+@pytest.mark.parametrize(
+  ('num_timesteps', 'signal', 'bits', 'way'),
+  [
+    (50, '0.603', '0.67', 'beta_start=0.002 --config.diffusion.beta_end=0.4 or'),
+    (100, '0.364', '0.33', 'beta_start=0.001 --config.diffusion.beta_end=0.2 or'),
+    (200, '0.132', '0.1', 'beta_start=0.0005 --config.diffusion.beta_end=0.1 or'),
+    (10, '0.904', '1.7', 'schedule=cosine'),
+  ],
+)
+def test_signal_left_at_the_end_is_said_with_the_way_out(num_timesteps, signal, bits, way, capsys):
+  config = tiny_config(**{'diffusion.num_timesteps': num_timesteps})
+  prepare(config)
+  (line,) = [line for line in capsys.readouterr().out.splitlines() if 'x_T' in line]
+  assert f'alphas_cumprod[T-1] is {signal} and L_T ' in line
+  assert f' to {bits} bits/dim' in line
+  assert f'In a new run: --config.diffusion.{way}' in line
+  for arg in line.partition('In a new run: ')[2].split(' or ')[0].split():
+    field, value = arg.removeprefix('--config.').split('=')
+    config.update_from_flattened_dict({field: value if 'schedule' in field else float(value)})
+  assert doubts(config) == []
+
+
+def test_a_chain_that_begins_below_the_noise_is_said():
+  config = cifar10.get_config()
+  config.sample.update(sampler='ddim', num_steps=4, spacing='leading')
+  (line,) = doubts(config)
+  assert line.startswith(
+    '4 steps of sample.spacing=leading begin at t=750, where alphas_cumprod is '
+  )
+  config.sample.spacing = 'trailing'
+  assert doubts(config) == []
+
+
+def test_heun_over_too_great_a_step_is_said():
+  config = cifar10.get_config()
+  config.diffusion.schedule = 'cosine'
+  config.sample.update(sampler='heun', spacing='trailing')
+  (line,) = doubts(config)
+  assert 'falls by a factor of 1.6e+03 in the first, and samples are poor; take sample.spac' in line
+  config.sample.spacing = None
+  assert doubts(config) == []
+
+
+def test_clipping_that_a_prediction_of_one_step_does_not_go_through_is_refused():
+  xprev = {'diffusion.mean_type': 'xprev', 'diffusion.var_type': 'fixedlarge'}
+  with pytest.raises(UserError, match=r'sample\.clip=dynamic .*mean_type=xprev\) .*: use static$'):
+    check(tiny_config(**xprev, **{'sample.clip': 'dynamic'}))
 
 
 def test_a_prediction_of_one_step_is_refused_for_longer_ones():

@@ -12,11 +12,27 @@ from ddpm_jax.diffusion import (
   make_schedule,
   timestep_subsequence,
 )
-from ddpm_jax.diffusion.schedules import SCHEDULES, SPACINGS, check_timesteps, respace, sigmas
+from ddpm_jax.diffusion.bound import prior_bpd
+from ddpm_jax.diffusion.schedules import (
+  SCHEDULES,
+  SPACINGS,
+  check_timesteps,
+  prior_bpd_range,
+  respace,
+  sigmas,
+)
 from ddpm_jax.errors import UserError
 
 ORIGINAL_SCHEDULES = ('linear', 'quad', 'warmup10', 'warmup50', 'const', 'jsd')
 FIELDS = tuple(field.name for field in dataclasses.fields(NoiseSchedule))
+
+
+@pytest.mark.parametrize('num_timesteps', [50, 200])
+def test_range_of_the_prior_is_that_of_the_bound(num_timesteps):
+  s = make_schedule(make_betas('linear', num_timesteps))
+  pixels = np.linspace(-1, 1, 21, dtype=np.float32)[:, None]
+  bits = np.asarray(prior_bpd(s, pixels))
+  np.testing.assert_allclose(prior_bpd_range(s), (bits.min(), bits.max()), rtol=1e-5)
 
 
 @pytest.mark.parametrize('num_timesteps', [1, 2, 1000])

@@ -128,6 +128,12 @@ def test_progressive_predictions_are_measured_step_by_step(run):
   assert is_picture(folder / 'progressive_metrics.png')
 
 
+def test_no_more_predictions_are_kept_than_were_asked_for(run):
+  folder = run('progressive', **{'reproduce.num_slots': 6})
+  rows = read_csv(folder / 'progressive.csv')
+  assert sorted({int(row['reverse_steps']) for row in rows}) == [2, 4, 6, 8, 10]
+
+
 def test_shared_chains_part_the_more_the_earlier(run):
   folder = run('shared')
   with np.load(folder / 'shared.npz') as arrays:

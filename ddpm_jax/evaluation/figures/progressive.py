@@ -44,7 +44,7 @@ def make_progressive_fn(
 
 def progressive(run: Run) -> pathlib.Path:
   """Draws chains, shows their predictions, and measures those at each slot."""
-  every = max(1, run.schedule.num_timesteps // run.num_slots)
+  every = -(-run.schedule.num_timesteps // run.num_slots)  # rounded up
   work = stepwise.compiled(
     make_progressive_fn(
       run.denoiser_of, run.schedule, run.image_shape, every_steps=every, variance=run.variance
