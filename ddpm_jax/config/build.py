@@ -1,5 +1,6 @@
 """The only file that turns config fields into objects."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -438,15 +439,11 @@ def feature_network(config: ConfigDict) -> features.FeatureNetwork:
   """
   if config.eval.network == 'digits':
     return features.digits_network()
-  if config.data.channels != 3:
-    raise UserError(
-      f'eval.network=inception takes images of three channels, not data.channels='
-      f'{config.data.channels}; use eval.metrics=bpd, or eval.network=digits for the digits'
-    )
   return features.inception_network(
     config.eval.inception_weights,
     cache_dir=cache_dir(config),
     sha256=config.eval.inception_sha256,
+    is_grey=config.data.channels == 1,
   )
 
 
@@ -459,9 +456,14 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
   network, count = feature_network(config), config.eval.reference_examples
   if config.eval.reference:
     path = pathlib.Path(config.eval.reference).expanduser()
-    opened = references.open_file(path, count, image_shape=image_shape(config))
+    any_channels = config.eval.network == 'inception'
+    opened = references.open_file(
+      path, count, image_shape=image_shape(config), any_channels=any_channels
+    )
   else:
-    opened = references.open_source(source(config, config.eval.reference_split), count)
+    opened = references.open_source(_reference_split(config), count)
+  if config.eval.network == 'inception' and config.data.channels == 1:
+    opened = dataclasses.replace(opened, notes=(*opened.notes, features.GREY_NOTE))
   return Scorer(
     metrics=metrics,
     network=network,
@@ -470,6 +472,13 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
     cache=references.open_cache(cache_dir(config)),
     batch_size=config.eval.batch_size,
   )
+
+
+def _reference_split(config):
+  try:
+    return source(config, config.eval.reference_split)
+  except data.NoSplitError as error:
+    raise UserError(f'eval.reference_split: {error}') from error
 
 
 def bpd_fns(

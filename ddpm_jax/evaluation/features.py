@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import devices
@@ -16,6 +17,7 @@ from ddpm_jax.nn import digits_classifier, inception
 from ddpm_jax.storage import npz, shards
 from ddpm_jax.storage.identity import Identity
 
+GREY_NOTE = 'Grey images are repeated to three channels, for the Inception network.'
 DIGITS_FILE = pathlib.Path(digits_classifier.__file__).with_suffix('.npz')
 
 
@@ -59,13 +61,14 @@ class FeatureNetwork:
 
 
 def make_feature_fn(
-  network: Any, features: str, logits: str
+  network: Any, features: str, logits: str, *, repeats_grey: bool = False
 ) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
   """A network's features of a batch of images.
 
   Args:
     network: module whose output is a dict.
     features, logits: the keys in it.
+    repeats_grey: whether one channel is repeated to three.
 
   Returns:
     (params, images [B, H, W, C] of values 0..255, uint8 or float32) -> dict of features [B, d] and
@@ -73,6 +76,8 @@ def make_feature_fn(
   """
 
   def feature_fn(params, images):
+    if repeats_grey and images.shape[-1] == 1:
+      images = jnp.repeat(images, 3, axis=-1)
     output = network.apply({'params': params}, images)
     return {'features': output[features], 'logits': output[logits]}
 
@@ -80,9 +85,12 @@ def make_feature_fn(
 
 
 def inception_network(
-  weights: str | None, *, cache_dir: pathlib.Path, sha256: str | None
+  weights: str | None, *, cache_dir: pathlib.Path, sha256: str | None, is_grey: bool = False
 ) -> FeatureNetwork:
-  """The Inception network of FID; Args and Raises as load_inception."""
+  """The Inception network of FID, of colour and of grey images, which are repeated.
+
+  Args and Raises as load_inception, and is_grey: whether the data are, which their features note.
+  """
   params, sha256 = load_inception(weights, cache_dir=cache_dir, sha256=sha256 or INCEPTION_SHA256)
   published = sha256 == INCEPTION_SHA256
   size = inception.IMAGE_SIZE
@@ -90,9 +98,10 @@ def inception_network(
     name='InceptionV3 of 2015-12-05' + ('' if published else f' with other weights, {sha256[:8]}'),
     published=published,
     sha256=sha256,
-    preprocessing=f'bilinear to {size} x {size} as TensorFlow 1, (v - 128) / 128',
+    preprocessing=('grey repeated to three channels, ' if is_grey else '')
+    + f'bilinear to {size} x {size} as TensorFlow 1, (v - 128) / 128',
     params=devices.replicate(params),
-    extract=_compile(inception.InceptionV3(), '2048', 'logits_unbiased'),
+    extract=_compile(inception.InceptionV3(), '2048', 'logits_unbiased', repeats_grey=True),
   )
 
 
@@ -109,8 +118,8 @@ def digits_network() -> FeatureNetwork:
   )
 
 
-def _compile(network, features, logits):
-  function = make_feature_fn(network, features, logits)
+def _compile(network, features, logits, *, repeats_grey=False):
+  function = make_feature_fn(network, features, logits, repeats_grey=repeats_grey)
   return devices.compile_batch_fn(function, in_axes=(None, 0))
 
 

@@ -25,6 +25,7 @@ class NpzImages:
 
   jpeg_files = 0
   remarks: tuple[str, ...] = ()
+  statistics: Any = None  # of features, where the file has them too
 
   def __init__(self, path, images):
     self.name = str(path)
@@ -45,6 +46,8 @@ class NpzImages:
 
 class FolderImages:
   """The picture files of a folder, by name; all of one size and mode, jpeg_files of them JPEG."""
+
+  statistics: Any = None  # as of NpzImages
 
   def __init__(self, path, field):
     self.name = str(path)
@@ -136,10 +139,17 @@ def open_images(path: str | os.PathLike[str], field: str) -> NpzImages | FolderI
   path = pathlib.Path(path).expanduser()
   if not path.exists():
     raise UserError(f'{field}={path} does not exist')
+  check_regular(path, field)
   images = FolderImages(path, field) if path.is_dir() else _open_npz_images(path, field)
   if len(images) < 2:
     raise UserError(f'{field}={path} has {len(images)} image(s); two are needed at least')
   return images
+
+
+def check_regular(path: pathlib.Path, field: str) -> None:
+  """Raises a UserError for a pipe or a device, which would be waited for."""
+  if not path.is_dir() and not path.is_file():
+    raise UserError(f'{field}={path} is neither a file nor a folder')
 
 
 def _open_npz_images(path, field):

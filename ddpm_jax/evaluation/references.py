@@ -16,7 +16,7 @@ from ddpm_jax import processes
 from ddpm_jax.data import Source, fingerprint, told
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.features import FeatureNetwork, collect_features, features_identity
-from ddpm_jax.evaluation.images import ChosenImages, evenly_spaced, open_images
+from ddpm_jax.evaluation.images import ChosenImages, check_regular, evenly_spaced, open_images
 from ddpm_jax.evaluation.metrics import jpeg
 from ddpm_jax.evaluation.metrics.frechet import Statistics, accumulate, frechet_distance, merge
 from ddpm_jax.evaluation.report import FULL_COUNT
@@ -42,8 +42,8 @@ class OpenReference:
     identity: of the images, or of the statistics.
     notes: lines for the report.
     departures: words on what is not as in published numbers.
-    statistics: published ones, where there are no images.
-    images: the images, otherwise.
+    statistics: published ones, which the Frechet distance goes by; None to compute them.
+    images: the images; None where there are statistics alone.
     count: number of images.
   """
 
@@ -66,6 +66,7 @@ class Reference:
     real: features of real images; None where there are statistics alone.
     halves: features of two halves of the real images.
     sanity_fid: the Frechet distance between the halves.
+    is_published: whether the statistics are a file's, and not of `real`.
   """
 
   about: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Reference:
   real: Features | None = None
   halves: tuple[Features, ...] | None = None
   sanity_fid: float | None = None
+  is_published: bool = False
 
 
 def open_source(source: Source, num_examples: int | None) -> OpenReference:
@@ -86,9 +88,19 @@ def open_source(source: Source, num_examples: int | None) -> OpenReference:
 
 
 def open_file(
-  path: pathlib.Path, num_examples: int | None, *, image_shape: tuple[int, ...]
+  path: pathlib.Path,
+  num_examples: int | None,
+  *,
+  image_shape: tuple[int, ...],
+  any_channels: bool = False,
 ) -> OpenReference:
   """What config.eval.reference names, as read_reference has it.
+
+  Args:
+    path: of the file or folder.
+    num_examples: images to take, evenly spaced; None for all.
+    image_shape: (H, W, C) of the data.
+    any_channels: whether other C may be compared, as by a network that takes grey and colour.
 
   Raises:
     UserError: as read_reference; or images of another shape.
@@ -99,14 +111,24 @@ def open_file(
     note = 'The reference file does not say which data it is of, nor how they were prepared.'
     identity = Identity(data={'name': str(path), 'sha256': about['file_sha256']})
     return OpenReference(about, identity, (note,), statistics=found)
-  if found.image_shape != image_shape:
+  if found.image_shape[: 2 if any_channels else 3] != image_shape[: 2 if any_channels else 3]:
     raise UserError(
       f'{FIELD}={path} has images of {found.image_shape}; '
       f'data.image_size and data.channels say {image_shape}'
     )
-  identity = Identity(data={'name': found.name, 'sha256': found.fingerprint()})
   notes = [*found.remarks, *jpeg_files_note(found, 'real images')]
-  return _open_images(found, identity, num_examples, max(len(found), FULL_COUNT), (), notes)
+  if any_channels and found.image_shape != image_shape:
+    notes.append(
+      f'The real images are of {found.image_shape[2]} channels, and the data of {image_shape[2]}.'
+    )
+  facts = {'name': found.name, 'sha256': found.fingerprint()}
+  if found.statistics is not None:
+    arrays = (found.statistics.mean, found.statistics.covariance)
+    digest = hashlib.sha256(b''.join(np.ascontiguousarray(array).tobytes() for array in arrays))
+    facts['statistics_sha256'] = digest.hexdigest()
+  full_count = max(len(found), FULL_COUNT)
+  opened = _open_images(found, Identity(data=facts), num_examples, full_count, (), notes)
+  return dataclasses.replace(opened, statistics=found.statistics)
 
 
 def _open_images(images, identity, num_examples, full_count, departures, notes=()):
@@ -136,6 +158,7 @@ def measure_reference(
   cache: pathlib.Path,
   batch_size: int,
   with_distance: bool,
+  with_real: bool = True,
 ) -> Reference:
   """Computes the features that the cache lacks, and what is needed of them.
 
@@ -145,9 +168,12 @@ def measure_reference(
     cache: as open_cache.
     batch_size: images at a time, over all devices.
     with_distance: whether the Frechet distance is asked for.
+    with_real: whether other metrics are: published statistics are enough for the distance.
   """
-  if opened.images is None:
-    return Reference(opened.about, opened.notes, opened.departures, opened.statistics)
+  is_published = opened.statistics is not None
+  if opened.images is None or (is_published and not with_real):
+    facts = opened.about, opened.notes, opened.departures, opened.statistics
+    return Reference(*facts, is_published=is_published)
   about, notes = dict(opened.about), list(opened.notes)
   ratio = blockiness_of(opened.images, opened.count)
   about['jpeg_blockiness'] = ratio
@@ -164,7 +190,11 @@ def measure_reference(
   if with_distance:
     of_halves = [statistics_of(half['features']) for half in halves]
     statistics, sanity_fid = merge(*of_halves), frechet_distance(*of_halves)
-  return Reference(about, tuple(notes), opened.departures, statistics, real, halves, sanity_fid)
+  if is_published:
+    statistics = opened.statistics
+  return Reference(
+    about, tuple(notes), opened.departures, statistics, real, halves, sanity_fid, is_published
+  )
 
 
 def real_features(
@@ -251,11 +281,12 @@ def read_reference(path: pathlib.Path) -> Any:
 
   Args:
     path: an .npz file with `mu` and `sigma` (as the programs of TTUR and EDM write them), an .npz
-      file of images (ADM's reference batches; `arr_0`), or a folder of pictures. Where a file has
-      both, the images are taken, and measured here.
+      file of images (ADM's reference batches; `arr_0`), or a folder of pictures. A file
+      may have both, as ADM's do.
 
   Returns:
-    Statistics with no count, or images as images.open_images gives them.
+    Statistics with no count, or images as images.open_images gives them; where a file has both,
+    images with an attribute `statistics`.
 
   Raises:
     UserError: anything else.
@@ -263,11 +294,15 @@ def read_reference(path: pathlib.Path) -> Any:
   path = pathlib.Path(path).expanduser()
   if not path.exists():
     raise UserError(f'{FIELD}={path} does not exist')
+  check_regular(path, FIELD)
   if path.is_dir():
     return open_images(path, FIELD)
   arrays = open_npz(path)
   if {'arr_0', 'samples'} & arrays.keys():
-    return open_images(path, FIELD)
+    images = open_images(path, FIELD)
+    if {'mu', 'sigma'} <= arrays.keys():
+      images.statistics = _check_statistics(path, arrays['mu'], arrays['sigma'])
+    return images
   if not {'mu', 'sigma'} <= arrays.keys():
     found = ', '.join(arrays) or 'nothing'
     raise UserError(f'{FIELD}={path} has {found}; it must have mu and sigma, or images in arr_0')

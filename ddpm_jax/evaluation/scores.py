@@ -199,7 +199,10 @@ class Scorer:
   def __post_init__(self):
     self._reference = None
     if self.opened.images is not None:
-      check_count('the reference has', self.opened.count, self.metrics, times=2)  # two halves
+      if self.opened.statistics is not None:
+        self._check_published()
+      metrics = self.metrics if self.opened.statistics is None else self._metrics_of_real()
+      check_count('the reference has', self.opened.count, metrics, times=2)  # two halves
       return
     impossible = [metric for metric in self.metrics if METRICS[metric].needs_real]
     if impossible:
@@ -214,6 +217,33 @@ class Scorer:
         f'{self.network.name} has {expected}'
       )
 
+  def _metrics_of_real(self):
+    """The metrics that need more than published statistics."""
+    return [metric for metric in self.metrics if metric != 'fid']
+
+  def _check_published(self):
+    """Notes what is measured against what, of a file with statistics and images.
+
+    Statistics of another network's features are left aside.
+    """
+    file, statistics = self.opened.about['file'], self.opened.statistics
+    given, expected = len(statistics.mean), self.network.num_features(self.image_shape)
+    if given == expected:
+      note = (
+        f'The Frechet distance is against mu and sigma of {file}, which does not say which data '
+        f'they are of; other metrics are against its {self.opened.count} images.'
+      )
+    else:
+      statistics, note = (
+        None,
+        (
+          f'mu and sigma of {file} are of {given} features, and {self.network.name} has {expected}: '
+          'all metrics are against its images.'
+        ),
+      )
+    notes = (*self.opened.notes, note)
+    self.opened = dataclasses.replace(self.opened, statistics=statistics, notes=notes)
+
   def reference(self) -> Reference:
     """The reference, measured at the first call: for many images, that takes long."""
     if self._reference is None:
@@ -223,6 +253,7 @@ class Scorer:
         cache=self.cache,
         batch_size=self.batch_size,
         with_distance='fid' in self.metrics,
+        with_real=bool(self._metrics_of_real()),
       )
     return self._reference
 
@@ -300,7 +331,9 @@ class Scorer:
     start = time.perf_counter()
     measured = metric.measure(features, self.reference())
     secs = round(time.perf_counter() - start, 1)
-    departures = list(self.reference().departures) if metric.needs_reference else []
+    departures, reference = [], self.reference()
+    if metric.needs_reference and not (reference.is_published and not metric.needs_real):
+      departures = list(reference.departures)
     departures += ['unrounded'] if facts.get('rounding') == 'float' else []
     return [
       {

@@ -11,6 +11,7 @@ from ddpm_jax.config import build, checks
 from ddpm_jax.config.origins import settled
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import Evaluator, score_images
+from ddpm_jax.evaluation.features import GREY_NOTE
 from ddpm_jax.evaluation.images import open_images
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.signals import sleep
@@ -124,12 +125,15 @@ def evaluate_images(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
       'kid, pr'
     )
   images = open_images(config.eval.samples, 'eval.samples')
-  if images.image_shape != build.image_shape(config):
+  num_axes = 2 if config.eval.network == 'inception' else 3  # which takes grey and colour
+  if images.image_shape[:num_axes] != build.image_shape(config)[:num_axes]:
     raise UserError(
       f'eval.samples={config.eval.samples} has images of {images.image_shape}; data.image_size and '
       f'data.channels say {build.image_shape(config)}'
     )
   scorer = build.scorer(config, metrics)
+  if images.image_shape[2] < config.data.channels:
+    images.remarks = (*images.remarks, GREY_NOTE)
   for line in (*images.remarks, *scorer.opened.notes):
     processes.say(line)
   identity = Identity(**scorer.identity(), choices=build.eval_choices(config))

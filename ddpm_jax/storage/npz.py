@@ -1,16 +1,20 @@
 """Arrays of an .npz file without reading them: stored members are mapped into memory."""
 
 import os
+import tempfile
 import tokenize
 import zipfile
 import zlib
 
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, WriteError
 
 _LOCAL_HEADER_BYTES = 30
 _MOST_INFLATION = 1100  # deflate reaches 1032
+_IN_MEMORY_BYTES = 1 << 28  # a larger member that is compressed goes to a temporary file
+_MOST_INFLATION_OF_LARGE = 100  # pictures and features inflate by a few times
+_BLOCK_BYTES = 1 << 20
 # Everything zipfile and numpy are known to raise on a damaged file (RuntimeError: a member that is
 # marked as encrypted, or of an unknown compression; TypeError and OverflowError: odd shapes).
 _READ_ERRORS = (
@@ -38,11 +42,13 @@ def open_npz(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str,
 
   Returns:
     dict of name -> array: mapped read-only where its member is stored as it is, as np.savez and
-    this program do; read whole where it is compressed. Without verify, mapped ones are not held
-    against their checksums.
+    this program do; read whole where it is compressed, or mapped from a temporary file if it is
+    large. Without verify, members that are stored are not held against their checksums.
 
   Raises:
-    UserError: not an .npz file, damaged, or with Python objects in it.
+    UserError: not an .npz file, damaged, or with Python objects in it; or a large member that
+      inflates as no pictures do.
+    WriteError: there is no room for the temporary file.
   """
   try:
     with zipfile.ZipFile(path) as archive, open(path, 'rb') as file:
@@ -52,6 +58,8 @@ def open_npz(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str,
         member.filename.removesuffix('.npy'): _open_member(path, archive, file, member)
         for member in archive.infolist()
       }
+  except WriteError:
+    raise
   except _READ_ERRORS as error:
     raise UserError(
       f'{path} is not an intact .npz file of arrays ({" ".join(str(error).split())})'
@@ -64,6 +72,8 @@ def _open_member(path, archive, file, member):
       raise UserError(f'{member.filename} says that it has {member.file_size} bytes')
     with archive.open(member) as stream:
       shape, order, dtype, size = _read_header(stream, member)
+      if member.file_size > _IN_MEMORY_BYTES:
+        return np.memmap(_inflate(stream, member), dtype, 'r', 0, shape, order)
       return np.ndarray(shape, dtype, stream.read(size), order=order)
   file.seek(member.header_offset)
   header = file.read(_LOCAL_HEADER_BYTES)
@@ -76,6 +86,23 @@ def _open_member(path, archive, file, member):
   if size == 0:
     return np.zeros(shape, dtype, order)
   return np.memmap(path, dtype, 'r', file.tell(), shape, order)
+
+
+def _inflate(stream, member):
+  """The rest of a large member as a temporary file, which goes with the last use of it."""
+  if member.file_size > _MOST_INFLATION_OF_LARGE * member.compress_size:
+    raise UserError(
+      f'{member.filename} has {member.compress_size} bytes that inflate to {member.file_size}, as '
+      'pictures do not; np.savez writes it without compression'
+    )
+  file = tempfile.TemporaryFile()  # noqa: SIM115
+  while block := stream.read(_BLOCK_BYTES):
+    try:
+      file.write(block)
+      file.flush()
+    except OSError as error:
+      raise WriteError(f'{tempfile.gettempdir()} ({member.filename}, inflated)', error) from error
+  return file
 
 
 def _read_header(stream, member):

@@ -14,6 +14,15 @@ class Network:
     return {'pool': mean, 'last': mean * variables['params'], 'other': mean}
 
 
+def test_grey_is_repeated_to_three_channels_where_the_network_takes_colour():
+  images = np.random.default_rng(0).random((2, 4, 4, 1), np.float32)
+  step = make_feature_fn(Network(), 'pool', 'last', repeats_grey=True)
+  grey, colour = step(2.0, images), step(2.0, images.repeat(3, axis=-1))
+  assert grey['features'].shape == (2, 3)
+  np.testing.assert_array_equal(grey['features'], colour['features'])
+  assert make_feature_fn(Network(), 'pool', 'last')(2.0, images)['features'].shape == (2, 1)
+
+
 def test_feature_step_names_what_it_takes():
   output = make_feature_fn(Network(), 'pool', 'last')(2.0, jnp.ones((3, 4, 4, 1)))
   assert output.keys() == {'features', 'logits'}

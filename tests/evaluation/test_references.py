@@ -1,6 +1,7 @@
 """Published statistics and reference batches, whole and damaged; and the cache of features."""
 
 import hashlib
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -55,11 +56,21 @@ def test_a_batch_of_images_is_opened(tmp_path):
   np.testing.assert_array_equal(images.read(np.arange(4)), pictures())
 
 
-def test_images_are_preferred_to_statistics_beside_them(tmp_path, statistics):
+def test_images_keep_the_statistics_beside_them(tmp_path, statistics):
   np.savez(
     tmp_path / 'batch.npz', arr_0=pictures(), mu=statistics.mean, sigma=statistics.covariance
   )
-  assert read_reference(tmp_path / 'batch.npz').image_shape == (5, 7, 3)
+  opened = read_reference(tmp_path / 'batch.npz')
+  assert opened.image_shape == (5, 7, 3)
+  np.testing.assert_array_equal(opened.statistics.mean, statistics.mean)
+  np.savez(tmp_path / 'images.npz', arr_0=pictures())
+  assert read_reference(tmp_path / 'images.npz').statistics is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'x.npz')
+  with pytest.raises(UserError, match=r'eval\.reference=.*x\.npz is neither a file nor a folder'):
+    read_reference(tmp_path / 'x.npz')
 
 
 def test_a_folder_is_opened(tmp_path):

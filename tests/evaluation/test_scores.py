@@ -85,6 +85,44 @@ def test_statistics_of_another_network_are_refused_before_anything_is_measured(s
       scorer(reference=str(scorer.folder / 'stats.npz'), metrics=(metric,))
 
 
+def test_statistics_beside_images_are_what_the_distance_is_to(scorer):
+  images, _ = load_digits('test')
+  train = load_digits('train')[0].reshape(1497, -1)[:, 18:22].astype(np.float64)
+  mean, covariance = train.mean(0), np.cov(train.T)
+  np.savez(scorer.folder / 'adm.npz', arr_0=images[:40], mu=mean, sigma=covariance)
+  np.savez(scorer.folder / 'stats.npz', mu=mean, sigma=covariance)
+  np.savez(scorer.folder / 'images.npz', arr_0=images[:40])
+  found, notes = {}, {}
+  for name, metrics in (('adm', ('fid', 'pr')), ('stats', ('fid',)), ('images', ('fid', 'pr'))):
+    opened = scorer(reference=str(scorer.folder / f'{name}.npz'), metrics=metrics)
+    found[name], notes[name] = score(opened, scorer.folder / name, images[100:200])
+  assert found['adm']['fid']['value'] == found['stats']['fid']['value']
+  assert found['adm']['fid']['value'] != found['images']['fid']['value']
+  for metric in ('precision', 'recall'):
+    assert found['adm'][metric]['value'] == found['images'][metric]['value']
+  assert found['adm']['fid']['name'] == 'FID-100'
+  assert found['adm']['precision']['name'] == 'Precision of 100 images (40 real images)'
+  assert any('against mu and sigma of' in note for note in notes['adm'])
+  scorer.measured.clear()
+  scorer(reference=str(scorer.folder / 'adm.npz')).reference()
+  assert scorer.measured == []  # the distance needs none of the images
+
+
+def test_statistics_of_another_network_beside_images_are_left_aside(scorer):
+  images, _ = load_digits('test')
+  np.savez(scorer.folder / 'both.npz', arr_0=images, mu=np.zeros(3), sigma=np.eye(3))
+  np.savez(scorer.folder / 'images.npz', arr_0=images)
+  values = []
+  for name in ('both', 'images'):
+    opened = scorer(reference=str(scorer.folder / f'{name}.npz'))
+    figures, _ = score(opened, scorer.folder / name, images[:20])
+    values.append((figures['fid']['value'], figures['fid']['name']))
+  assert values[0] == values[1]
+  assert opened.opened.notes == ()
+  (note,) = scorer(reference=str(scorer.folder / 'both.npz')).opened.notes
+  assert note.endswith('of 3 features, and pixels has 4: all metrics are against its images.')
+
+
 def test_home_is_understood(scorer, monkeypatch):
   monkeypatch.setenv('HOME', str(scorer.folder))
   np.savez(scorer.folder / 'stats.npz', mu=np.zeros(4), sigma=np.eye(4))

@@ -458,7 +458,6 @@ def test_bits_per_dim_of_one_image_has_no_error():
     ({'watch': True, 'step': 3}, 'eval.watch goes with neither'),
     ({'reference': '/nowhere.npz'}, 'eval.reference=/nowhere.npz does not exist'),
     ({'samples': '/nowhere'}, 'eval.samples=/nowhere does not exist'),
-    ({'network': 'inception'}, 'eval.network=inception takes images of three channels'),
   ],
 )
 def test_bad_input_is_answered_by_one_line(fields, message, workdir, run):

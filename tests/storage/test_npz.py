@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.storage import npz
 from ddpm_jax.storage.npz import open_npz
 from tests.fuzz import SLOW_FACTOR, count_refusals, mutations
 
@@ -211,3 +212,29 @@ def test_members_that_claim_to_be_huge_are_refused_unread(tmp_path):
   path.write_bytes(content)
   with pytest.raises(UserError, match='says that it has 4026531840 bytes'):
     open_npz(path)
+
+
+def test_large_members_are_mapped_when_they_inflate_as_pictures_do(tmp_path, monkeypatch):
+  images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8)
+  np.savez_compressed(tmp_path / 'x.npz', samples=images, ids=np.arange(30))
+  monkeypatch.setattr(npz, '_IN_MEMORY_BYTES', 1000)
+  arrays = open_npz(tmp_path / 'x.npz')
+  assert isinstance(arrays['samples'], np.memmap)
+  assert not isinstance(arrays['ids'], np.memmap)
+  np.testing.assert_array_equal(arrays['samples'], images)
+  content = bytearray((tmp_path / 'x.npz').read_bytes())
+  content[1000] ^= 1
+  (tmp_path / 'x.npz').write_bytes(content)
+  with pytest.raises(UserError, match='is not an intact'):
+    open_npz(tmp_path / 'x.npz')
+
+
+def test_a_small_file_that_inflates_to_much_is_refused(tmp_path, monkeypatch):
+  np.savez_compressed(tmp_path / 'x.npz', samples=np.zeros((1000, 8, 8, 3), np.uint8))
+  assert len(open_npz(tmp_path / 'x.npz')['samples']) == 1000
+  monkeypatch.setattr(npz, '_IN_MEMORY_BYTES', 100_000)
+  monkeypatch.setattr(npz, '_BLOCK_BYTES', None)  # reading it would fail
+  with pytest.raises(
+    UserError, match=r'samples\.npy has \d+ bytes that inflate to 192128'
+  ):
+    open_npz(tmp_path / 'x.npz')
