@@ -21,7 +21,7 @@ from ddpm_jax import devices, processes
 from ddpm_jax.config import build, checks
 from ddpm_jax.config.files import load_config
 from ddpm_jax.config.origins import Start, read_start, settled, split_step
-from ddpm_jax.data import batch_of_step
+from ddpm_jax.data import batch_of_step, keep_record
 from ddpm_jax.data.digits import ArraySource
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import NotFiniteError, UserError, check_system
@@ -34,7 +34,7 @@ from ddpm_jax.signals import Signals, Stops
 from ddpm_jax.storage.checkpoints import Checkpointer, steps_on_disk
 from ddpm_jax.storage.files import read_json, write_text
 from ddpm_jax.storage.logs import RunLog, Silence, Terminal
-from ddpm_jax.storage.workdir import locked, open_workdir, store_config
+from ddpm_jax.storage.workdir import has_begun, locked, open_workdir, store_config
 from ddpm_jax.training import loop
 from ddpm_jax.training.state import TrainState, init_train_state
 from ddpm_jax.training.step import TrainStep
@@ -137,7 +137,15 @@ def array_source(data: np.ndarray) -> ArraySource:
     )
   if not len(images):
     raise UserError('data holds no pictures')
-  return ArraySource(OWN_DATA, 'train', images)
+  return _GivenSource(OWN_DATA, 'train', images)
+
+
+class _GivenSource(ArraySource):
+  """Pictures in an array, whose fingerprint is of all of them."""
+
+  def names(self) -> bytes:
+    """Their sha256, in place of names."""
+    return self.version().encode()
 
 
 def run(
@@ -176,6 +184,7 @@ def run(
     if processes.is_primary():
       stack.enter_context(locked(path, 'train'))
     config = settled(config, path)
+    begun = has_begun(path)
     if processes.is_primary():
       store_config(path, config)
       check_finished(path)
@@ -185,6 +194,8 @@ def run(
       )
     with terminal.waiting('opens the pictures'):
       source = source or build.source(config)
+    if processes.is_primary():
+      keep_record(path, source, has_begun=begun, say=say)
     checkpointer = stack.enter_context(build.checkpointer(config, path))
 
     def restore():

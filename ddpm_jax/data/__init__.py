@@ -2,6 +2,7 @@
 
 from ddpm_jax.data.pictures import BrokenPicturesError, DamagedDataError, prepare_picture
 from ddpm_jax.data.pipeline import Batches, batch_indices, batch_of_step, make_batches
+from ddpm_jax.data.record import keep_record
 from ddpm_jax.data.sources import Source, fingerprint, make_source
 from ddpm_jax.data.splits import NoSplitError, is_held_out, share_pictures, told
 from ddpm_jax.data.substitutes import Substitutes
@@ -17,6 +18,7 @@ __all__ = [
   'batch_of_step',
   'fingerprint',
   'is_held_out',
+  'keep_record',
   'make_batches',
   'make_source',
   'prepare_picture',

@@ -237,8 +237,8 @@ class Scorer:
       statistics, note = (
         None,
         (
-          f'mu and sigma of {file} are of {given} features, and {self.network.name} has {expected}: '
-          'all metrics are against its images.'
+          f'mu and sigma of {file} are of {given} features, and {self.network.name} has '
+          f'{expected}: all metrics are against its images.'
         ),
       )
     notes = (*self.opened.notes, note)

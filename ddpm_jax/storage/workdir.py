@@ -2,6 +2,7 @@
 
 format.json      the version of this layout; a workdir of a newer program is refused, untouched
 config.json      the config of the run
+data.json        what its pictures were when it was last begun
 import.json      where its first checkpoint came from, if from another program
 metrics.jsonl    one object a logged step
 tensorboard/     the same for TensorBoard, and sample grids
@@ -211,6 +212,14 @@ def has_begun(path: pathlib.Path) -> bool:
   return any((path / 'checkpoints').glob('[0-9]*')) or (log.exists() and log.stat().st_size > 0)
 
 
+def _unmoved(config):
+  """The config without the place of a folder of pictures, which may move: data.json has them."""
+  data = config.get('data') if isinstance(config, dict) else None
+  if not isinstance(data, dict) or not str(data.get('source')).startswith('folder:'):
+    return config
+  return {**config, 'data': {**data, 'source': 'folder:'}}
+
+
 def store_config(path: pathlib.Path, config: ConfigDict) -> None:
   """Writes config.json, once the run that has begun there, if any, is found to be the same one.
 
@@ -221,7 +230,9 @@ def store_config(path: pathlib.Path, config: ConfigDict) -> None:
   current = config_dict(config)
   if file.exists() and has_begun(path):
     stored = read_json(file)
-    differing = differing_fields(stored, current, FIXED_FIELDS, stored_name='workdir')
+    differing = differing_fields(
+      _unmoved(stored), _unmoved(current), FIXED_FIELDS, stored_name='workdir'
+    )
     if differing:
       raise UserError(
         f'--workdir={path} holds a run of another config ({"; ".join(differing)}); '

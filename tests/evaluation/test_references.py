@@ -7,12 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
-from ddpm_jax import processes
+from ddpm_jax import data, processes
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.metrics.frechet import Statistics, accumulate, frechet_distance
-from ddpm_jax.evaluation.references import file_sha256, open_cache, read_reference
+from ddpm_jax.evaluation.references import (
+  file_sha256,
+  open_cache,
+  read_reference,
+  source_identity,
+)
+from ddpm_jax.storage.identity import Identity
 from tests.fuzz import SLOW_FACTOR, count_refusals, mutations
 
 
@@ -74,8 +81,6 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_a_folder_is_opened(tmp_path):
-  import PIL.Image
-
   for i, picture in enumerate(pictures()):
     PIL.Image.fromarray(picture).save(tmp_path / f'{i}.png')
   np.testing.assert_array_equal(read_reference(tmp_path).read(np.arange(4)), pictures())
@@ -217,3 +222,25 @@ def test_a_cache_that_cannot_be_written_is_answered_by_one_line(tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match=r'cache_dir=.*/file/x cannot be written \(Not a directory'):
     open_cache(tmp_path / 'file/x')
+
+
+def test_a_picture_that_changes_in_place_changes_what_the_data_are(tmp_path):
+  for i, picture in enumerate(pictures(100)):
+    PIL.Image.fromarray(picture).save(tmp_path / f'{i:02d}.bmp')
+
+  def identity():
+    opened = data.make_source(
+      f'folder:{tmp_path}', dir=None, image_size=5, channels=3, split='train'
+    )
+    return source_identity(opened)
+
+  first = identity()
+  assert identity() == first
+  file = tmp_path / '02.bmp'  # none of those that the fingerprint is of
+  status = file.stat()
+  PIL.Image.fromarray(pictures(1)[0]).save(file)
+  os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # its time set back
+  second = identity()
+  assert file.stat().st_size == status.st_size
+  assert second['sha256'] == first['sha256']
+  assert Identity(data=second).key() != Identity(data=first).key()

@@ -14,6 +14,7 @@ import traceback
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from ddpm_jax import data, devices, processes, trainer
@@ -369,6 +370,49 @@ def test_nothing_is_trained_that_would_be_measured_by_no_metric(tmp_path):
   with pytest.raises(UserError, match=r'^eval\.metrics is empty; name some of bpd, fid, .*$'):
     train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder of 20 pictures."""
+  images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+  (tmp_path / 'pictures').mkdir()
+  for i, image in enumerate(images):
+    PIL.Image.fromarray(image).save(tmp_path / f'pictures/{i:02d}.png')
+  return tmp_path / 'pictures'
+
+
+@pytest.mark.usefixtures('one_layer')
+def test_what_is_read_and_what_is_not_is_said_and_a_folder_may_move(folder, tmp_path, capsys):
+  def begin(folder, num_steps, **fields):
+    fields |= {'data.source': f'folder:{folder}', 'train.num_steps': num_steps}
+    train(tiny_config(**fields), tmp_path / 'run')
+    return capsys.readouterr().out
+
+  (folder / 'notes.txt').touch()
+  (folder / 'again').symlink_to('.')
+  holdout = {'data.holdout': 0.4}
+  out = begin(folder, 1, **holdout)
+  assert '20 pictures; left out are 2: ' in out
+  assert 'data.holdout=0.4: ' in out
+  assert 'train.global_batch_size=16 is more than the ' in out
+  assert 'not those that this run has had' not in out
+  moved = folder.rename(tmp_path / 'moved')
+  assert 'not those that this run has had' not in begin(moved, 2, **holdout)
+  for i in range(0, 20, 2):
+    (moved / f'{i:02d}.png').unlink()
+  assert 'now: ' in begin(moved, 3, **holdout).partition('not those that this run has had')[2]
+  assert len(losses(tmp_path / 'run')) == 3
+  with pytest.raises(UserError, match=r'data\.holdout: workdir 0\.4, config None'):
+    begin(moved, 4)
+
+
+def test_damaged_pictures_are_named_before_the_step_is_compiled(folder, tmp_path, monkeypatch):
+  for i in (3, 7):
+    (folder / f'{i:02d}.png').write_bytes(b'no picture')
+  monkeypatch.setattr(trainer.loop, 'run', None)  # which would compile
+  with pytest.raises(UserError, match=r'03\.png .*07\.png .*on_damage=skip$'):
+    train(tiny_config(**{'data.source': f'folder:{folder}'}), tmp_path / 'run')
 
 
 def test_an_error_in_the_loss_is_few_frames_away(tmp_path, monkeypatch, compile_train_step):

@@ -234,7 +234,5 @@ def test_a_small_file_that_inflates_to_much_is_refused(tmp_path, monkeypatch):
   assert len(open_npz(tmp_path / 'x.npz')['samples']) == 1000
   monkeypatch.setattr(npz, '_IN_MEMORY_BYTES', 100_000)
   monkeypatch.setattr(npz, '_BLOCK_BYTES', None)  # reading it would fail
-  with pytest.raises(
-    UserError, match=r'samples\.npy has \d+ bytes that inflate to 192128'
-  ):
+  with pytest.raises(UserError, match=r'samples\.npy has \d+ bytes that inflate to 192128'):
     open_npz(tmp_path / 'x.npz')

@@ -71,6 +71,16 @@ def test_config_that_decides_the_course_must_stay_once_the_run_has_begun(tmp_pat
   assert json.loads((tmp_path / 'config.json').read_text())['model']['ch'] == 32
 
 
+def test_a_folder_of_pictures_may_move_and_no_other_source(tmp_path):
+  store_config(tmp_path, tiny_config(**{'data.source': 'folder:/a'}))
+  begin_run(tmp_path)
+  for moved in ('folder:/b/c', 'folder:a/', 'folder:/a/'):
+    store_config(tmp_path, tiny_config(**{'data.source': moved}))
+    assert json.loads((tmp_path / 'config.json').read_text())['data']['source'] == moved
+  with pytest.raises(UserError, match=r'data\.source: workdir folder:.*, config digits'):
+    store_config(tmp_path, tiny_config())
+
+
 def test_damaged_config_is_named(tmp_path):
   (tmp_path / 'config.json').touch()
   begin_run(tmp_path)
