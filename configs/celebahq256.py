@@ -3,7 +3,7 @@
   python main.py --config=configs/celebahq256.py --config.data.dir=IMAGES --workdir=DIR
 
 500,000 steps * 64 = 32M examples; the paper ran 2.2 steps/s on a TPU v3-8, 63 h. It gives no FID.
-docs/data.md says how to lay out the images.
+docs/data.md says how to lay out the images. All of them are trained on: there is no test split.
 """
 
 from ddpm_jax.configs import default
@@ -17,4 +17,6 @@ def get_config():
   config.optim.update(learning_rate=2e-5)
   config.train.update(global_batch_size=64, num_steps=500_000, num_samples=16)
   config.sample.update(num_samples=16, batch_size=16)
+  config.eval.update(bpd_splits=('train',), bpd_examples=300)
+  config.reproduce.update(split='train')
   return config

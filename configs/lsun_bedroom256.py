@@ -7,11 +7,13 @@ as the original program's command line has them; the paper says that this set we
 (--config.data.random_flip=False).
 """
 
-from configs import celebahq256
+from ddpm_jax.configs import celebahq256
 
 
 def get_config():
   config = celebahq256.get_config()
   config.data.update(source='lsun_bedroom')
   config.train.update(num_steps=2_400_000)
+  config.eval.update(bpd_splits=('train', 'val'), reference_examples=50_000)
+  config.reproduce.update(split='val')
   return config

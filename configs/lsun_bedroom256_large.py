@@ -6,7 +6,7 @@
 increasing filter count" and no more; ch=192 gives 255.7M and is our inference.
 """
 
-from configs import lsun_bedroom256
+from ddpm_jax.configs import lsun_bedroom256
 
 
 def get_config():

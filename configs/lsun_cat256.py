@@ -6,11 +6,12 @@
 the original program's command line has it; the paper says that only LSUN bedroom went without.
 """
 
-from configs import celebahq256
+from ddpm_jax.configs import celebahq256
 
 
 def get_config():
   config = celebahq256.get_config()
   config.data.update(source='lsun_cat', random_flip=False)
   config.train.update(num_steps=1_800_000)
+  config.eval.update(reference_examples=50_000)
   return config

@@ -2,15 +2,20 @@
 
 import importlib
 import pathlib
+import sys
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from configs import cifar10
 from ddpm_jax.config import build
 from ddpm_jax.config.checks import check
+from ddpm_jax.config.files import load_config
+from tests.data.test_lsun import write_lmdb
 
+ROOT = pathlib.Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in pathlib.Path('configs').glob('*.py'))
 
 
@@ -66,6 +71,43 @@ def test_256_models_are_the_papers():
     config = load(name)
     assert (config.optim.learning_rate, config.train.global_batch_size) == (2e-5, 64)
     assert (config.diffusion.var_type, config.model.dropout) == ('fixedsmall', 0.0)
+
+
+@pytest.mark.parametrize(
+  ('name', 'folders', 'splits'),
+  [
+    ('lsun_bedroom256', ('bedroom_train_lmdb', 'bedroom_val_lmdb'), ['train', 'val']),
+    ('lsun_bedroom256_large', ('bedroom_train_lmdb', 'bedroom_val_lmdb'), ['train', 'val']),
+    ('lsun_church256', ('church_outdoor_train_lmdb', 'church_outdoor_val_lmdb'), ['train', 'val']),
+    ('lsun_cat256', ('cat',), ['train']),
+    ('celebahq256', (), ['train']),
+  ],
+)
+def test_256_configs_measure_what_their_data_have(name, folders, splits, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  images = np.random.RandomState(0).randint(0, 256, (5, 6, 6, 3), np.uint8)
+  for folder in folders:
+    write_lmdb(tmp_path / 'data' / folder, images)
+  if not folders:
+    (tmp_path / 'data').mkdir()
+    PIL.Image.fromarray(images[0]).save(tmp_path / 'data/0.png')
+  config = load(name)
+  config.data.dir = str(tmp_path / 'data')
+  sources, lines = build.measured_splits(config, None, config.eval.bpd_splits, 'eval.bpd_splits')
+  assert ([source.split for source in sources], lines) == (splits, [])
+  run = build.figures_run(config, tmp_path, weights=None)
+  assert run.split.split == splits[-1]
+  assert config.eval.bpd_examples <= 300
+  assert (config.eval.reference_examples or 30_000) <= 50_000
+
+
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'path', [path for path in sys.path if path not in ('', str(ROOT))])
+  monkeypatch.chdir(tmp_path)
+  for module in [name for name in sys.modules if name.split('.')[0] == 'configs']:
+    monkeypatch.delitem(sys.modules, module)
+  for name in NAMES:
+    assert load_config(name).train.num_steps > 0
 
 
 @pytest.mark.parametrize('mean_type', cifar10.PREDICTIONS)

@@ -23,6 +23,7 @@ def own_cache(tmp_path, monkeypatch):
 def write_lmdb(folder, images):
   lmdb = pytest.importorskip('lmdb')
   options = dict(map_size=1 << 20)
+  folder.parent.mkdir(exist_ok=True)
   with lmdb.open(str(folder), **options) as environment, environment.begin(write=True) as writer:
     for key, image in zip(KEYS, images, strict=True):
       file = io.BytesIO()
