@@ -22,7 +22,7 @@ _WORD = 1 << 32
 _CHUNK_EXAMPLES = 256  # what one thread decodes at a time
 _MAX_THREADS = 16  # more of them only wait for Python's lock
 _EARLY_EXAMPLES = 8  # at a time
-_EARLY_SECS = 1.0  # before compiling, for pictures that are damaged
+_EARLY_SECS = 0.8  # before compiling, for pictures that are damaged
 _BUFFERED_BATCHES = 4  # read ahead, in all or per worker
 _ENDLESS_STEPS = 1 << 40  # grain wants a finite length
 

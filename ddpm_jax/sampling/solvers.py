@@ -288,7 +288,8 @@ def unipc_table(levels: Levels, order: int) -> Table:
   """UniPC (Zhao et al. 2023): multistep predictor and corrector, bh2, on predictions of x_0.
 
   Each step is corrected by the evaluation that the next one starts with, so it costs one evaluation
-  and has one order more than its predictor, which is that of dpm_table.
+  and has one order more than its predictor, which is that of dpm_table. The states of a trajectory
+  are those predicted, where the network is evaluated: the corrected ones are known a step later.
   """
   table = _multistep_table(levels, order, speed=1)
   num_steps = len(levels.timesteps)

@@ -132,6 +132,23 @@ def test_no_sampler_is_far_off_at_20_steps_by_default(name, schedule):
   assert np.sqrt(np.mean(off**2)) < 0.09  # heun with cosine and trailing: 0.37
 
 
+@pytest.mark.parametrize('name', ['unipc_2', 'unipc_3'])
+@pytest.mark.usefixtures('float64')
+def test_a_trajectory_of_unipc_has_the_states_that_were_predicted(name):
+  denoiser = mixture_denoiser(LINEAR, **MIXTURE)
+  x_T, timesteps = np.array([[-1.3], [0.4]]), timestep_subsequence(LINEAR, 10, 'trailing')
+  seen = []
+
+  def watched(x_t, t):
+    jax.debug.callback(seen.append, x_t, ordered=True)
+    return denoiser(x_t, t)
+
+  x_0, states = run(name, LINEAR, watched, x_T, timesteps=timesteps, trajectory=True)
+  jax.effects_barrier()
+  np.testing.assert_allclose(np.moveaxis(np.asarray(states), 1, 0)[:-1], seen[1:], rtol=1e-12)
+  np.testing.assert_array_equal(states[:, -1], x_0)
+
+
 def variance_of(name, schedule, data_std, **choices):
   """The variance of a sampler's x at t = 0, for Gaussian data of mean 0.
 
