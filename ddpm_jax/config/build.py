@@ -16,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ddpm_jax import data, devices, processes
+from ddpm_jax.config.fields import check_value
 from ddpm_jax.config.splits import measured, trained_on
 from ddpm_jax.diffusion import (
   Denoiser,
@@ -70,6 +71,7 @@ def names(field: Sequence[str]) -> list[str]:
 
 def key(seed: int, stream: str) -> jax.Array:
   """The key of one of STREAMS; threefry, whose numbers are the same on every platform."""
+  check_value('seed', seed)
   root = jax.random.key(seed, impl='threefry2x32')
   return jax.random.fold_in(root, STREAMS.index(stream))
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
 from ddpm_jax.config import build
+from ddpm_jax.config.fields import check_fields
 from ddpm_jax.diffusion import make_betas
 from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.prediction import check_choice
@@ -25,6 +26,7 @@ from ddpm_jax.storage.workdir import config_dict, flatten
 
 MAX_SIGNAL = 2e-3  # alphas_cumprod[T-1]; the paper's is 4e-5, that of quad 7e-4
 PAPER_SIGNAL = 4e-5
+MIN_SIGNAL = 1e-37  # least alphas_cumprod in float32, whose reciprocal samplers take
 NETWORKS = ('inception', 'digits')  # of the features
 
 
@@ -60,10 +62,11 @@ def _shared_fields(config):
 
 def check(config: ConfigDict) -> None:
   """Raises a UserError for the first value that cannot work, before anything compiles."""
+  check_fields(config)
   _check_diffusion(config.diffusion)
   if not config.network:
     _check_model(config.model, config.data.image_size)
-  _check_numbers(config)
+  _check_choices(config)
   check_sample(config)
   sizes = devices.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
   parts = config.train.grad_accum_steps
@@ -130,9 +133,12 @@ def check_metrics(metrics: Iterable[str]) -> None:
 def _check_diffusion(config):
   parameterization = build.parameterization(config)
   check_loss(parameterization, config.loss_type)
-  if build.betas(config)[-1] == 1 and parameterization.needs_signal:
+  signal = np.cumprod(1 - build.betas(config))[-1]
+  if signal < MIN_SIGNAL and parameterization.needs_signal:
     raise UserError(
-      f'diffusion.schedule={config.schedule} ends at beta 1, where x_T holds nothing of x_0 and '
+      f'diffusion.schedule={config.schedule} of {config.num_timesteps} timesteps (beta_start='
+      f'{config.beta_start}, beta_end={config.beta_end}) ends at alphas_cumprod {signal:g}, where '
+      f'x_T holds nothing of x_0 and '
       f'mean_type={parameterization.mean} cannot be sampled; use mean_type=xstart, v or xprev'
     )
 
@@ -144,7 +150,7 @@ def _check_model(config, image_size):
   if not config.ch_mult:
     raise UserError('model.ch_mult is empty; give one multiplier a level, such as (1, 2, 2)')
   halvings = len(config.ch_mult) - 1
-  if image_size < 1 or image_size % 2**halvings:
+  if image_size % 2**halvings:
     raise UserError(
       f'data.image_size is {image_size}; the {halvings + 1} levels of model.ch_mult halve it '
       f'{halvings} times, so it must be a multiple of {2**halvings}'
@@ -157,7 +163,7 @@ def _check_model(config, image_size):
         f'the resolutions are {", ".join(map(str, resolutions))}'
       )
   for mult in config.ch_mult:
-    if mult < 1 or config.ch < 1 or config.ch * mult % NUM_GROUPS:
+    if config.ch * mult % NUM_GROUPS:
       raise UserError(
         f'model.ch is {config.ch} and model.ch_mult has {mult}; '
         f'each product must be a positive multiple of {NUM_GROUPS}, the groups of a norm'
@@ -201,57 +207,16 @@ def _check_eval(config):
       f'data.image_size={config.data.image_size} and data.channels={config.data.channels}; '
       'use eval.network=inception'
     )
-  for field in ('bpd_examples', 'bpd_terms', 'reference_examples', 'step'):
-    value = config.eval[field]
-    if value is not None and value < (0 if field == 'step' else 1):
-      raise UserError(f'eval.{field} is {value}; leave it out or give a positive number')
   if (config.eval.bpd_terms or 0) > config.diffusion.num_timesteps:
     raise UserError(
       f'eval.bpd_terms is {config.eval.bpd_terms}; there are '
       f'{config.diffusion.num_timesteps} terms (diffusion.num_timesteps)'
     )
-  if (config.sample.step or 0) < 0:
-    raise UserError(
-      f'sample.step is {config.sample.step}; leave it out or give the step of a checkpoint'
-    )
   if config.eval.watch and (config.eval.samples or config.eval.step is not None):
     raise UserError('eval.watch goes with neither eval.samples nor eval.step; leave them out')
 
 
-def _check_numbers(config):
+def _check_choices(config):
   check_choice('data.channels', config.data.channels, (1, 3))
   check_choice('train.on_nonfinite', config.train.on_nonfinite, ('stop', 'skip'))
   check_choice('data.on_damage', config.data.on_damage, ('stop', 'skip'))
-  at_least = {
-    'model.num_res_blocks': 1,
-    'optim.warmup_steps': 0,
-    'train.num_steps': 0,
-    'train.log_every_steps': 1,
-    'train.checkpoint_every_steps': 1,
-    'train.keep_last_checkpoints': 1,
-    'train.keep_checkpoint_every_steps': 0,
-    'train.sample_every_steps': 0,
-    'train.num_samples': 1,
-    'train.eval_every_steps': 0,
-    'train.eval_num_samples': 2,
-    'train.eval_bpd_examples': 1,
-    'train.eval_bpd_terms': 1,
-    'sample.num_samples': 1,
-    'eval.num_samples': 2,
-    'reproduce.num_samples': 2,
-    'reproduce.num_images': 1,
-    'reproduce.num_slots': 1,
-    'data.num_workers': 0,
-    'data.memory_limit_gib': 0,
-    'data.device_limit_gib': 0,
-    'optim.learning_rate': 0,
-    'optim.grad_clip': 0,
-  }
-  for field, least in at_least.items():
-    section, name = field.split('.')
-    if not config[section][name] >= least:
-      raise UserError(f'{field} is {config[section][name]}; it must be at least {least}')
-  for field in ('model.dropout', 'optim.ema_decay', 'optim.adam_b1', 'optim.adam_b2'):
-    section, name = field.split('.')
-    if not 0 <= config[section][name] < 1:
-      raise UserError(f'{field} is {config[section][name]}; it must lie in [0, 1)')

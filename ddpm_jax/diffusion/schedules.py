@@ -14,6 +14,7 @@ from ddpm_jax.errors import UserError
 COSINE_OFFSET = 0.008  # s of Nichol & Dhariwal 2021: keeps beta_0 from vanishing
 COSINE_MAX_BETA = 0.999
 KARRAS_RHO = 7  # Karras et al. 2022, Table 1
+MIN_BETA = 1e-10  # below it, 1 - beta has lost the digits of beta
 MAX_SIGMA = 80.0  # likewise: beyond it x_T is noise as it is
 
 
@@ -73,22 +74,22 @@ def make_betas(
       (Eq. 17, Nichol & Dhariwal 2021). const reads beta_end only; jsd, which is 1/T, 1/(T-1), ...,
       1, and cosine read neither end.
     num_timesteps: T, at least 1.
-    beta_start: first beta, in (0, 1].
-    beta_end: last beta, in (0, 1].
+    beta_start: first beta, in [1e-10, 1].
+    beta_end: last beta, in [1e-10, 1].
 
   Returns:
     float64 [T].
 
   Raises:
-    UserError: an unknown name, T below 1, a beta outside (0, 1].
+    UserError: an unknown name, T below 1, a beta outside [1e-10, 1].
   """
   if name not in SCHEDULES:
     raise UserError(f'diffusion.schedule is {name!r}; it must be one of {", ".join(SCHEDULES)}')
   if num_timesteps < 1:
     raise UserError(f'diffusion.num_timesteps is {num_timesteps}; it must be at least 1')
   for field, beta in (('beta_start', beta_start), ('beta_end', beta_end)):
-    if not 0 < beta <= 1:
-      raise UserError(f'diffusion.{field} is {beta}; a beta must lie in (0, 1]')
+    if not MIN_BETA <= beta <= 1:
+      raise UserError(f'diffusion.{field} is {beta}; a beta must lie in [{MIN_BETA}, 1]')
   return SCHEDULES[name](num_timesteps, beta_start, beta_end)
 
 
@@ -139,10 +140,10 @@ def make_schedule(betas: np.ndarray) -> NoiseSchedule:
   betas = np.asarray(betas, np.float64)
   if betas.ndim != 1 or betas.size < 1:
     raise UserError(f'betas have shape {betas.shape}; a schedule needs [T] with T at least 1')
-  if not ((betas > 0) & (betas <= 1)).all():
+  alphas = 1 - betas
+  if not ((betas > 0) & (betas <= 1) & (alphas < 1)).all():  # alpha is 1 of a beta below 1e-16
     raise UserError(f'betas lie in [{betas.min()}, {betas.max()}]; each must lie in (0, 1]')
 
-  alphas = 1 - betas
   alphas_cumprod = np.cumprod(alphas)
   alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
   posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
