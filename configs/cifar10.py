@@ -19,6 +19,7 @@ xstart predictions and the variance fixedsmall, which the paper mentions without
 """
 
 from ddpm_jax.configs import default
+from ddpm_jax.errors import UserError
 
 PREDICTIONS = ('eps', 'xstart', 'xprev')
 LOSSES = ('mse', 'kl')
@@ -33,7 +34,7 @@ def get_config(ablation='eps-mse-fixedlarge'):
     part in allowed for part, allowed in zip(parts, choices, strict=True)
   )
   if not known:
-    raise ValueError(
+    raise UserError(
       f'configs/cifar10.py:{ablation} is not PREDICTION-LOSS-VARIANCE; '
       f'they are {" or ".join(PREDICTIONS)}, {" or ".join(LOSSES)}, {" or ".join(VARIANCES)}'
     )

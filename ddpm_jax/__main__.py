@@ -9,6 +9,9 @@ signal stopped training and the state is saved. Other codes are in docs/reliabil
 
 import contextlib
 import importlib
+import os
+import select
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -26,6 +29,7 @@ MODES = {  # the functions, in modules of their names
   'info': 'info',
 }
 LEFT_IN_PIECES = ('sample', 'eval', 'reproduce')  # training has its own way; others are short
+UNREAD = 128 + signal.SIGPIPE  # exit code, as a shell has it
 
 
 def main(_: list[str]) -> None:
@@ -51,11 +55,35 @@ def main(_: list[str]) -> None:
       mode(given.config, given.workdir)
     processes.barrier('done')
   except (Exception, KeyboardInterrupt) as error:
+    if isinstance(error, BrokenPipeError) and _is_unread():
+      processes.leave(UNREAD)
     processes.leave(processes.explain(error))
+
+
+def _is_unread():
+  """Whether stdout was a pipe that nobody reads any more, as of `| head`; then it leads nowhere."""
+  poll = select.poll()
+  poll.register(1, 0)
+  if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+    return False
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+  return True
 
 
 def run() -> None:
   """Runs the command line."""
+  try:
+    try:
+      _run()
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    if not _is_unread():
+      raise
+    sys.exit(UNREAD)
+
+
+def _run():
   try:
     check_system(sys.platform)
   except UserError as error:

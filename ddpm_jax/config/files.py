@@ -1,10 +1,13 @@
 """Where config files and models of the package are. Imports no jax: the command line reads it."""
 
 import importlib.util
+import inspect
 import pathlib
+import traceback
 
 from ml_collections import ConfigDict
 
+from ddpm_jax.config.fields import check_names
 from ddpm_jax.errors import UserError
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -17,7 +20,8 @@ def find_config(given: str) -> str:
   """The file of a config: 'my/config.py', 'cifar10', 'configs/cifar10.py:eps-kl-learned'.
 
   Args:
-    given: path of a file, or the name of one of the package; after a colon, its argument.
+    given: path of a file, or the name of one of the package; after a colon, its argument. Or a
+      workdir, or its config.json.
 
   Returns:
     path of the file, with the argument.
@@ -25,25 +29,72 @@ def find_config(given: str) -> str:
   Raises:
     UserError: neither is there.
   """
+  path, argument = _find(given)
+  return str(path) if argument is None else f'{path}:{argument}'
+
+
+def _find(given):
+  """(path, argument, or None)."""
+  for name, argument in ((given, None), _split(given)):
+    path = pathlib.Path(name).expanduser()
+    if path.is_file():
+      return path, argument
+  packaged = CONFIGS / f'{path.stem}.py'
+  if str(path.parent) in ('.', 'configs') and packaged.is_file():
+    return packaged, argument
+  if (stored := pathlib.Path(given).expanduser() / CONFIG_FILE).is_file():
+    return stored, None
+  names = ', '.join(sorted(file.name for file in CONFIGS.glob('*.py')))
+  raise UserError(f'there is no {name or "config without a name"}; configs has {names}')
+
+
+def _split(given):
   name, colon, argument = given.partition(':')
-  path = pathlib.Path(name).expanduser()
-  if not path.is_file():
-    if str(path.parent) not in ('.', 'configs') or not (CONFIGS / f'{path.stem}.py').is_file():
-      names = ', '.join(sorted(file.name for file in CONFIGS.glob('*.py')))
-      raise UserError(f'there is no {name}; configs has {names}')
-    path = CONFIGS / f'{path.stem}.py'
-  return f'{path}{colon}{argument}'
+  return name, argument if colon else None
 
 
 def load_config(given: str) -> ConfigDict:
-  """The config of a file that find_config finds."""
-  name, colon, argument = find_config(given).partition(':')
-  spec = importlib.util.spec_from_file_location('config', name)
-  assert spec is not None
-  assert spec.loader is not None
+  """The config of a file that find_config finds.
+
+  Raises:
+    UserError: no config comes of it: an error in the file, with its line; no get_config, or one
+      that returns something else; fields that are not known.
+  """
+  path, argument = _find(given)
+  if path.suffix == '.json':
+    from ddpm_jax.config.origins import config_of_file  # which imports jax
+
+    return config_of_file(path)
+  spec = importlib.util.spec_from_file_location('config', path)
+  if spec is None or spec.loader is None:
+    raise UserError(f'{path} is no config: give a .py file with get_config(), or a config.json')
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(argument) if colon else module.get_config()
+  is_ours = path.resolve().parent == CONFIGS.resolve()
+  try:
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, 'get_config', None)):
+      raise UserError(f'{path} has no get_config(), which returns the ConfigDict')
+    takes = len(inspect.signature(module.get_config).parameters)
+    if argument is not None and not takes:
+      raise UserError(f'{path} takes no argument, but {argument!r} is given after a colon')
+    config = module.get_config() if argument is None else module.get_config(argument)
+  except (UserError, KeyboardInterrupt):
+    raise
+  except BaseException as error:  # as of sys.exit
+    if is_ours:  # a defect
+      raise
+    raise UserError(_line_of(path, error)) from error
+  check_names(config, str(path))
+  assert isinstance(config, ConfigDict)
+  return config
+
+
+def _line_of(path, error):
+  """'FILE:LINE: NameError: ...' of an exception in a config file."""
+  lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+  line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), 0)
+  text = ' '.join(traceback.format_exception_only(error)[-1].split())
+  return f'{path}:{line}: {text}'
 
 
 def packaged_model(name: str) -> pathlib.Path | None:

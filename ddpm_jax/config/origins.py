@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
 from ddpm_jax.config import build
+from ddpm_jax.config.fields import check_value
 from ddpm_jax.config.files import CONFIG_FILE, packaged_model, packaged_models
 from ddpm_jax.configs import default
 from ddpm_jax.errors import UserError
@@ -30,8 +31,8 @@ from ddpm_jax.interop.foreign import FORMS, read_foreign
 from ddpm_jax.interop.safetensors_file import read_safetensors
 from ddpm_jax.interop.tensors import params_from_tensors
 from ddpm_jax.storage.checkpoints import named_leaves
-from ddpm_jax.storage.files import default_cache_dir, read_json
-from ddpm_jax.storage.workdir import check_format, differences, flatten, has_begun
+from ddpm_jax.storage.files import default_cache_dir, read_json, read_object
+from ddpm_jax.storage.workdir import check_format, differences, flatten, has_begun, path_of
 from ddpm_jax.training.state import init_train_state
 
 PACKAGED_WEIGHTS = 'ema_params.safetensors'
@@ -80,7 +81,7 @@ def is_workdir(folder: pathlib.Path) -> bool:
 def find_folder(given: str) -> pathlib.Path | None:
   """The folder of a workdir, of a model of the package or of a pipeline; None of anything else."""
   name, _ = split_step(given)
-  path = pathlib.Path(name).expanduser()
+  path = path_of(name)
   if os.path.exists(path):
     return path if path.is_dir() else None
   if (packaged := packaged_model(name)) is not None:
@@ -109,17 +110,19 @@ def config_of(given: str) -> ConfigDict:
   return config
 
 
-def config_from(stored: Mapping[str, Any], name: str) -> ConfigDict:
+def config_from(stored: Any, name: str) -> ConfigDict:
   """A config from its JSON values; a field that they lack, as those of earlier versions do, has its
   default.
 
   Args:
-    stored: nested dicts of plain values.
+    stored: nested dicts of plain values, as JSON has them.
     name: of their file, for errors.
 
   Raises:
-    UserError: a field that is not known, or a value of another type.
+    UserError: no dict, a field that is not known, or a value of another type or out of range.
   """
+  if not isinstance(stored, Mapping):
+    raise UserError(f'{name} is damaged (it is no config): put back what it had, or delete it')
   config = default.get_config()
   values = flatten(stored)
   known = set(flatten(config.to_dict()))
@@ -129,7 +132,10 @@ def config_from(stored: Mapping[str, Any], name: str) -> ConfigDict:
     for field, value in values.items():
       value = tuple(value) if isinstance(value, list) else value
       config.update_from_flattened_dict({field: value})
-  except (TypeError, ValueError) as error:
+      check_value(field, value)
+  except UserError as error:
+    raise UserError(f'{name}: {error}') from error
+  except (TypeError, ValueError, AttributeError, OverflowError) as error:
     raise UserError(f'{name}: {field} is {value!r} ({error})') from error
   return config
 
@@ -138,11 +144,17 @@ def read_config(folder: pathlib.Path) -> ConfigDict | None:
   """The config of a workdir, of a model of the package or of a pipeline; None if it has none."""
   if (file := folder / CONFIG_FILE).is_file():
     stored = read_json(file)
-    if isinstance(stored, dict) and 'diffusion' in stored:
+    if is_workdir(folder) or (isinstance(stored, dict) and 'diffusion' in stored):
       return config_from(stored, str(file))
   if folder.is_dir() and diffusers.find_pipeline(folder):
     return diffusers.read_config(folder, default.get_config())
   return None
+
+
+def config_of_file(file: pathlib.Path) -> ConfigDict:
+  """The config of a config.json, or of the pipeline whose file it is."""
+  config = read_config(file.parent) if file.name == CONFIG_FILE else None
+  return config_from(read_json(file), str(file)) if config is None else config
 
 
 def _is_something(given):
@@ -289,7 +301,7 @@ def settled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
     step = split_step(given)[1]
     given = os.path.realpath(path) + ('' if step is None else f'@{step}')
   file = workdir / CONFIG_FILE
-  stored = read_json(file) if processes.is_primary() and file.exists() else None
+  stored = read_object(file) if processes.is_primary() and file.exists() else None
   stored = json.loads(processes.from_primary(json.dumps(stored)))
   if stored is not None:
     begun_from = stored.get('init_from')

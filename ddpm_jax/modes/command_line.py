@@ -1,19 +1,30 @@
 """The command line: flags, and overrides of config fields, answered in one line where wrong."""
 
+import ast
 import difflib
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from ddpm_jax import __version__
-from ddpm_jax.config.files import CONFIG_FILE, CONFIGS, find_config
+from ddpm_jax.config import fields
+from ddpm_jax.config.files import CONFIG_FILE, CONFIGS, load_config
+from ddpm_jax.configs import default
 from ddpm_jax.errors import UserError
 
-STORED = CONFIGS.parent / 'config' / 'stored.py'
+USAGE = """\
+python -m ddpm_jax [--config=CONFIG] --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...]
+
+Trains, samples and evaluates diffusion models.
+"""
+_OVERRIDE = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
+_HELP = ('h', 'help', 'helpshort', 'helpfull')
+_TRUE, _FALSE = ('true', 't', 'yes', '1'), ('false', 'f', 'no', '0')
 
 
 def define_flags(modes: Sequence[str]) -> None:
@@ -22,7 +33,7 @@ def define_flags(modes: Sequence[str]) -> None:
   Args:
     modes: names that --mode takes; the first is its default.
   """
-  config_flags.DEFINE_config_file(
+  flags.DEFINE_string(
     'config',
     None,
     'File of the config, or a name of configs/; by default that of --workdir, or of init_from.',
@@ -39,94 +50,157 @@ def define_flags(modes: Sequence[str]) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses in two passes, so that a field that does not exist is answered by those that do."""
-  if '--version' in argv:
+  """Sets the flags; the flag `config` becomes the ConfigDict, with its overrides.
+
+  Ends the program where something cannot be understood, in one line that says what can.
+  """
+  names = [arg.lstrip('-') for arg in argv[1:] if arg.startswith('-')]
+  if 'version' in names:
     print(f'ddpm_jax {__version__}')
     sys.exit(0)
-  asks_for_help = any(arg.lstrip('-').startswith('help') for arg in argv[1:])
-  if _option(argv, 'workdir') is None and not asks_for_help:
-    sys.exit('error: --workdir=DIR is missing, the folder of the run; --help has all options')
+  if any(name in _HELP for name in names):
+    _print_help()
+    sys.exit(0)
   try:
-    argv = _with_config(argv)
-  except UserError as error:
-    sys.exit(f'error: {error}')
-  # A field cannot be called by a word of Python: on the command line, this section can.
-  argv = [arg.replace('--config.import.', '--config.import_.') for arg in argv]
-  try:
-    _read([arg for arg in argv if not arg.startswith('--config.')])
-    config = flags.FLAGS.config
-    _check_fields(argv, config)
-    rest = _read([_quote_names(arg, config) for arg in argv])
+    return _parse(argv)
   except (flags.Error, TypeError) as error:
     line = str(error).strip().splitlines()[-1]
     sys.exit(f'error: {re.sub(r"^[a-zA-Z_.]*Error: ", "", line)}')
+  except UserError as error:
+    sys.exit(f'error: {error}')
+
+
+def _parse(argv):
+  others, overrides = _split(argv)
+  if not any(re.fullmatch('--?workdir(=.*)?', arg, re.DOTALL) for arg in others):
+    raise UserError('--workdir=DIR is missing, the folder of the run; --help has all options')
+  rest = flags.FLAGS(others)
   if len(rest) > 1:
-    sys.exit(f'error: {rest[1]!r} is not understood; options have the form --name=value')
+    raise UserError(f'{rest[1]!r} is not understood; options have the form --name=value')
+  given = flags.FLAGS
+  for name in ('workdir', 'config'):
+    if given[name].value == '':
+      raise UserError(
+        f'--{name} is empty, as of a variable of the shell that is not set; give its path'
+      )
+  values = {field: _value_of(field, text) for field, text in overrides}
+  config = _find_config(given.config, given.workdir, values)
+  for field, value in values.items():
+    _set(config, field, value)
+  given.config = config.lock()
   return rest
 
 
-def _with_config(argv):
-  """The arguments with a config: that given, or --workdir's, or init_from's, or the digits'."""
-  given = _option(argv, 'config')
-  if given is not None:
-    rest = [arg for arg in argv[1:] if not arg.startswith(('--config=', '-config='))]
-    if len(rest) == len(argv) - 1:  # '--config FILE', two arguments
-      at = rest.index('--config') if '--config' in rest else rest.index('-config')
-      del rest[at : at + 2]
-    return [argv[0], f'--config={find_config(given)}', *rest]
-  workdir, origin = _option(argv, 'workdir'), _option(argv, 'config.init_from')
-  imported = _option(argv, 'config.import.path') or _option(argv, 'config.import_.path')
-  if imported and pathlib.Path(imported).expanduser().is_dir():  # a pipeline tells its config
-    origin = imported
-  folder = pathlib.Path(workdir or '').expanduser()
-  # A first command that failed leaves a config, which does not stand above what another names.
-  has_begun = any(folder.glob('checkpoints/[0-9]*'))
-  if workdir and (folder / CONFIG_FILE).is_file() and (has_begun or not origin):
-    return [argv[0], f'--config={STORED}:{workdir}', *argv[1:]]
-  if origin:
-    return [argv[0], f'--config={STORED}:{origin}', *argv[1:]]
-  return [argv[0], f'--config={CONFIGS / "digits.py"}', *argv[1:]]
+def _split(argv):
+  """(arguments that are no overrides, [(field, its text, or a bool)])."""
+  others, overrides, args = argv[:1], [], iter(argv[1:])
+  for arg in args:
+    match = _OVERRIDE.fullmatch(arg)
+    if match is None:
+      others.append(arg)
+      continue
+    no, name, text = match.groups()
+    # A field cannot be called by a word of Python: on the command line, this section can.
+    field = re.sub(r'^import\.', 'import_.', name)
+    _check_field(field)
+    if text is None:  # '--config.eval.watch', '--noconfig.eval.watch', '--config.seed 3'
+      text = not no if fields.TYPES[field] is bool else next(args, None)
+    if text is None or (no and not isinstance(text, bool)):
+      raise UserError(f'{arg} needs a value: --config.{name}=VALUE')
+    overrides.append((field, text))
+  return others, overrides
 
 
-def _option(argv, name):
-  """The value of an option of the command line, in either form; None if it is not given."""
-  for i, arg in enumerate(argv[1:], 1):
-    option, equals, value = arg.partition('=')
-    if arg.startswith('-') and option.lstrip('-') == name:
-      return value if equals else next(iter(argv[i + 1 :]), None)
-  return None
+def _check_field(field):
+  """Raises a UserError, with the nearest name, for a field that does not exist."""
+  if field in fields.TYPES:
+    return
+  section: Any = default.get_config()
+  for part in field.split('.'):
+    inner = list(section) if isinstance(section, ConfigDict) else []
+    if part in inner:
+      section = section[part]
+      continue
+    near = difflib.get_close_matches(part, inner, 1) or [
+      known for known in fields.TYPES if known.rpartition('.')[2] == field.rpartition('.')[2]
+    ]
+    hint = f'did you mean {fields.shown(near[0])}? ' if near else ''
+    listed = ', '.join(map(fields.shown, inner)) or 'none'
+    raise UserError(f'there is no config.{fields.shown(field)}; {hint}fields there: {listed}')
+  raise UserError(
+    f'config.{fields.shown(field)} is a section; fields there: {", ".join(map(str, section))}'
+  )
 
 
-def _read(argv):
-  """Sets the flags; what is none of them is returned."""
-  sys.argv = argv  # which config_flags reads
-  return flags.FLAGS(argv)
+def _value_of(field, text):
+  """The value that a text stands for, checked."""
+  value = text
+  if text == 'None' and (field in fields.OPTIONAL or fields.TYPES[field] is not str):
+    value = None
+  elif isinstance(text, str):
+    value = _read(fields.TYPES[field], text, is_of_names=field not in fields.TUPLES_OF_INTS)
+  fields.check_value(field, value)
+  return value
 
 
-def _quote_names(arg, config):
-  """'--config.eval.metrics=fid,is' as the tuple that it means: `is` is a word of Python, too."""
-  match = re.fullmatch(r'--config\.([\w.]+)=([A-Za-z]\w*(?:,\w+)*)', arg)
-  if not match:
-    return arg
-  *sections, field = match[1].split('.')
+def _read(kind, text, *, is_of_names):
+  """The value of a text; the text itself where it is none of the kind."""
+  if kind is bool:
+    return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}.get(text.lower(), text)
+  try:
+    if kind in (int, float):
+      return kind(text)
+    if kind is tuple:
+      # `is` is a word of Python, too: 'fid,is' is not one of its tuples.
+      if is_of_names and re.fullmatch(r'[\w:\[%\]-]+(,[\w:\[%\]-]+)*,?|', text):
+        return tuple(name for name in text.split(',') if name)
+      value = ast.literal_eval(text)
+      return tuple(value) if isinstance(value, list | tuple) else (value,)
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    pass
+  return text
+
+
+def _set(config, field, value):
+  *sections, name = field.split('.')
   for section in sections:
     config = config[section]
-  names = isinstance(config[field], tuple) and all(isinstance(x, str) for x in config[field])
-  return f'--config.{match[1]}={tuple(match[2].split(","))!r}' if names else arg
+  config[name] = value
 
 
-def _check_fields(argv, config):
-  """Ends the program at the first override of a field that does not exist."""
-  for arg in argv:
-    path = arg.partition('=')[0].removeprefix('--config.')
-    if not arg.startswith('--config.'):
-      continue
-    section = config
-    for part in path.split('.'):
-      fields = list(section) if isinstance(section, ConfigDict) else []
-      if part not in fields:
-        near = difflib.get_close_matches(part, fields, 1)
-        hint = f'did you mean {near[0]}? ' if near else ''
-        known = ', '.join(fields) or 'none'
-        sys.exit(f'error: there is no config.{path}; {hint}fields there: {known}')
-      section = section[part]
+def _find_config(given, workdir, values):
+  """The config that is given, or --workdir's, or that of what a run begins with, or the digits'."""
+  if given is not None:
+    return load_config(given)
+  folder = pathlib.Path(workdir).expanduser()
+  origin, imported = values.get('init_from'), values.get('import_.path')
+  if imported and pathlib.Path(imported).expanduser().is_dir():  # a pipeline tells its config
+    origin = imported
+  # A first command that failed leaves a config, which does not stand above what another names.
+  has_begun = any(folder.glob('checkpoints/[0-9]*'))
+  if not ((folder / CONFIG_FILE).is_file() and (has_begun or not origin)):
+    workdir = origin
+  if not workdir:
+    return load_config(str(CONFIGS / 'digits.py'))
+  from ddpm_jax.config.origins import config_of  # not before: jax takes a second
+
+  return config_of(workdir)
+
+
+def _print_help():
+  print(USAGE)
+  for line in _help_lines():
+    print(line)
+
+
+def _help_lines() -> Iterator[str]:
+  for flag in flags.FLAGS.get_flags_for_module(__name__):
+    choices = getattr(flag.parser, 'enum_values', None)
+    words = f'{flag.help} One of {", ".join(choices)}.' if choices else flag.help
+    yield f'  --{flag.name:<20} {words}'
+  yield ''
+  yield 'Fields, with their defaults, which a config changes; configs/default.py says what each is:'
+  yield ''
+  for field, value in fields.DEFAULTS.items():
+    text = ','.join(map(str, value)) if isinstance(value, tuple) else value
+    yield f'  --config.{fields.shown(field)}={text}'

@@ -98,8 +98,21 @@ def read_json(file: pathlib.Path) -> Any:
   """
   try:
     return json.loads(file.read_text())
-  except ValueError as error:
-    raise UserError(f'{file} is damaged ({error}): put back what it had, or delete it') from error
+  except (ValueError, RecursionError) as error:
+    raise damaged(file, str(error)) from error
+
+
+def read_object(file: pathlib.Path) -> dict[str, Any]:
+  """As read_json, of a file that has an object: a dict."""
+  found = read_json(file)
+  if not isinstance(found, dict):
+    raise damaged(file, f'a {type(found).__name__} where an object is due')
+  return found
+
+
+def damaged(file: pathlib.Path, reason: str) -> UserError:
+  """The error of a file of ours whose content is another's."""
+  return UserError(f'{file} is damaged ({reason}): put back what it had, or delete it')
 
 
 def write_text(file: pathlib.Path, text: str) -> None:

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.errors import UserError, WriteError
-from ddpm_jax.storage.files import make_writable, read_json, write_text
+from ddpm_jax.storage.files import make_writable, read_json, read_object, write_text
 
 FORMAT = 2  # 1 had one folder of results a step, and no FORMAT_FILE
 FORMAT_FILE = 'format.json'
@@ -62,6 +62,17 @@ def deciding_fields(config: ConfigDict, section: str) -> dict[str, Any]:
   return {name: x for name, x in values.items() if f'{section}.{name}' not in FREE_FIELDS}
 
 
+def path_of(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """The path of a workdir, in whatever form it is given.
+
+  Raises:
+    UserError: nothing is given: '' would be the current folder.
+  """
+  if not os.fspath(workdir):
+    raise UserError('the path of the workdir is empty; give a folder')
+  return pathlib.Path(workdir).expanduser()
+
+
 def open_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
   """Makes the folder, or says why it cannot be used.
 
@@ -71,7 +82,7 @@ def open_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     UserError: not a folder, or not writable.
   """
-  path = pathlib.Path(workdir).expanduser()
+  path = path_of(workdir)
   check_format(path)
   try:
     make_writable(path)
@@ -94,7 +105,7 @@ def find_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     UserError: it holds no checkpoints.
   """
-  path = pathlib.Path(workdir).expanduser()
+  path = path_of(workdir)
   if not (path / 'checkpoints').is_dir():
     raise UserError(
       f'--workdir={workdir} holds no checkpoint; run --mode=train first, or check the path'
@@ -229,7 +240,7 @@ def store_config(path: pathlib.Path, config: ConfigDict) -> None:
   file = path / 'config.json'
   current = config_dict(config)
   if file.exists() and has_begun(path):
-    stored = read_json(file)
+    stored = read_object(file)
     differing = differing_fields(
       _unmoved(stored), _unmoved(current), FIXED_FIELDS, stored_name='workdir'
     )

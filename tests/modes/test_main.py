@@ -151,7 +151,7 @@ def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
     (['--mode=sample'], 'holds no checkpoint; run --mode=train first'),
     (['--config.init_from=/nowhere'], 'error: /nowhere: nothing there; give a workdir'),
     (['--mode=import', '--config.import.path=/nowhere'], '/nowhere: nothing there; give a work'),
-    (['--mode=import', '--config.import.pat=/'], 'no config.import_.pat; did you mean path?'),
+    (['--mode=import', '--config.import.pat=/'], 'no config.import.pat; did you mean path?'),
   ],
 )  # fmt: skip
 def test_bad_input_is_answered_by_one_line(args, message, tmp_path):
@@ -196,6 +196,14 @@ def test_missing_workdir_is_answered_by_one_line():
   assert code == 1
   assert err.startswith('error: --workdir=DIR is missing, the folder of the run')
   assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize('args', [('--help',), ('--config.train.num_steps=100000', *TINY)])
+def test_output_that_nobody_reads_ends_the_program_in_silence(args, tmp_path):
+  process = start(f'--workdir={tmp_path}', *args)
+  process.stdout.close()
+  assert process.stderr.read() == ''
+  assert process.wait(timeout=120) == 128 + signal.SIGPIPE
 
 
 def test_second_process_on_a_workdir_is_refused(tmp_path):
