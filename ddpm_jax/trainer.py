@@ -32,7 +32,7 @@ from ddpm_jax.model import Model, load
 from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.signals import Signals, Stops
 from ddpm_jax.storage.checkpoints import Checkpointer, steps_on_disk
-from ddpm_jax.storage.files import read_json, write_text
+from ddpm_jax.storage.files import damaged, read_json, write_text
 from ddpm_jax.storage.logs import RunLog, Silence, Terminal
 from ddpm_jax.storage.workdir import has_begun, locked, open_workdir, store_config
 from ddpm_jax.training import loop
@@ -334,6 +334,8 @@ def read_skipped(path: pathlib.Path) -> list[int]:
   """The batches that this run leaves out, since their steps were not finite: their numbers."""
   file = path / SKIPPED
   found = read_json(file) if processes.is_primary() and file.exists() else []
+  if not isinstance(found, list) or not all(type(n) is int and n >= 0 for n in found):
+    raise damaged(file, 'no list of the numbers of batches')
   return json.loads(processes.from_primary(json.dumps(found)))
 
 

@@ -31,7 +31,7 @@ from ddpm_jax.interop.foreign import FORMS, read_foreign
 from ddpm_jax.interop.safetensors_file import read_safetensors
 from ddpm_jax.interop.tensors import params_from_tensors
 from ddpm_jax.storage.checkpoints import named_leaves
-from ddpm_jax.storage.files import default_cache_dir, read_json, read_object
+from ddpm_jax.storage.files import damaged, default_cache_dir, read_json, read_object
 from ddpm_jax.storage.workdir import check_format, differences, flatten, has_begun, path_of
 from ddpm_jax.training.state import init_train_state
 
@@ -122,7 +122,7 @@ def config_from(stored: Any, name: str) -> ConfigDict:
     UserError: no dict, a field that is not known, or a value of another type or out of range.
   """
   if not isinstance(stored, Mapping):
-    raise UserError(f'{name} is damaged (it is no config): put back what it had, or delete it')
+    raise damaged(pathlib.Path(name), 'it is no config')
   config = default.get_config()
   values = flatten(stored)
   known = set(flatten(config.to_dict()))
@@ -305,6 +305,8 @@ def settled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   stored = json.loads(processes.from_primary(json.dumps(stored)))
   if stored is not None:
     begun_from = stored.get('init_from')
+    if not isinstance(begun_from, str | None):
+      raise damaged(file, f'init_from is {begun_from!r}')
     is_same = given is None or given in (begun_from, split_step(begun_from or '')[0])
     if not is_same and has_begun(workdir):
       began = f'began from {begun_from}' if begun_from else 'did not begin from another model'

@@ -24,7 +24,6 @@ import jax
 import numpy as np
 
 from ddpm_jax import processes
-from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.bound import Bound
 from ddpm_jax.evaluation.images import ArrayImages, FolderImages, NpzImages
 from ddpm_jax.evaluation.report import write_report
@@ -33,7 +32,7 @@ from ddpm_jax.evaluation.scores import Figure, Scorer
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.checkpoints import keep_steps
-from ddpm_jax.storage.files import file_lock, read_json, write_text
+from ddpm_jax.storage.files import damaged, file_lock, read_json, write_text
 from ddpm_jax.storage.identity import Identity, key_of, sampler_name, step_folder
 
 
@@ -218,7 +217,7 @@ def note_best(
     if isinstance(records, dict) and 'request' in records:  # the first versions had one alone
       records = {'first': records}
     if not _are_records(records):
-      raise UserError(f'{file} is damaged: put back what it had, or delete it')
+      raise damaged(file, 'no records')
     best = records.get(key)
     if best and best['step'] != step and best['value'] <= value:
       return

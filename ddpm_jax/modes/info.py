@@ -15,7 +15,7 @@ from ddpm_jax.config.files import CONFIG_FILE
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.checkpoints import steps_on_disk
-from ddpm_jax.storage.files import read_json
+from ddpm_jax.storage.files import read_json, read_object
 from ddpm_jax.storage.workdir import check_format
 
 MAX_STEPS = 8  # that are named
@@ -82,19 +82,25 @@ def _of_run(folder):
       last: dict[str, Any] = json.loads(lines[-1])
       when = datetime.datetime.fromtimestamp(logged.stat().st_mtime).isoformat(' ', 'minutes')
       yield 'logged', f'step {last["step"]}, loss_mean {last["loss_mean"]:.4f}; {when}'
-    except (ValueError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
       yield 'logged', f'{logged.name} is cut off'
   if (about := folder / origins.PACKAGED_ABOUT).is_file():
-    yield from read_json(about).items()
+    yield from read_object(about).items()
 
 
 def _of_results(folder):
   for file in sorted(folder.glob('samples/step_*/*/samples.npz')):
     where = file.parent.relative_to(folder)
-    yield 'samples', f'{len(shards.load_ids(file)):,} in {where}'
+    try:
+      yield 'samples', f'{len(shards.load_ids(file)):,} in {where}'
+    except (UserError, KeyError):
+      yield 'samples', f'{file.name} in {where} is damaged'
   for file in sorted(folder.glob('eval/**/report.json')):
-    report = read_json(file)
-    figures = ', '.join(f'{f["name"]} {f["value"]:.4g}' for f in report['figures'])
+    try:
+      report = read_json(file)
+      figures = ', '.join(f'{f["name"]} {f["value"]:.4g}' for f in report['figures'])
+    except (UserError, ValueError, TypeError, KeyError):
+      figures = f'{file.name} is damaged'
     yield 'report', f'{file.parent.relative_to(folder)}: {figures}'
   for path in sorted(folder.glob('reproduce/step_*/*')):
     if path.is_dir() and not path.name.startswith('.'):

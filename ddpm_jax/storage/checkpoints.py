@@ -280,7 +280,11 @@ class Checkpointer:
     if self._keep_every_steps is not None:
       kept |= {step for step in steps if step % self._keep_every_steps == 0}
     for file in self._directory.glob('KEEP.*'):
-      kept |= {int(line) for line in file.read_text().split()}
+      try:
+        kept |= {int(line) for line in file.read_text().split()}
+      except ValueError:
+        print(f'{file} is damaged: no checkpoint is deleted until it is put back, or deleted')
+        return
     for step in set(steps) - kept:
       # Renamed first: a kill half-way must not leave what looks like a damaged step, and a reader
       # that still finds the name after reading knows that it read a whole step.

@@ -335,7 +335,7 @@ def _drop_after(path, step):
     return
   kept = []
   for line in path.read_text(errors='replace').splitlines():
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
       if json.loads(line)['step'] <= step:
         kept.append(line + '\n')
   write_text(path, ''.join(kept))

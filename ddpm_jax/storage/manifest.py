@@ -67,7 +67,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   try:
     manifest = json.loads(written)
     intact = written == _encode_manifest(manifest['files'])
-  except (ValueError, TypeError, KeyError):
+  except (ValueError, TypeError, KeyError, RecursionError):
     intact = False
   if not intact:
     raise UserError(f'{MANIFEST} is damaged')

@@ -19,6 +19,7 @@ One run at a time works in a folder (.FOLDER.lock beside it); another one waits.
 
 import contextlib
 import json
+import math
 import pathlib
 import time
 import zipfile
@@ -220,9 +221,13 @@ def _complete(folder, finished, num_rows, compute, sizes, what):
 
 
 def seconds(folder: pathlib.Path) -> float | None:
-  """The seconds that the rows of a job took, over all runs; None where they were not noted."""
+  """The seconds that the rows of a job took, over all runs; None where they are not known."""
   file = folder / 'seconds.txt'
-  return round(sum(map(float, file.read_text().split())), 1) if file.exists() else None
+  try:
+    total = sum(map(float, file.read_text().split())) if file.exists() else math.nan
+  except ValueError:  # damaged: no result depends on it
+    total = math.nan
+  return round(total, 1) if math.isfinite(total) else None
 
 
 def _note_seconds(folder, secs):

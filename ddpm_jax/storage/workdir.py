@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.errors import UserError, WriteError
-from ddpm_jax.storage.files import make_writable, read_json, read_object, write_text
+from ddpm_jax.storage.files import damaged, make_writable, read_json, read_object, write_text
 
 FORMAT = 2  # 1 had one folder of results a step, and no FORMAT_FILE
 FORMAT_FILE = 'format.json'
@@ -122,7 +122,7 @@ def check_format(path: pathlib.Path) -> None:
   found = read_json(file)
   version = found.get('format') if isinstance(found, dict) else None
   if not isinstance(version, int):
-    raise UserError(f'{file} is damaged: put back what it had, or delete it')
+    raise damaged(file, 'no version')
   if version > FORMAT:
     raise UserError(
       f'--workdir={path} is of a newer version of this program (format {version}; this one knows '
@@ -137,7 +137,7 @@ def locked(path: pathlib.Path, mode: str) -> Iterator[None]:
   Raises:
     UserError: another process holds it.
   """
-  with open(path / f'.{mode}.lock', 'a+') as file:
+  with open(path / f'.{mode}.lock', 'a+', errors='replace') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
