@@ -168,16 +168,21 @@ def denoiser_of(
 # Data.
 
 
-def source(config: ConfigDict, split: str | None = None) -> data.Source:
-  """The data set of config.data, or another split of it."""
-  opened = data.make_source(
-    config.data.source,
-    dir=config.data.dir,
-    image_size=config.data.image_size,
-    channels=config.data.channels,
-    split=split or config.data.split,
-    holdout=config.data.holdout,
-  )
+def source(config: ConfigDict, split: str | None = None, field: str = 'data.split') -> data.Source:
+  """The data set of config.data, or another split of it, which a field names."""
+  try:
+    opened = data.make_source(
+      config.data.source,
+      dir=config.data.dir,
+      image_size=config.data.image_size,
+      channels=config.data.channels,
+      split=split or config.data.split,
+      holdout=config.data.holdout,
+    )
+  except UserError as error:
+    if type(error) not in (UserError, data.NoSplitError):
+      raise
+    raise type(error)(str(error).replace('data.split=', f'{field}=')) from error
   if config.data.on_damage == 'skip':
     opened = data.Substitutes(opened)
   if processes.count() > 1:
@@ -463,7 +468,9 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
       path, count, image_shape=image_shape(config), any_channels=any_channels
     )
   else:
-    opened = references.open_source(_reference_split(config), count)
+    opened = references.open_source(
+      source(config, config.eval.reference_split, 'eval.reference_split'), count
+    )
   if config.eval.network == 'inception' and config.data.channels == 1:
     opened = dataclasses.replace(opened, notes=(*opened.notes, features.GREY_NOTE))
   return Scorer(
@@ -474,13 +481,6 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
     cache=references.open_cache(cache_dir(config)),
     batch_size=config.eval.batch_size,
   )
-
-
-def _reference_split(config):
-  try:
-    return source(config, config.eval.reference_split)
-  except data.NoSplitError as error:
-    raise UserError(f'eval.reference_split: {error}') from error
 
 
 def bpd_fns(
@@ -544,7 +544,7 @@ def measured_splits(
   """config.splits.measured, for the run of WORKDIR."""
   trained = trained_on(config, path)
   return measured(
-    config, splits, trained, field=field, open_split=lambda split: source(config, split)
+    config, splits, trained, field=field, open_split=lambda split: source(config, split, field)
   )
 
 

@@ -130,7 +130,7 @@ def measured(
       source = None if line else open_split(split)
     except data.NoSplitError as error:
       if not data.is_held_out(split):
-        raise UserError(f'{field}: {error}') from error
+        raise
       source, line = None, f'No figures of the split {split}: {error}'
     if source is not None and data.is_held_out(split):
       line = _seen_files(config, source, trained[0].data['split'], open_split)

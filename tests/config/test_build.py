@@ -47,6 +47,19 @@ def test_accelerators_hold_the_data_that_fit(monkeypatch):
   assert build.device_data(config, batches) is None
 
 
+def test_a_split_that_is_not_there_is_told_by_the_field_that_names_it():
+  config = tiny_config(**{'reproduce.split': 'foo', 'eval.bpd_splits': ('bar',)})
+  run = build.figures_run(config, None, None)
+  for read, words in (
+    (lambda: run.open_source('foo'), "reproduce.split='foo'"),
+    (lambda: run.make_bound('foo'), "reproduce.split='foo'"),
+    (lambda: run.make_bound('bar'), "eval.bpd_splits='bar'"),
+    (lambda: build.source(tiny_config(**{'data.split': 'foo'})), "data.split='foo'"),
+  ):
+    with pytest.raises(UserError, match=f'^{words}: digits has the splits'):
+      read()
+
+
 def test_learned_variance_doubles_the_output():
   config = tiny_config(**{'diffusion.loss_type': 'kl', 'diffusion.var_type': 'learned'})
   check(config)

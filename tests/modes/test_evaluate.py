@@ -455,6 +455,8 @@ def test_bits_per_dim_of_one_image_has_no_error():
     ({'bpd_terms': 11}, 'eval.bpd_terms is 11; there are 10 terms'),
     ({'num_samples': 1}, 'eval.num_samples is 1; it must be at least 2'),
     ({'network': 'resnet'}, "eval.network is 'resnet'; it must be one of inception, digits"),
+    ({'bpd_splits': ('test', 'foo')}, "^eval.bpd_splits='foo': digits has the splits train, test"),
+    ({'reference_split': 'foo', 'metrics': ('fid',)}, "^eval.reference_split='foo': digits has"),
     ({'watch': True, 'step': 3}, 'eval.watch goes with neither'),
     ({'reference': '/nowhere.npz'}, 'eval.reference=/nowhere.npz does not exist'),
     ({'samples': '/nowhere'}, 'eval.samples=/nowhere does not exist'),
