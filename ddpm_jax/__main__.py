@@ -30,6 +30,17 @@ MODES = {  # the functions, in modules of their names
 }
 LEFT_IN_PIECES = ('sample', 'eval', 'reproduce')  # training has its own way; others are short
 UNREAD = 128 + signal.SIGPIPE  # exit code, as a shell has it
+# What takes less memory where there is not enough, by mode.
+LESS_MEMORY = {
+  'train': 'raise train.grad_accum_steps (the same steps, in parts), set model.remat=True, or '
+  'lower train.global_batch_size; for samples and figures in between, sample.batch_size and '
+  'eval.batch_size; on the host, data.memory_limit_gib',
+  'sample': 'lower sample.batch_size; the samples are the same',
+}
+LESS_MEMORY_ELSEWHERE = (
+  'lower sample.batch_size and eval.batch_size, or on the host data.memory_limit_gib; the results '
+  'are the same'
+)
 
 
 def main(_: list[str]) -> None:
@@ -57,7 +68,8 @@ def main(_: list[str]) -> None:
   except (Exception, KeyboardInterrupt) as error:
     if isinstance(error, BrokenPipeError) and _is_unread():
       processes.leave(UNREAD)
-    processes.leave(processes.explain(error))
+    hint = LESS_MEMORY.get(given.mode, LESS_MEMORY_ELSEWHERE)
+    processes.leave(processes.explain(error, less_memory=hint))
 
 
 def _is_unread():

@@ -53,6 +53,7 @@ _watches = []  # functions that tell the watch something; one, if any
 # whose fellows are lost.
 UNUSABLE = 1  # something given, or a defect
 NOT_FINITE = 3
+NO_MEMORY = 71  # EX_OSERR: of the device or of the host
 REFUSED = 74  # EX_IOERR: a file, by the system; with that mended, the same command goes on
 LOST_CODE = 75  # EX_TEMPFAIL: the same command goes on
 INTERRUPTED = 130
@@ -200,11 +201,12 @@ def _start_watch():
   return tell_watch
 
 
-def explain(error: BaseException) -> int:
+def explain(error: BaseException, *, less_memory: str = 'lower the batch size') -> int:
   """Says what ended the program: in one line, unless it is a defect.
 
   Args:
     error: exception.
+    less_memory: what takes less memory, for the line about a lack of it.
 
   Returns:
     the exit code.
@@ -217,6 +219,9 @@ def explain(error: BaseException) -> int:
     if isinstance(error, DiskError):
       return REFUSED
     return NOT_FINITE if isinstance(error, NotFiniteError) else UNUSABLE
+  if (asked := _memory_asked(error)) is not None:
+    print(f'error: out of memory{asked}: {less_memory}', file=sys.stderr)
+    return NO_MEMORY
   if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
     print(f'error: {DiskError(error.filename or "a file", error)}', file=sys.stderr)
     return REFUSED
@@ -231,13 +236,43 @@ def explain(error: BaseException) -> int:
   return LOST_CODE
 
 
+def _memory_asked(error: BaseException | None) -> str | None:
+  """The words on the memory that there was not; None if the error has another reason.
+
+  Those who raise it tell the size in words of their own, or not at all.
+  """
+  while error is not None:
+    text, of_device = str(error), isinstance(error, jax.errors.JaxRuntimeError)
+    if of_device:
+      lacks = text.startswith('RESOURCE_EXHAUSTED') or 'out of memory' in text.lower()
+    else:
+      lacks = isinstance(error, MemoryError) or getattr(error, 'errno', None) == errno.ENOMEM
+    if lacks:
+      where = '' if of_device else ' on the host'
+      size = re.search(r'allocat\D*?(\d[\d.]*) ?([KMGT]?)(i?)B?(ytes)?\b', text, re.IGNORECASE)
+      if size is None:
+        return where
+      count = float(size[1].rstrip('.')) * 1024 ** ' KMGT'.index(size[2].upper() or ' ')
+      return f'{where}, where {_in_words(count)} were asked for at once'
+    error = error.__cause__  # such as of a checkpoint that failed in the background
+  return None
+
+
+def _in_words(num_bytes):
+  for unit in ('bytes', 'KiB', 'MiB', 'GiB', 'TiB'):
+    if num_bytes < 1024 or unit == 'TiB':
+      break
+    num_bytes /= 1024
+  return f'{num_bytes:.4g} {unit}'
+
+
 def _is_of_collective(error):
   """Whether one of several processes failed in what it does together with the others."""
   if not jax.distributed.is_initialized():
     return False
   while error is not None:
     if isinstance(error, jax.errors.JaxRuntimeError):
-      return not str(error).startswith('RESOURCE_EXHAUSTED')  # its own memory
+      return True
     frames = traceback.extract_tb(error.__traceback__)
     if any(pathlib.Path(frame.filename).name == 'multihost_utils.py' for frame in frames):
       return True

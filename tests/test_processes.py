@@ -284,6 +284,43 @@ def test_an_answer_to_the_user_is_one_line(error, code, line, capsys):
   assert err.count('\n') == 1
 
 
+HUGE_ARRAY = 'Unable to allocate 29.1 GiB for an array with shape (5, 7) and data type float32'
+
+
+@pytest.mark.parametrize(
+  ('error', 'words'),
+  [
+    # XLA on the CPU, on GPUs and on TPUs, by their own words.
+    (
+      JAX_ERROR('RESOURCE_EXHAUSTED: Out of memory allocating 224941781728 bytes.'),
+      ', where 209.5 GiB were asked for at once',
+    ),
+    (
+      JAX_ERROR('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.50GiB.'),
+      ', where 12.5 GiB were asked for at once',
+    ),
+    (
+      JAX_ERROR('RESOURCE_EXHAUSTED: Error allocating device buffer: Attempting to allocate 1.5G.'),
+      ', where 1.5 GiB were asked for at once',
+    ),
+    (JAX_ERROR('RESOURCE_EXHAUSTED: in words that nobody knows yet'), ''),
+    (JAX_ERROR('INTERNAL: CUDA: out of memory'), ''),
+    (MemoryError(), ' on the host'),
+    (MemoryError(HUGE_ARRAY), ' on the host, where 29.1 GiB were asked for at once'),
+    (OSError(errno.ENOMEM, 'Cannot allocate memory'), ' on the host'),
+    (lambda: caused_by(MemoryError()), ' on the host'),
+  ],
+)
+@pytest.mark.parametrize('several', [False, True])
+def test_a_lack_of_memory_is_one_line_with_the_size_and_ways_out(
+  monkeypatch, error, words, several, capsys
+):
+  monkeypatch.setattr('jax.distributed.is_initialized', lambda: several)
+  error = error() if callable(error) else raised(error)
+  assert processes.explain(error, less_memory='take less') == processes.NO_MEMORY == 71
+  assert capsys.readouterr().err == f'error: out of memory{words}: take less\n'
+
+
 def test_a_flag_that_is_missing_is_told_in_one_line(capsys):
   with pytest.raises(UserError, match='missing') as info:
     processes.join('host:1')
@@ -314,7 +351,6 @@ def caused_by(cause):
     (JAX_ERROR('in words that nobody knows yet'), True),
     (from_a_helper, True),
     (lambda: caused_by(JAX_ERROR('UNAVAILABLE: ...')), True),
-    (JAX_ERROR('RESOURCE_EXHAUSTED: Out of memory while trying to allocate'), False),
     (RuntimeError('UNKNOWN: Gloo AllGather failed: Connection closed by peer'), False),
     (lambda: caused_by(KeyError('a defect')), False),
     (ValueError('a defect'), False),

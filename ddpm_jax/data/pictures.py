@@ -162,6 +162,8 @@ class PictureSource:
         if error.errno in _OF_THE_SYSTEM:
           raise OSError(error.errno, error.strerror, self._picture_name(index)) from error
         broken.append((self._picture_name(index), error.strerror or _in_one_line(error)))
+      except MemoryError:  # of the host, not of the picture
+        raise
       except Exception as error:  # on damaged files, Pillow has raised a dozen kinds of them
         broken.append((self._picture_name(index), _in_one_line(error)))
     if broken:
