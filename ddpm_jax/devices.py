@@ -4,10 +4,13 @@ States and parameters have no device axis: they are replicated arrays, in and ou
 checkpoints and sampling see ordinary trees.
 """
 
+import collections
+import contextlib
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +28,51 @@ AXIS = 'devices'
 _CPU_COMPILER_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
 
 
+# How many devices of each process are in use; None for all of them.
+_used: ContextVar[int | None] = ContextVar('used', default=None)
+
+
 class BatchSizes(NamedTuple):
   """global_ = host * process count = device * device count."""
 
   global_: int
   host: int
   device: int
+
+
+def in_use() -> list[jax.Device]:
+  """The devices that share a batch, of all processes."""
+  used = _used.get()
+  if used is None:
+    return jax.devices()
+  of_processes = collections.defaultdict(list)
+  for device in jax.devices():
+    of_processes[device.process_index].append(device)
+  return [device for own in of_processes.values() for device in own[:used]]
+
+
+@contextlib.contextmanager
+def dividing(global_batch_size: int) -> Iterator[None]:
+  """Leaves out the devices that are too many for equal parts of a batch, in a block of code.
+
+  Where no number of devices divides the batch, all are used, and batch_sizes refuses it.
+  """
+  several = jax.process_count()
+  fitting = [
+    count
+    for count in range(1, jax.local_device_count() + 1)
+    if global_batch_size > 0 and global_batch_size % (count * several) == 0
+  ]
+  used = max(fitting, default=jax.local_device_count())
+  token = _used.set(None if used == jax.local_device_count() else used)
+  try:
+    yield
+  finally:
+    _used.reset(token)
+
+
+def _local_count():
+  return len(in_use()) // jax.process_count()
 
 
 def batch_sizes(global_batch_size: int, field: str) -> BatchSizes:
@@ -43,7 +85,7 @@ def batch_sizes(global_batch_size: int, field: str) -> BatchSizes:
   Raises:
     UserError: below 1, or not divisible by the number of devices.
   """
-  devices = jax.device_count()
+  devices = len(in_use())
   if global_batch_size < 1 or global_batch_size % devices:
     below = global_batch_size // devices * devices
     raise UserError(
@@ -51,7 +93,7 @@ def batch_sizes(global_batch_size: int, field: str) -> BatchSizes:
       f'such as {max(below, devices)}'
     )
   device = global_batch_size // devices
-  return BatchSizes(global_batch_size, device * jax.local_device_count(), device)
+  return BatchSizes(global_batch_size, device * _local_count(), device)
 
 
 def fitting_batch_sizes(batch_size: int, num_examples: int) -> BatchSizes:
@@ -59,17 +101,29 @@ def fitting_batch_sizes(batch_size: int, num_examples: int) -> BatchSizes:
 
   A batch_size that the number of devices does not divide is rounded up.
   """
-  devices = jax.device_count()
+  devices = len(in_use())
   rounded = -(-min(batch_size, num_examples) // devices) * devices
   return batch_sizes(rounded, 'batch_size')
 
 
 def connect() -> None:
   """Connects the processes: later, a CPU's first collective waits for the others for 30 s only."""
+  _check_equal_counts()
   if jax.process_count() > 1:
     sum_all = jax.pmap(lambda x: jax.lax.psum(x, AXIS), AXIS)
     jax.block_until_ready(sum_all(np.ones(jax.local_device_count())))
     processes.barrier('connected')
+
+
+def _check_equal_counts():
+  """Raises a UserError, on all processes alike, if they have different numbers of devices."""
+  counts = collections.Counter(device.process_index for device in jax.devices())
+  if len(set(counts.values())) > 1:
+    words = ', '.join(f'{count} on process {i}' for i, count in sorted(counts.items()))
+    raise UserError(
+      f'the processes have different numbers of devices ({words}): give each as many, such as by '
+      'CUDA_VISIBLE_DEVICES, or by --xla_force_host_platform_device_count in XLA_FLAGS'
+    )
 
 
 def replicate(tree: Any) -> Any:
@@ -91,7 +145,7 @@ def replicate(tree: Any) -> Any:
 
 
 def _replicated():
-  return NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS,)), PartitionSpec())
+  return NamedSharding(Mesh(np.asarray(in_use()), (AXIS,)), PartitionSpec())
 
 
 def place_like(tree: Any, like: Any) -> Any:
@@ -121,7 +175,7 @@ def split_over_devices(batch: Any, *, axis: int = 0) -> Any:
     batch: tree of arrays.
     axis: of the host batch, where it is not the first.
   """
-  devices = jax.local_device_count()
+  devices = _local_count()
 
   def split(x):
     size = x.shape[axis] // devices
@@ -158,7 +212,7 @@ def compile_train_step(train_step: Callable, *, several: bool) -> Callable:
     return jax.lax.scan(lambda state, batch: train_step(state, batch, data, key), state, batches)
 
   axes = dict(in_axes=(None, int(several), None, None), out_axes=(None, None))
-  step = jax.pmap(scan if several else train_step, AXIS, **axes, donate_argnums=0)
+  step = _pmap(scan if several else train_step, **axes, donate_argnums=0)
   return _compiled(step, donate_argnums=0)
 
 
@@ -171,7 +225,12 @@ def compile_batch_fn(
     step: a pure function of one device's batch, whose results have one row an example.
     in_axes: None for each argument that all devices share, 0 for each that they divide.
   """
-  return _compiled(jax.pmap(step, AXIS, in_axes=in_axes))
+  return _compiled(_pmap(step, in_axes=in_axes))
+
+
+def _pmap(function, **kwargs):
+  chosen = None if _used.get() is None else in_use()
+  return jax.pmap(function, AXIS, devices=chosen, **kwargs)
 
 
 def on_cpu() -> bool:

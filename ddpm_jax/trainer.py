@@ -177,10 +177,11 @@ def run(
   """
   terminal = terminal or Terminal()
   say = terminal.say
-  checks.prepare(config, say)
+  checks.prepare(config, say, trains=True)
   path = open_workdir(workdir)
   plan = build.plan(config)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(devices.dividing(config.train.global_batch_size))
     if processes.is_primary():
       stack.enter_context(locked(path, 'train'))
     config = settled(config, path)
@@ -430,9 +431,15 @@ def say_summary(
   table = parameter_overview.get_parameter_overview(
     named, include_stats=False, max_lines=MAX_TABLE_LINES
   )
+  used, there = len(devices.in_use()), jax.device_count()
+  if used < there:
+    say(
+      f'trains on {used} of the {there} devices: train.global_batch_size={sizes.global_} does not '
+      'divide into equal parts for more of them'
+    )
   say(
     f'{table}\n'
-    f'devices     {jax.device_count()} x {jax.devices()[0].device_kind}, '
+    f'devices     {used} x {jax.devices()[0].device_kind}, '
     f'{processes.count()} process(es), jax {jax.__version__}\n'
     f'batch       {sizes.global_} global, {sizes.host} a host, {sizes.device} a device\n'
     f'data        {source.name} {source.split}: {len(source)} images of {source.image_shape}\n'

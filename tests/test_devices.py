@@ -136,6 +136,40 @@ def test_batch_sizes_refuse_what_four_devices_cannot_share(size, suggested):
     devices.batch_sizes(size, 'train.batch')
 
 
+@pytest.mark.parametrize(
+  ('size', 'used'), [(8, 4), (6, 3), (9, 3), (14, 2), (7, 1), (1, 1), (0, 4), (-3, 4)]
+)
+def test_devices_that_are_too_many_for_a_batch_are_left_out(size, used):
+  with devices.dividing(size):
+    assert devices.in_use() == jax.devices()[:used]
+    if size > 0:
+      assert devices.batch_sizes(size, 'train.batch') == (size, size, size // used)
+    assert devices.fitting_batch_sizes(10, 10).global_ == -(-10 // used) * used
+  assert devices.in_use() == jax.devices()
+
+
+def test_three_of_four_devices_sample_as_four(params):
+  step = make_sample_fn()
+  ids, key = np.array([5, 0, 3, 1, 2, 4]), jax.random.key(3)
+  one = jax.jit(step)(params, ids, key)
+  with devices.dividing(6):
+    on_three = devices.replicate(params)
+    assert len(jax.tree.leaves(on_three)[0].addressable_shards) == 3
+    three = devices.compile_batch_fn(step)(
+      on_three, devices.split_over_devices(ids), devices.replicate(key)
+    )
+    assert set(three.devices()) == set(jax.devices()[:3])
+    three = devices.gather_from_devices(three)
+  np.testing.assert_allclose(three, np.asarray(one), rtol=1e-4, atol=1e-4)
+
+
+def test_processes_of_different_numbers_of_devices_are_refused(monkeypatch):
+  found = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1)]
+  monkeypatch.setattr(devices.jax, 'devices', lambda: found)
+  with pytest.raises(UserError, match=r'numbers of devices \(2 on process 0, 1 on process 1\): '):
+    devices.connect()
+
+
 def test_one_process_is_the_primary_and_waits_for_nobody():
   assert processes.is_primary()
   assert (processes.index(), processes.count()) == (0, 1)

@@ -30,17 +30,20 @@ MIN_SIGNAL = 1e-37  # least alphas_cumprod in float32, whose reciprocal samplers
 NETWORKS = ('inception', 'digits')  # of the features
 
 
-def prepare(config: ConfigDict, say: Callable[[str], None] = processes.say) -> None:
+def prepare(
+  config: ConfigDict, say: Callable[[str], None] = processes.say, *, trains: bool = False
+) -> None:
   """Checks the config, and turns on the cache of compiled programs, saying where it is.
 
   Args:
     config: ConfigDict.
     say: prints a line.
+    trains: whether the program trains.
 
   Raises:
     UserError: a value that cannot work; or processes with different configs or programs.
   """
-  check(config)
+  check(config, trains=trains)
   for line in doubts(config):
     say(line)
   if processes.count() > 1:
@@ -60,25 +63,32 @@ def _shared_fields(config):
   return {name: value for name, value in fields.items() if name not in own} | program
 
 
-def check(config: ConfigDict) -> None:
-  """Raises a UserError for the first value that cannot work, before anything compiles."""
+def check(config: ConfigDict, *, trains: bool = True) -> None:
+  """Raises a UserError for the first value that cannot work, before anything compiles.
+
+  A batch of training, which is shared in equal parts, is of no account where nothing is trained.
+  """
   check_fields(config)
   _check_diffusion(config.diffusion)
   if not config.network:
     _check_model(config.model, config.data.image_size)
   _check_choices(config)
   check_sample(config)
-  sizes = devices.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
-  parts = config.train.grad_accum_steps
+  if trains:
+    _check_batch(config.train)
+  build.steps_per_dispatch(config)
+  _check_eval(config)
+
+
+def _check_batch(config):
+  with devices.dividing(config.global_batch_size):
+    sizes = devices.batch_sizes(config.global_batch_size, 'train.global_batch_size')
+  parts = config.grad_accum_steps
   if parts < 1 or sizes.device % parts:
     raise UserError(
       f'train.grad_accum_steps is {parts}; it must divide the {sizes.device} images of a device '
       f'(train.global_batch_size={sizes.global_})'
     )
-  build.steps_per_dispatch(config)
-  devices.batch_sizes(config.sample.batch_size, 'sample.batch_size')
-  devices.batch_sizes(config.eval.batch_size, 'eval.batch_size')
-  _check_eval(config)
 
 
 def doubts(config: ConfigDict) -> list[str]:

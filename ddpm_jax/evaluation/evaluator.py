@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import processes
+from ddpm_jax import devices, processes
 from ddpm_jax.evaluation.bound import Bound
 from ddpm_jax.evaluation.images import ArrayImages, FolderImages, NpzImages
 from ddpm_jax.evaluation.report import write_report
@@ -172,7 +172,7 @@ def make_report(
     'matmul_precision': jax.config.jax_default_matmul_precision or 'default of the device',
     'numpy': np.__version__,
     'python': platform.python_version(),
-    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'devices': f'{len(devices.in_use())} x {jax.devices()[0].device_kind}',
   }
   return {'title': title, 'notes': list(notes), 'about': about, 'figures': list(figures)}
 

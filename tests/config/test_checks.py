@@ -35,13 +35,14 @@ from tests.tiny import tiny_config
     ('optim.ema_decay', 1.0, r'optim.ema_decay is 1.0; it must lie in \[0, 1\)'),
     ('optim.learning_rate', -1.0, 'optim.learning_rate is -1.0; it must be at least 0'),
     ('train.log_every_steps', 0, 'train.log_every_steps is 0; it must be at least 1'),
-    ('train.global_batch_size', 18, 'global_batch_size is 18; .* multiple of the 4 .* as 16'),
     ('train.global_batch_size', 0, 'train.global_batch_size is 0; it must be at least 1'),
+    ('train.global_batch_size', -4, 'train.global_batch_size is -4; it must be at least 1'),
     ('train.grad_accum_steps', 3, 'train.grad_accum_steps is 3; it must divide the 4 images of a '),
     ('train.grad_accum_steps', 0, 'train.grad_accum_steps is 0; '),
     ('train.steps_per_dispatch', 0, 'train.steps_per_dispatch is 0; it must be at least 1'),
     ('train.steps_per_dispatch', 2, '2, which does not divide train.log_every_steps=1; change'),
-    ('sample.batch_size', 6, 'sample.batch_size is 6; .* 4 devices, such as 4'),
+    ('sample.batch_size', 0, 'sample.batch_size is 0; it must be at least 1'),
+    ('eval.batch_size', -1, 'eval.batch_size is -1; it must be at least 1'),
     ('sample.num_samples', 0, 'sample.num_samples is 0; it must be at least 1'),
     ('sample.sampler', 'plms', "sample.sampler is 'plms'; it must be one of ancestral, ddim, "),
     ('sample.spacing', 'even', "sample.spacing is 'even'; it must be one of linspace, "),
@@ -172,3 +173,16 @@ def test_a_prediction_of_one_step_is_refused_for_longer_ones():
   for choice in ({'sample.sampler': 'ddim'}, {'sample.num_steps': 9}):
     with pytest.raises(UserError, match=message):
       check(tiny_config(**xprev, **choice))
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_no_mistake():
+  """The machine has four: training leaves out those that are too many, the others round up."""
+  fields = ('train.global_batch_size', 'sample.batch_size', 'eval.batch_size')
+  check(tiny_config(**dict.fromkeys(fields, 6)))
+  with pytest.raises(UserError, match='must divide the 2 images of a device'):
+    check(tiny_config(**{'train.global_batch_size': 6, 'train.grad_accum_steps': 3}))
+
+
+def test_a_batch_of_training_is_of_no_account_where_nothing_is_trained():
+  config = tiny_config(**{'train.global_batch_size': 0})
+  check(config, trains=False)
