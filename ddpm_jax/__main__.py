@@ -50,10 +50,11 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     # Orbax writes a page at each save, and another at each error, which it raises as well.
     logging.get_absl_logger().setLevel('CRITICAL')
-  from ddpm_jax import devices, processes, signals  # not before: jax takes a second
+  from ddpm_jax import devices, numerics, processes, signals  # not before: jax takes a second
 
   try:
     name = MODES[given.mode]
+    set_aside = numerics.pin()
     mode = getattr(importlib.import_module(f'ddpm_jax.modes.{name}'), name)
     if processes.join(
       given.coordinator_address,
@@ -62,6 +63,8 @@ def main(_: list[str]) -> None:
       saves_at_sigterm=given.mode == 'train',
     ):
       devices.connect()
+    if set_aside:
+      processes.say(set_aside)
     with signals.interruptible() if given.mode in LEFT_IN_PIECES else contextlib.nullcontext():
       mode(given.config, given.workdir)
     processes.barrier('done')

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax import processes
+from ddpm_jax import numerics, processes
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage.files import make_writable
 
@@ -279,9 +279,15 @@ def _writable_folder(given, default):
 
 
 def _compiled(pmapped, **kwargs):
-  if not on_cpu() or jax.process_count() > 1 or not _has_cpu_options():
-    return pmapped
-  return jax.jit(pmapped, compiler_options=_CPU_COMPILER_OPTIONS, **kwargs)
+  compiled = pmapped
+  if on_cpu() and jax.process_count() == 1 and _has_cpu_options():
+    compiled = jax.jit(pmapped, compiler_options=_CPU_COMPILER_OPTIONS, **kwargs)
+
+  def call(*args):
+    with numerics.pinned():
+      return compiled(*args)
+
+  return call
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import devices
+from ddpm_jax import devices, numerics
 from ddpm_jax.config import build, checks, origins
 from ddpm_jax.config.files import load_config
 from ddpm_jax.diffusion import Denoiser, timestep_subsequence
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Rows = dict[str, np.ndarray]
 
 
+@numerics.pinned()
 def load(
   workdir: str | os.PathLike[str],
   *,

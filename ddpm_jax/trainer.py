@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import devices, processes
+from ddpm_jax import devices, numerics, processes
 from ddpm_jax.config import build, checks
 from ddpm_jax.config.files import load_config
 from ddpm_jax.config.origins import Start, read_start, settled, split_step
@@ -34,7 +34,13 @@ from ddpm_jax.signals import Signals, Stops
 from ddpm_jax.storage.checkpoints import Checkpointer, steps_on_disk
 from ddpm_jax.storage.files import damaged, read_json, write_text
 from ddpm_jax.storage.logs import RunLog, Silence, Terminal
-from ddpm_jax.storage.workdir import has_begun, locked, open_workdir, store_config
+from ddpm_jax.storage.workdir import (
+  has_begun,
+  locked,
+  open_workdir,
+  store_arithmetic,
+  store_config,
+)
 from ddpm_jax.training import loop
 from ddpm_jax.training.state import TrainState, init_train_state
 from ddpm_jax.training.step import TrainStep
@@ -109,7 +115,8 @@ def train(
 
   def work():
     talk = Terminal() if progress else Silence()
-    run(config, workdir, signals=stops, source=source, network=own, params=params, terminal=talk)
+    with numerics.pinned():
+      run(config, workdir, signals=stops, source=source, network=own, params=params, terminal=talk)
 
   # In a thread: Ctrl-C cannot tear a step apart, and no signal handler is needed.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -188,6 +195,7 @@ def run(
     begun = has_begun(path)
     if processes.is_primary():
       store_config(path, config)
+      store_arithmetic(path, numerics.arithmetic())
       check_finished(path)
     if source is not None and config.data.holdout is not None:
       raise UserError(

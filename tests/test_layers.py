@@ -13,6 +13,7 @@ FILES = sorted((ROOT / 'ddpm_jax').rglob('*.py'))
 # one floor, arrows go one way (test_rooms_have_no_circle).
 FLOORS = {
   'errors': 0,
+  'numerics': 1,
   'processes': 1,
   'signals': 1,
   'diffusion': 2,

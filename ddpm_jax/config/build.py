@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ddpm_jax import data, devices, processes
+from ddpm_jax import data, devices, numerics, processes
 from ddpm_jax.config.fields import check_value
 from ddpm_jax.config.splits import measured, trained_on
 from ddpm_jax.diffusion import (
@@ -72,8 +72,10 @@ def names(field: Sequence[str]) -> list[str]:
 def key(seed: int, stream: str) -> jax.Array:
   """The key of one of STREAMS; threefry, whose numbers are the same on every platform."""
   check_value('seed', seed)
-  root = jax.random.key(seed, impl='threefry2x32')
-  return jax.random.fold_in(root, STREAMS.index(stream))
+  words = np.uint32([seed >> 32, seed & 0xFFFFFFFF])  # jax.random.key adds an offset
+  with numerics.pinned():
+    root = jax.random.wrap_key_data(words, impl='threefry2x32')
+    return jax.random.fold_in(root, STREAMS.index(stream))
 
 
 # Diffusion and model.
@@ -373,6 +375,8 @@ def model_identity(config: ConfigDict) -> Identity:
   dtype = fields.pop('dtype')
   if config.network:
     fields, dtype = {'network': config.network}, None
+  if arithmetic := numerics.arithmetic():
+    dtype = ', '.join([dtype or 'own', *(f'{name}={x}' for name, x in arithmetic.items())])
   return Identity(model=fields, diffusion=deciding_fields(config, 'diffusion'), dtype=dtype)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import devices, processes
+from ddpm_jax import devices, numerics, processes
 from ddpm_jax.config import build
 from ddpm_jax.config.fields import check_fields
 from ddpm_jax.diffusion import make_betas
@@ -59,7 +59,7 @@ def _shared_fields(config):
   digest = hashlib.sha256()
   for file in sorted(pathlib.Path(__file__).parents[1].rglob('*.py')):
     digest.update(file.read_bytes())
-  program = {'jax': jax.__version__, 'program': digest.hexdigest()[:12]}
+  program = {'jax': jax.__version__, 'program': digest.hexdigest()[:12]} | numerics.arithmetic()
   return {name: value for name, value in fields.items() if name not in own} | program
 
 

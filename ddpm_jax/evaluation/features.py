@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import devices
+from ddpm_jax import devices, numerics
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.inception_weights import INCEPTION_SHA256, load_inception
 from ddpm_jax.nn import digits_classifier, inception
@@ -51,7 +51,9 @@ class FeatureNetwork:
 
   def about(self) -> dict[str, Any]:
     """What decides its features, and what a report says of it."""
-    return {name: getattr(self, name) for name in ('name', 'published', 'sha256', 'preprocessing')}
+    names = ('name', 'published', 'sha256', 'preprocessing')
+    facts = {name: getattr(self, name) for name in names}
+    return facts | ({'arithmetic': found} if (found := numerics.arithmetic()) else {})
 
   def num_features(self, image_shape: tuple[int, ...]) -> int:
     """d, for images of a shape; nothing is computed."""

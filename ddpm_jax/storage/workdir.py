@@ -3,6 +3,7 @@
 format.json      the version of this layout; a workdir of a newer program is refused, untouched
 config.json      the config of the run
 data.json        what its pictures were when it was last begun
+arithmetic.json  what chose another arithmetic than the usual one, if anything did
 import.json      where its first checkpoint came from, if from another program
 metrics.jsonl    one object a logged step
 tensorboard/     the same for TensorBoard, and sample grids
@@ -251,3 +252,28 @@ def store_config(path: pathlib.Path, config: ConfigDict) -> None:
       )
   write_text(path / FORMAT_FILE, json.dumps({'format': FORMAT}) + '\n')
   write_text(file, json.dumps(current, indent=2) + '\n')
+
+
+def store_arithmetic(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
+  """Notes what chooses an arithmetic from outside; a run that has begun goes on with the same.
+
+  Args:
+    path: WORKDIR.
+    facts: as numerics.arithmetic has them; usually none, and then there is no file.
+
+  Raises:
+    UserError: others than those that the run began with.
+  """
+  file = path / 'arithmetic.json'
+  stored = read_json(file) if file.exists() else {}
+  if not isinstance(stored, dict):
+    raise UserError(f'{file} is damaged: put back what it had')
+  if stored == facts:
+    return
+  if has_begun(path):
+    differing = differences(stored, facts, ('then', 'now'))
+    raise UserError(
+      f'--workdir={path} holds a run of another arithmetic ({"; ".join(differing)}): set that as '
+      'it was, or give another workdir'
+    )
+  write_text(file, json.dumps(facts, indent=2) + '\n')

@@ -58,6 +58,22 @@ def test_trains_and_samples(tmp_path):
   assert (folder / 'grid.png').exists()
 
 
+def test_settings_of_the_environment_are_set_aside(tmp_path, monkeypatch):
+  command = *TINY, '--config.train.num_steps=2'
+  assert run(f'--workdir={tmp_path / "usual"}', *command)[0] == 0
+  monkeypatch.setenv('JAX_ENABLE_X64', '1')
+  monkeypatch.setenv('JAX_THREEFRY_PARTITIONABLE', '0')
+  code, out, err = run(f'--workdir={tmp_path / "other"}', *command)
+  assert (code, err) == (0, '')
+  assert 'set aside: JAX_ENABLE_X64=True, JAX_THREEFRY_PARTITIONABLE=False; numbers do not' in out
+  lines = [
+    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+    for name in ('usual', 'other')
+  ]
+  figures = [[(line['loss'], line['grad_norm']) for line in run] for run in lines]
+  assert figures[0] == figures[1]
+
+
 def test_workdir_knows_its_config_and_a_branch_that_of_its_origin(tmp_path):
   run_a, run_b = tmp_path / 'a', tmp_path / 'b'
   assert run(f'--workdir={run_a}', *TINY, '--config.train.num_steps=1')[0] == 0

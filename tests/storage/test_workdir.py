@@ -13,6 +13,7 @@ from ddpm_jax.storage.workdir import (
   find_workdir,
   locked,
   open_workdir,
+  store_arithmetic,
   store_config,
 )
 from tests.tiny import tiny_config
@@ -116,3 +117,24 @@ def test_workdir_without_checkpoints_is_not_found(tmp_path):
     find_workdir(tmp_path)
   (tmp_path / 'checkpoints').mkdir()
   assert find_workdir(tmp_path) == tmp_path
+
+
+def test_a_run_keeps_the_arithmetic_that_it_began_with(tmp_path):
+  fast = {'XLA_FLAGS: xla_cpu_enable_fast_math': 'true'}
+  store_arithmetic(tmp_path, fast)  # such as in a first command that failed
+  store_arithmetic(tmp_path, {'NVIDIA_TF32_OVERRIDE': '0'})
+  begin_run(tmp_path)
+  store_arithmetic(tmp_path, {'NVIDIA_TF32_OVERRIDE': '0'})
+  with pytest.raises(
+    UserError, match=r'another arithmetic \(NVIDIA_TF32_OVERRIDE: then 0, now abs'
+  ):
+    store_arithmetic(tmp_path, {})
+
+
+def test_a_run_of_the_usual_arithmetic_keeps_that_without_a_file(tmp_path):
+  store_arithmetic(tmp_path, {})
+  begin_run(tmp_path)
+  store_arithmetic(tmp_path, {})
+  assert not (tmp_path / 'arithmetic.json').exists()
+  with pytest.raises(UserError, match=r'\(NVIDIA_TF32_OVERRIDE: then absent, now 0\): set that as'):
+    store_arithmetic(tmp_path, {'NVIDIA_TF32_OVERRIDE': '0'})
