@@ -27,6 +27,12 @@ class WriteError(DiskError):
   refused_to_be = 'written'
 
 
+class DeleteError(DiskError):
+  """What is no longer needed could not be deleted."""
+
+  refused_to_be = 'deleted'
+
+
 class NotFiniteError(FloatingPointError):
   """A step's loss, or another of its metrics, is infinite or no number.
 

@@ -31,13 +31,14 @@ from ddpm_jax.evaluation.weights import make_weights
 from ddpm_jax.model import Model, load
 from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.signals import Signals, Stops
-from ddpm_jax.storage.checkpoints import Checkpointer, steps_on_disk
+from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.files import damaged, read_json, write_text
 from ddpm_jax.storage.logs import RunLog, Silence, Terminal
 from ddpm_jax.storage.workdir import (
   has_begun,
   locked,
   open_workdir,
+  steps_on_disk,
   store_arithmetic,
   store_config,
 )
@@ -185,7 +186,7 @@ def run(
   terminal = terminal or Terminal()
   say = terminal.say
   checks.prepare(config, say, trains=True)
-  path = open_workdir(workdir)
+  path = open_workdir(workdir, saves_steps=True)
   plan = build.plan(config)
   with contextlib.ExitStack() as stack:
     stack.enter_context(devices.dividing(config.train.global_batch_size))

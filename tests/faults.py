@@ -174,12 +174,14 @@ def contents(workdir):
   found = {}
   for path in sorted(workdir.rglob('*')):
     name = path.relative_to(workdir)
-    if name.parts[0] == 'tensorboard':
+    if name.parts[0] in ('tensorboard', 'metrics.dropped.jsonl'):
       continue
     if name.parts[0] == 'checkpoints' and len(name.parts) > 1 and name.parts[1].isdigit():
       continue
     varies = (
-      path.is_dir() or name.suffix == '.lock' or name.name in ('metrics.jsonl', 'seconds.txt')
+      path.is_dir()
+      or name.suffix == '.lock'
+      or name.name in ('metrics.jsonl', 'seconds.txt', 'run.json')
     )
     found[name.as_posix()] = None if varies else path.read_bytes()
   return found

@@ -24,7 +24,13 @@ INTERNAL = {
   'KeyboardInterrupt': ['signals.py'],  # of Ctrl-C, heeded
   'NotImplementedError': ['data/pictures.py'],  # of an abstract method
   # Which callers explain.
-  'OSError': ['data/downloads.py', 'data/tfds.py', 'interop/hub.py', 'storage/files.py'],
+  'OSError': [
+    'data/downloads.py',
+    'data/tfds.py',
+    'interop/hub.py',
+    'storage/checkpoints.py',
+    'storage/files.py',
+  ],
   'RuntimeError': ['storage/checkpoints.py'],  # a defect, in the background
 }
 

@@ -46,6 +46,7 @@ from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.identity import Identity
 from ddpm_jax.storage.logs import RunLog, Terminal
+from ddpm_jax.storage.run_record import RUN_FILE
 from ddpm_jax.storage.workdir import config_dict, deciding_fields
 from ddpm_jax.training import recipe
 from ddpm_jax.training.loop import Plan
@@ -312,6 +313,7 @@ def checkpointer(
     keep_every_steps=config.train.keep_checkpoint_every_steps or None,
     read_only=read_only,
     is_primary=processes.is_primary(),
+    record=path / RUN_FILE,
   )
 
 

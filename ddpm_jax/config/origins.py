@@ -32,7 +32,7 @@ from ddpm_jax.interop.safetensors_file import read_safetensors
 from ddpm_jax.interop.tensors import params_from_tensors
 from ddpm_jax.storage.checkpoints import named_leaves
 from ddpm_jax.storage.files import damaged, default_cache_dir, read_json, read_object
-from ddpm_jax.storage.workdir import check_format, differences, flatten, has_begun, path_of
+from ddpm_jax.storage.workdir import check_format, differences, flatten, has_begun, workdir_path
 from ddpm_jax.training.state import init_train_state
 
 PACKAGED_WEIGHTS = 'ema_params.safetensors'
@@ -81,7 +81,7 @@ def is_workdir(folder: pathlib.Path) -> bool:
 def find_folder(given: str) -> pathlib.Path | None:
   """The folder of a workdir, of a model of the package or of a pipeline; None of anything else."""
   name, _ = split_step(given)
-  path = path_of(name)
+  path = workdir_path(name)
   if os.path.exists(path):
     return path if path.is_dir() else None
   if (packaged := packaged_model(name)) is not None:

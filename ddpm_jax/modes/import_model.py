@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import pathlib
 
 import jax
 from ml_collections import ConfigDict
@@ -12,9 +11,15 @@ from ddpm_jax import devices, processes
 from ddpm_jax.config import build, checks
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.foreign import FORMS
-from ddpm_jax.storage.checkpoints import steps_on_disk
 from ddpm_jax.storage.files import write_text
-from ddpm_jax.storage.workdir import locked, open_workdir, store_config
+from ddpm_jax.storage.workdir import (
+  check_path,
+  locked,
+  open_workdir,
+  steps_on_disk,
+  store_config,
+  workdir_path,
+)
 from ddpm_jax.trainer import IMPORT, begin
 
 
@@ -35,12 +40,13 @@ def import_model(config: ConfigDict, workdir: str) -> None:
   source = config.import_.path
   if not source:
     raise UserError(f'--mode=import needs --config.import.path=PATH: {FORMS}')
-  path = pathlib.Path(workdir).expanduser()
+  path = workdir_path(workdir)
+  check_path(path, writes=True)
   if steps_on_disk(path / 'checkpoints') or (path / 'metrics.jsonl').exists():
     raise UserError(f'--workdir={workdir} holds a run already; give another workdir')
   state, start = begin(config, source)
   step = start.step
-  path = open_workdir(workdir)
+  path = open_workdir(workdir, saves_steps=True)
   with contextlib.ExitStack() as stack:
     if processes.is_primary():
       stack.enter_context(locked(path, 'train'))

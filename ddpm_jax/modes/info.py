@@ -14,9 +14,8 @@ from ddpm_jax.config import build, origins
 from ddpm_jax.config.files import CONFIG_FILE
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage import shards
-from ddpm_jax.storage.checkpoints import steps_on_disk
 from ddpm_jax.storage.files import read_json, read_object
-from ddpm_jax.storage.workdir import check_format
+from ddpm_jax.storage.workdir import check_format, steps_on_disk
 
 MAX_STEPS = 8  # that are named
 

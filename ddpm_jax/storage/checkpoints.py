@@ -3,7 +3,8 @@
 On disk, below the checkpoint directory:
 
   N/            a finished step: the Orbax items `state` (step, params, opt_state), `ema_params` and
-                `config` (JSON), and MANIFEST.json, the size and sha256 of every other file
+                `config` (JSON), and MANIFEST.json, the size and sha256 of every other file, with
+                the step's number and its run
   N.writing*/   a step being saved, or left by a killed run; removed when the next run begins
   N.deleting/   an old step on its way out, likewise
   N.damaged*/   a step that did not verify, moved aside by the run that fell back past it; nothing
@@ -11,13 +12,15 @@ On disk, below the checkpoint directory:
 
   KEEP.*        names of steps, one a line, that are not to be deleted (see keep_steps)
 
-A step gets its bare name by one rename, after its files and then its manifest are on disk. So a
-folder named N was finished once, and whatever no longer matches its manifest is damage. Orbax alone
-restores flipped bits silently, never falls back to an older step, and casts a wrong dtype.
+A step gets its bare name by one rename, after its arrays were read back, its files and then its
+manifest are on disk. So a folder named N was finished once, and whatever no longer matches its
+manifest is damage. Orbax alone restores flipped bits silently, never falls back to an older step,
+casts a wrong dtype, and in a folder called [a] writes what it cannot read.
 
 The directory must be on a POSIX file system (rename is the commit), not a bucket's address.
 """
 
+import errno
 import json
 import logging
 import pathlib
@@ -28,13 +31,21 @@ from concurrent import futures
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ddpm_jax import processes
-from ddpm_jax.errors import UserError, WriteError
+from ddpm_jax.errors import DeleteError, DiskError, UserError, WriteError
 from ddpm_jax.storage.files import disk_error, sync, write_text
 from ddpm_jax.storage.manifest import find_fault, read_manifest, write_manifest
-from ddpm_jax.storage.workdir import FREE_FIELDS, differences, differing_fields
+from ddpm_jax.storage.run_record import RunRecord
+from ddpm_jax.storage.workdir import (
+  FREE_FIELDS,
+  check_path,
+  differences,
+  differing_fields,
+  steps_on_disk,
+)
 
 # What must agree between a checkpoint and the program that reads it: sections, or single fields.
 MODEL_FIELDS = ('model', 'diffusion', 'data.image_size', 'data.channels')
@@ -64,6 +75,7 @@ class Checkpointer:
     keep_every_steps: int | None = None,
     read_only: bool = False,
     is_primary: bool = True,
+    record: pathlib.Path | None = None,
   ):
     """Prepares the directory: created where missing, rid of what a killed run left unfinished.
 
@@ -74,9 +86,12 @@ class Checkpointer:
       keep_every_steps: also keep each step divisible by this, for ever; None keeps no others.
       read_only: True for sampling and evaluation, which must not disturb a run in progress.
       is_primary: whether this process writes manifests, renames and deletes; one process does.
+      record: a file outside of the directory, see run_record.py: steps of another run count as
+        damaged, and to write where all steps are gone is an error.
     """
     if '://' in str(directory):
       raise UserError(f'checkpoint directory {directory}: must be a local path, not an address')
+    check_path(directory, writes=not read_only)
     if keep_last < 1 or (keep_every_steps is not None and keep_every_steps < 1):
       raise UserError(
         f'keep_last {keep_last}, keep_every_steps {keep_every_steps}: '
@@ -100,7 +115,13 @@ class Checkpointer:
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
     self._pending = None  # (step, future) of the save under way
     self._last_step = None  # the step this run last saved or restored
+    self._record = record and RunRecord(record, self._directory, owned=self._owns_files)
     if self._owns_files:
+      if self._record and self._record.are_lost():
+        raise GoneError(
+          f'no checkpoint in {self._directory}, where this run has saved some: put them back, or '
+          f'mount their disk; to begin anew, delete {record} or give another workdir'
+        )
       self._directory.mkdir(parents=True, exist_ok=True)
       self._remove_unfinished()
     if not read_only:
@@ -119,7 +140,7 @@ class Checkpointer:
   def save(self, step: int, state: Any) -> bool:
     """Begins to save and returns while the files are written; the arrays may be donated at once.
 
-    Orbax has copied them by then, or on the CPU holds views that make JAX leave the buffers alone.
+    They are copied by then, or on the CPU held by views that make JAX leave the buffers alone.
     Waits for the save before this one, and raises what went wrong there.
 
     Args:
@@ -143,17 +164,22 @@ class Checkpointer:
         'restore the newest step first, or choose another workdir'
       )
     writing = self._directory / f'{step}.writing'
-    # force: a leftover of this name can only be from a save that failed.
-    self._orbax.save(
-      writing,
-      force=True,
-      args=ocp.args.Composite(
-        config=ocp.args.JsonSave(self._config),
-        **{name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()},
-      ),
-    )
+    items = _items(state)
+    try:
+      # force: a leftover of this name can only be from a save that failed.
+      self._orbax.save(
+        writing,
+        force=True,
+        args=ocp.args.Composite(
+          config=ocp.args.JsonSave(self._config),
+          **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+        ),
+      )
+    except Exception as error:
+      self._raise_failed(step, error)
     self._last_step = step
-    self._pending = step, self._thread.submit(self._commit, writing, self._folder(step))
+    copies = jax.device_get(items) if self._owns_files else None
+    self._pending = step, self._thread.submit(self._commit, writing, step, copies)
     return True
 
   def restore_latest(self, state_like: Any) -> Any:
@@ -235,14 +261,18 @@ class Checkpointer:
     step, future = self._pending
     error = future.exception()
     self._pending = None
+    if isinstance(error, DiskError):  # of what came after: the step is saved
+      raise error
     if error is not None:
       self._last_step = None  # so that saving the step again is tried, not skipped
-      cause = _disk_error_behind(error)
-      if cause is not None:
-        raise WriteError(f'checkpoint {step} in {self._directory}', cause) from error
-      raise RuntimeError(
-        f'saving checkpoint {step} in {self._directory} failed: {error!r}'
-      ) from error
+      self._raise_failed(step, error)
+
+  def _raise_failed(self, step, error):
+    where = f'checkpoint {step} in {self._directory}'
+    cause = _disk_error_behind(error)
+    if cause is not None:
+      raise WriteError(where, cause) from error
+    raise RuntimeError(f'saving {where} failed: {error!r}') from error
 
   def close(self) -> None:
     """Waits as wait() does, then frees the threads."""
@@ -255,15 +285,24 @@ class Checkpointer:
   def _folder(self, step):
     return self._directory / str(step)
 
-  def _commit(self, writing, folder):
-    """In the background: Orbax's end, the manifest, the rename that makes the step, retention."""
+  def _commit(self, writing, step, copies):
+    """In the background: Orbax's end, a look at what it wrote, the manifest, the rename that makes
+    the step, retention."""
     self._orbax.wait_until_finished()
     if not self._owns_files:
       return
-    write_manifest(writing)
-    writing.rename(folder)
+    _read_back(writing, copies)
+    write_manifest(writing, self._facts(step))
+    writing.rename(self._folder(step))
     sync(self._directory)
+    if self._record:
+      self._record.note_saved()
     self._delete_old_steps()
+
+  def _facts(self, step):
+    """What a seal says of its step."""
+    run = self._record and self._record.run
+    return {'step': step} | ({'run': run} if run else {})
 
   def _is_there(self, step):
     """Whether the first process sees the step."""
@@ -271,7 +310,8 @@ class Checkpointer:
 
   def _fault(self, step):
     """As find_fault; the first process reads for all."""
-    found = find_fault(self._folder(step)) if processes.is_primary() else None
+    is_primary = processes.is_primary()
+    found = find_fault(self._folder(step), self._facts(step)) if is_primary else None
     return processes.from_primary(found or '') or None
 
   def _delete_old_steps(self):
@@ -288,8 +328,11 @@ class Checkpointer:
     for step in set(steps) - kept:
       # Renamed first: a kill half-way must not leave what looks like a damaged step, and a reader
       # that still finds the name after reading knows that it read a whole step.
-      doomed = self._folder(step).rename(self._directory / f'{step}.deleting')
-      shutil.rmtree(doomed)
+      try:
+        doomed = self._folder(step).rename(self._directory / f'{step}.deleting')
+        shutil.rmtree(doomed)
+      except OSError as error:
+        raise DeleteError(f'old checkpoint {step} in {self._directory}', error) from error
 
   def _remove_unfinished(self):
     for path in self._directory.iterdir():
@@ -323,9 +366,12 @@ class Checkpointer:
     if fault is None:
       try:
         restored = read(step)
-      except Exception:
+      except Exception as error:
         if self._folder(step).is_dir():
-          raise
+          cause = None if isinstance(error, UserError) else _disk_error_behind(error)
+          if cause is None:
+            raise
+          raise DiskError(self._folder(step), cause) from error
     return fault, restored
 
   def _pass_over(self, step, fault, used_step, *, set_aside):
@@ -390,15 +436,6 @@ def _disk_error_behind(error):
   return None
 
 
-def steps_on_disk(directory: pathlib.Path) -> list[int]:
-  """The finished steps in a directory, ascending; none where it is not there."""
-  if not directory.is_dir():
-    return []
-  return sorted(
-    int(p.name) for p in directory.iterdir() if re.fullmatch('[0-9]+', p.name) and p.is_dir()
-  )
-
-
 def keep_steps(directory: pathlib.Path, reason: str, steps: Sequence[int]) -> None:
   """Keeps steps from being deleted by the run in progress, until called again with others.
 
@@ -416,6 +453,26 @@ def _items(state):
     'state': {'step': state.step, 'params': state.params, 'opt_state': state.opt_state},
     'ema_params': state.ema_params,
   }
+
+
+def _read_back(folder, copies):
+  """Raises an OSError unless a restore from this very folder gives the arrays that were saved."""
+  for name, tree in copies.items():
+    # Arrays as the template: they are not read into, but come back as arrays of NumPy.
+    read = ocp.StandardCheckpointHandler().restore(
+      folder / name, args=ocp.args.StandardRestore(tree)
+    )
+    found, expected = named_leaves(read), named_leaves(tree)
+    if found.keys() != expected.keys() or not all(
+      _same_bits(found[leaf], expected[leaf]) for leaf in found
+    ):
+      raise OSError(errno.EIO, 'what was read back is not what was written')
+
+
+def _same_bits(one, other):
+  one, other = np.asarray(one), np.asarray(other)
+  same_kind = one.dtype == other.dtype and one.shape == other.shape
+  return same_kind and np.array_equal(*(x.reshape(-1).view(np.uint8) for x in (one, other)))
 
 
 def _template(x):

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import os
 import pathlib
 import queue
 import sys
@@ -17,9 +18,10 @@ import numpy as np
 
 from ddpm_jax import processes
 from ddpm_jax.errors import NotFiniteError, WriteError
-from ddpm_jax.storage.files import write_text
+from ddpm_jax.storage.files import written_whole
 
 LOG_EVERY_SECS = 10
+DROPPED = 'metrics.dropped.jsonl'
 
 
 class Terminal:
@@ -155,7 +157,7 @@ class RunLog:
   """Collects each step's metrics, stops the run on a non-finite loss, and writes logged steps.
 
   A step's metrics are fetched and written while the next step runs. What an interrupted run logged
-  beyond the step that it goes on from is dropped: those steps are logged again.
+  beyond the step that it goes on from moves to metrics.dropped.jsonl: those steps are logged again.
 
   A rate is of the time from the completion of one dispatch to that of another. The first dispatch
   of each length is compiled, and in no rate; a line that has no other has no rate, null.
@@ -196,7 +198,10 @@ class RunLog:
       _drop_after(workdir / 'metrics.jsonl', start_step)
       self._file = open(workdir / 'metrics.jsonl', 'a')  # noqa: SIM115
       self._tensorboard = SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=start_step + 1, max_queue=100
+        # Absolute: a relative path such as s3:a is an address there.
+        str((workdir / 'tensorboard').absolute()),
+        purge_step=start_step + 1,
+        max_queue=100,
       )
       self._completions = _Completions()
     self.restart_clock()
@@ -330,15 +335,27 @@ class RunLog:
 
 
 def _drop_after(path, step):
-  """Drops the lines of later steps, and what is none, such as one that a kill cut off."""
+  """Moves the lines of later steps to DROPPED, and what is no line, as after a kill."""
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text(errors='replace').splitlines():
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-      if json.loads(line)['step'] <= step:
-        kept.append(line + '\n')
-  write_text(path, ''.join(kept))
+  kept, dropped = [], []
+  for line in path.read_bytes().splitlines():
+    (kept if _is_of_step_up_to(step, line) else dropped).append(line + b'\n')
+  if not dropped:
+    return
+  with open(path.with_name(DROPPED), 'ab') as copy:
+    copy.write(b''.join(dropped))
+    copy.flush()
+    os.fsync(copy.fileno())
+  with written_whole(path) as partial:
+    partial.write_bytes(b''.join(kept))
+
+
+def _is_of_step_up_to(step, line):
+  try:
+    return bool(json.loads(line)['step'] <= step)
+  except (ValueError, TypeError, KeyError, RecursionError):
+    return False
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,13 @@
-"""The seal of a checkpoint: MANIFEST.json, with size and sha256 of all other files."""
+"""The seal of a checkpoint: MANIFEST.json, with size and sha256 of all other files.
+
+What a seal says of its folder, such as the step and the run, is sealed as well: a folder under
+another name is noticed.
+"""
 
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ddpm_jax.errors import DiskError, UserError
@@ -11,33 +16,42 @@ from ddpm_jax.storage.files import sync, sync_below
 MANIFEST = 'MANIFEST.json'
 
 
-def write_manifest(folder: pathlib.Path) -> None:
+def write_manifest(folder: pathlib.Path, facts: Mapping[str, Any] | None = None) -> None:
   """Writes size and sha256 of every file below folder to folder/MANIFEST.json.
 
   All of them are on disk before it is, and it is at the end; Orbax syncs the arrays only.
+
+  Args:
+    folder: pathlib.Path.
+    facts: of the folder, such as its step: dict of JSON values.
   """
   sync_below(folder)
   path = folder / MANIFEST
-  path.write_bytes(
-    _encode_manifest(
-      {
-        name: {'bytes': file.stat().st_size, 'sha256': _sha256(file)}
-        for name, file in _files(folder).items()
-      }
-    )
-  )
+  files = {
+    name: {'bytes': file.stat().st_size, 'sha256': _sha256(file)}
+    for name, file in _files(folder).items()
+  }
+  path.write_bytes(_encode_manifest({**(facts or {}), 'files': files}))
   sync(path)
   sync(folder)
 
 
-def find_fault(folder: pathlib.Path) -> str | None:
+def find_fault(folder: pathlib.Path, facts: Mapping[str, Any] | None = None) -> str | None:
   """Returns what is wrong with a step's folder, in a few words; None if each byte is as saved.
+
+  Args:
+    folder: pathlib.Path.
+    facts: of the folder, as the seal has them if it has them: those of earlier versions do not.
 
   Raises:
     DiskError: it cannot be read, which says nothing on what it has.
   """
   try:
-    manifest = read_manifest(folder)['files']
+    sealed = read_manifest(folder)
+    for name, value in (facts or {}).items():
+      if sealed.get(name, value) != value:
+        return f'it is of {name} {sealed[name]}, not {value}'
+    manifest = sealed['files']
     files = _files(folder)
     for name in sorted(manifest.keys() | files.keys()):
       if name not in files:
@@ -59,25 +73,32 @@ def find_fault(folder: pathlib.Path) -> str | None:
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-  """Returns {'files': {name: {'bytes', 'sha256'}}, 'checksum'}; ValueError where it is damaged."""
+  """Returns {'files': {name: {'bytes', 'sha256'}}, 'checksum', and the facts of the folder}.
+
+  Raises:
+    UserError: it is damaged, or not there.
+  """
   path = folder / MANIFEST
   if not path.is_file():
     raise UserError(f'{MANIFEST} is missing')
   written = path.read_bytes()
   try:
     manifest = json.loads(written)
-    intact = written == _encode_manifest(manifest['files'])
-  except (ValueError, TypeError, KeyError, RecursionError):
+    content = {name: value for name, value in manifest.items() if name != 'checksum'}
+    intact = 'files' in content and written == _encode_manifest(content)
+  except (ValueError, TypeError, AttributeError, RecursionError):
     intact = False
   if not intact:
     raise UserError(f'{MANIFEST} is damaged')
   return manifest
 
 
-def _encode_manifest(files):
+def _encode_manifest(content):
   """The manifest's one spelling in bytes, its own checksum included: so any flipped bit shows."""
-  checksum = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-  return json.dumps({'checksum': checksum, 'files': files}, sort_keys=True, indent=1).encode()
+  # Of the files alone where no more is said, as in earlier versions.
+  sealed = content if content.keys() - {'files'} else content['files']
+  checksum = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+  return json.dumps({'checksum': checksum, **content}, sort_keys=True, indent=1).encode()
 
 
 def _files(folder):

@@ -1,11 +1,13 @@
 """The folder of a run: made, locked against a second process, and tied to one config.
 
 format.json      the version of this layout; a workdir of a newer program is refused, untouched
+run.json         the name of the run, and whether it has saved a step
 config.json      the config of the run
 data.json        what its pictures were when it was last begun
 arithmetic.json  what chose another arithmetic than the usual one, if anything did
 import.json      where its first checkpoint came from, if from another program
-metrics.jsonl    one object a logged step
+metrics.jsonl    one object a logged step; metrics.dropped.jsonl has what a run that goes on from an
+                 earlier step takes out of it
 tensorboard/     the same for TensorBoard, and sample grids
 checkpoints/     the states of the run
 samples/         step_XXXXXXXX/SAMPLER_KEY/samples.npz and grid.png
@@ -18,6 +20,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +28,20 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.errors import UserError, WriteError
-from ddpm_jax.storage.files import damaged, make_writable, read_json, read_object, write_text
+from ddpm_jax.storage.files import (
+  damaged,
+  expanded,
+  make_writable,
+  read_json,
+  read_object,
+  write_text,
+)
 
 FORMAT = 2  # 1 had one folder of results a step, and no FORMAT_FILE
 FORMAT_FILE = 'format.json'
+
+# What begins the address of a bucket, to libraries that read and write those.
+_BUCKETS = ('gs:', 's3:', 'az:', 'hf:')
 
 # What decides the course of a run. Everything else (how long, how often to log, where the data lie)
 # may change when it goes on.
@@ -63,27 +76,68 @@ def deciding_fields(config: ConfigDict, section: str) -> dict[str, Any]:
   return {name: x for name, x in values.items() if f'{section}.{name}' not in FREE_FIELDS}
 
 
-def path_of(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """The path of a workdir, in whatever form it is given.
+def workdir_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """The path of a workdir, which need not be there.
 
   Raises:
-    UserError: nothing is given: '' would be the current folder.
+    UserError: nothing is given, since '' would be the current folder; or an address, such as
+      gs://bucket/run.
   """
   if not os.fspath(workdir):
     raise UserError('the path of the workdir is empty; give a folder')
-  return pathlib.Path(workdir).expanduser()
+  if '://' in os.fspath(workdir):
+    raise UserError(f'--workdir={workdir} is an address; give a local folder')
+  return expanded(workdir)
 
 
-def open_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
+def check_path(path: str | os.PathLike[str], *, writes: bool) -> None:
+  """Raises a UserError for a path that the library of checkpoints takes for another one.
+
+  Args:
+    path: of a folder of checkpoints, or of one above.
+    writes: whether steps are written there: a step that is there can be read below a name such as
+      lr=[1e-3], but what is written there is lost.
+  """
+  path = pathlib.Path(path).absolute()
+  try:
+    str(path).encode()
+  except UnicodeEncodeError:
+    raise UserError(f'{str(path)!a} is not UTF-8; give a folder whose path is') from None
+  found = [c for c in ('\\[]*?' if writes else '\\') if c in str(path)]
+  found += [f'{name}/' for name in path.parts if name in _BUCKETS]
+  if path.parts[1:2] and f'{path.parts[1]}:' in _BUCKETS:  # /gs/bucket
+    found.append(f'/{path.parts[1]}/')
+  if found:
+    raise UserError(
+      f'{path} has {" and ".join(found)} in it, which the library of checkpoints takes for '
+      'something else, a pattern or an address; give a folder without'
+    )
+
+
+def steps_on_disk(directory: pathlib.Path) -> list[int]:
+  """The finished steps in a folder of checkpoints, ascending; none where it is not there."""
+  if not directory.is_dir():
+    return []
+  # 007 is not the name of step 7.
+  is_step = re.compile('0|[1-9][0-9]*').fullmatch
+  return sorted(int(p.name) for p in directory.iterdir() if is_step(p.name) and p.is_dir())
+
+
+def open_workdir(workdir: str | os.PathLike[str], *, saves_steps: bool = False) -> pathlib.Path:
   """Makes the folder, or says why it cannot be used.
+
+  Args:
+    workdir: its path.
+    saves_steps: whether checkpoints are written there.
 
   Returns:
     its pathlib.Path.
 
   Raises:
-    UserError: not a folder, or not writable.
+    UserError: not a folder, not writable, or a path that checkpoints cannot have.
   """
-  path = path_of(workdir)
+  path = workdir_path(workdir)
+  check_path(path, writes=saves_steps)
   check_format(path)
   try:
     make_writable(path)
@@ -106,7 +160,7 @@ def find_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     UserError: it holds no checkpoints.
   """
-  path = path_of(workdir)
+  path = workdir_path(workdir)
   if not (path / 'checkpoints').is_dir():
     raise UserError(
       f'--workdir={workdir} holds no checkpoint; run --mode=train first, or check the path'
@@ -221,7 +275,7 @@ def differing_fields(
 def has_begun(path: pathlib.Path) -> bool:
   """Whether WORKDIR has something of a run: a checkpoint, or logged steps."""
   log = path / 'metrics.jsonl'
-  return any((path / 'checkpoints').glob('[0-9]*')) or (log.exists() and log.stat().st_size > 0)
+  return bool(steps_on_disk(path / 'checkpoints')) or (log.exists() and log.stat().st_size > 0)
 
 
 def _unmoved(config):
@@ -248,7 +302,7 @@ def store_config(path: pathlib.Path, config: ConfigDict) -> None:
     if differing:
       raise UserError(
         f'--workdir={path} holds a run of another config ({"; ".join(differing)}); '
-        'give another workdir, or the config of that run'
+        'give the config of that run, or another workdir, with init_from for a branch of that run'
       )
   write_text(path / FORMAT_FILE, json.dumps({'format': FORMAT}) + '\n')
   write_text(file, json.dumps(current, indent=2) + '\n')

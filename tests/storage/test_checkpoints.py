@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from ddpm_jax.errors import DiskError, UserError, WriteError
@@ -150,10 +152,10 @@ def test_old_step_stays_until_the_new_one_has_its_manifest(tmp_path, monkeypatch
   save_steps(tmp_path, [1], keep_last=1)
   entered, go_on, write_manifest = threading.Event(), threading.Event(), checkpoints.write_manifest
 
-  def wait_then_write(folder):
+  def wait_then_write(*args):
     entered.set()
     go_on.wait(30)
-    write_manifest(folder)
+    write_manifest(*args)
 
   monkeypatch.setattr(checkpoints, 'write_manifest', wait_then_write)
   with Checkpointer(tmp_path, CONFIG, keep_last=1) as checkpointer:
@@ -286,8 +288,22 @@ def biggest_array_file(folder):
     (lambda folder: (folder / MANIFEST).unlink(), 'MANIFEST.json is missing'),
     (lambda folder: (folder / 'state' / 'more').write_text(''), 'state/more is not in MANIFEST'),
     (lambda folder: (shutil.rmtree(folder), folder.mkdir()), 'MANIFEST.json is missing'),
+    (
+      lambda folder: (shutil.rmtree(folder), shutil.copytree(folder.parent / '10', folder)),
+      'it is of step 10, not 20',
+    ),
   ],
-  ids=['truncated', 'flipped', 'missing', 'config', 'manifest', 'no-manifest', 'extra', 'empty'],
+  ids=[
+    'truncated',
+    'flipped',
+    'missing',
+    'config',
+    'manifest',
+    'no-manifest',
+    'extra',
+    'empty',
+    'renamed',
+  ],
 )
 def test_damaged_step_gives_way_to_the_one_before(copied, warnings, damage, words):
   damage(copied / '20')
@@ -315,6 +331,122 @@ def test_a_step_that_cannot_be_read_just_now_is_not_set_aside(copied, monkeypatc
       checkpointer.restore_latest(make_state(0))
   with Checkpointer(copied, CONFIG) as checkpointer:
     assert checkpointer.restore_latest(make_state(0)).step == 20
+
+
+def test_steps_that_were_exchanged_are_told_and_wrong_by_no_means_restored(copied):
+  (copied / '10').rename(copied / 'other')
+  (copied / '20').rename(copied / '10')
+  (copied / 'other').rename(copied / '20')
+  like = make_state(0)
+  with Checkpointer(copied, CONFIG, read_only=True) as reader:
+    for read in (
+      lambda: reader.restore_latest(like),
+      lambda: reader.restore_ema(like.params),
+      lambda: reader.restore_ema(like.params, 20),
+    ):
+      with pytest.raises(UserError, match='it is of step 10, not 20'):
+        read()
+
+
+def test_a_step_of_another_run_is_passed_over(tmp_path, warnings):
+  for name, steps in (('one', [10]), ('two', [10, 20])):
+    save_steps(tmp_path / name, steps, record=tmp_path / f'{name}.json')
+  shutil.copytree(tmp_path / 'two/20', tmp_path / 'one/20')
+  one = {'record': tmp_path / 'one.json'}
+  assert_same_bits(restore(tmp_path / 'one', **one, read_only=True), make_state(10))
+  assert_same_bits(restore(tmp_path / 'one', **one), make_state(10))
+  assert len(warnings()) == 2
+  assert all(re.search(r'\(it is of run \w{32}, not \w{32}\)', line) for line in warnings())
+  assert (tmp_path / 'one/20.damaged').is_dir()
+  # Checkpoints that were put into a new workdir are of its run.
+  shutil.copytree(tmp_path / 'two', tmp_path / 'three')
+  assert_same_bits(restore(tmp_path / 'three', record=tmp_path / 'three.json'), make_state(20))
+
+
+@pytest.mark.parametrize('is_mounted', [True, False])
+def test_steps_that_were_there_and_are_gone_are_an_error(tmp_path, is_mounted):
+  directory, record = tmp_path / 'run/checkpoints', tmp_path / 'run/run.json'
+  record.parent.mkdir()
+  for _ in range(2):  # nothing was saved yet
+    assert restore(directory, record=record) is None
+  save_steps(directory, [10], record=record)
+  directory.rename(tmp_path / 'elsewhere')
+  if is_mounted:
+    directory.mkdir()
+  for _ in range(2):
+    with pytest.raises(UserError, match=r'checkpoints, where this run has saved some: put') as info:
+      restore(directory, record=record)
+    assert '\n' not in str(info.value)
+  shutil.copytree(tmp_path / 'elsewhere', directory, dirs_exist_ok=True)
+  assert_same_bits(restore(directory, record=record), make_state(10))
+
+
+@pytest.mark.parametrize('witness', ['metrics.jsonl', 'samples/step_00000010', 'eval/step_10'])
+def test_gone_steps_of_an_earlier_version_are_an_error(tmp_path, witness):
+  (tmp_path / witness).parent.mkdir(exist_ok=True)
+  if witness == 'metrics.jsonl':
+    (tmp_path / witness).write_text('{"step": 1}\n')
+  else:
+    (tmp_path / witness).mkdir()
+  for _ in range(2):
+    with pytest.raises(UserError, match='where this run has saved some'):
+      restore(tmp_path / 'checkpoints', record=tmp_path / 'run.json')
+  assert not (tmp_path / 'checkpoints').exists()
+  (tmp_path / 'run.json').unlink()
+  (tmp_path / 'checkpoints').mkdir()  # it was to save its first step
+  assert restore(tmp_path / 'checkpoints', record=tmp_path / 'run.json') is None
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"run": 3}', '{"has_saved": true}'])
+def test_a_damaged_record_is_named(tmp_path, text):
+  (tmp_path / 'run.json').write_text(text)
+  with pytest.raises(UserError, match=r'run\.json is damaged'):
+    restore(tmp_path / 'checkpoints', record=tmp_path / 'run.json')
+
+
+def test_what_is_not_the_name_of_a_step_is_none(copied):
+  for name in ('007', '00', '\u0663', '-1', '30.writing'):
+    (copied / name).mkdir()
+  (copied / '40').touch()
+  with Checkpointer(copied, CONFIG) as checkpointer:
+    assert checkpointer.all_steps() == [10, 20]
+    assert checkpointer.restore_latest(make_state(0)).step == 20
+
+
+@pytest.mark.parametrize('change', [lambda x: x + 1, lambda x: x[:1], lambda x: x.astype('f8')])
+def test_a_step_is_sealed_only_if_it_reads_as_it_was_written(tmp_path, monkeypatch, change):
+  restore_item = ocp.StandardCheckpointHandler.restore
+
+  def read_other(self, folder, args):
+    tree = restore_item(self, folder, args=args)
+    if folder.name == 'state':
+      tree['params']['conv']['bias'] = change(np.asarray(tree['params']['conv']['bias']))
+    return tree
+
+  with Checkpointer(tmp_path, CONFIG) as checkpointer:
+    checkpointer.save(1, make_state(1))
+    checkpointer.wait()
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', read_other)
+    checkpointer.save(2, make_state(2))
+    with pytest.raises(WriteError, match=r'checkpoint 2 in .* \(what was read back is not what'):
+      checkpointer.wait()
+    assert checkpointer.all_steps() == [1]
+
+
+def test_a_failed_removal_is_told_as_one_and_the_new_step_is_there(tmp_path, monkeypatch):
+  def fail(path):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+  with Checkpointer(tmp_path, CONFIG, keep_last=1) as checkpointer:
+    checkpointer.save(1, make_state(1))
+    checkpointer.wait()
+    monkeypatch.setattr(checkpoints.shutil, 'rmtree', fail)
+    checkpointer.save(2, make_state(2))
+    words = r'old checkpoint 1 in .* cannot be deleted \(Stale file handle\)'
+    with pytest.raises(DiskError, match=words):
+      checkpointer.wait()
+    assert checkpointer.all_steps() == [2]
+    assert not checkpointer.save(2, make_state(2))
 
 
 def test_damaged_again(copied):
@@ -362,9 +494,9 @@ def test_reader_goes_on_when_the_trainer_deletes_a_step(copied, monkeypatch, war
     if now == moment and (copied / '20').exists():
       (copied / '20').rename(copied / '20.deleting')
 
-  def find_fault_then_vanish(folder):
+  def find_fault_then_vanish(*args):
     vanish('before')
-    fault = find_fault(folder)
+    fault = find_fault(*args)
     vanish('between')
     return fault
 
@@ -440,7 +572,7 @@ def test_donation_right_after_save_is_safe(tmp_path):
 )
 @pytest.mark.parametrize('surface', ['save', 'wait', 'close'])
 def test_background_error_surfaces_once(tmp_path, monkeypatch, surface, raised, error):
-  def fail(folder):
+  def fail(*_):
     raise raised
 
   checkpointer = Checkpointer(tmp_path, CONFIG)
@@ -476,6 +608,8 @@ def test_another_process_than_the_primary_leaves_the_files_alone(copied):
     ({'keep_last': 0}, 'keep_last 0'),
     ({'keep_every_steps': 0}, 'keep_every_steps 0'),
     ({'directory': 'gs://bucket/run'}, 'gs://bucket/run: must be a local path'),
+    ({'directory': pathlib.Path('/no/lr=[1e-3]')}, r'lr=\[1e-3\] has \[ and \] in it, which'),
+    ({'directory': pathlib.Path('/no/a\\b'), 'read_only': True}, 'which the library of checkpoint'),
   ],
 )
 def test_wrong_arguments(tmp_path, kwargs, words):
@@ -493,7 +627,7 @@ checkpointer = checkpoints.Checkpointer(directory, CONFIG, keep_last=1)
 checkpointer.save(1, make_state(1))
 checkpointer.wait()
 if moment == 'manifest':
-  def write_manifest(folder):
+  def write_manifest(*_):
     print('manifest', flush=True)
     time.sleep(60)
   checkpoints.write_manifest = write_manifest

@@ -64,6 +64,19 @@ def test_resumed_log_drops_later_steps_and_a_cut_off_line(tmp_path):
   ]  # fmt: skip
 
 
+def test_what_is_taken_out_of_the_log_is_kept_beside_it(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  lines = [b'{"step": 1}', b'{"step": 2}', b'\xff\xfe', b'{"step": 3, "loss": 0.5}', b'{"ste']
+  path.write_bytes(b'\n'.join(lines))
+  make_log(tmp_path, start_step=2).close()
+  dropped = tmp_path / 'metrics.dropped.jsonl'
+  assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+  assert dropped.read_bytes() == b'\n'.join(lines[2:]) + b'\n'
+  make_log(tmp_path, start_step=0).close()
+  assert path.read_bytes() == b''
+  assert dropped.read_bytes() == b'\n'.join([*lines[2:], *lines[:2]]) + b'\n'
+
+
 def test_a_step_is_fetched_and_written_while_the_next_one_runs(tmp_path, monkeypatch):
   fetched = []
   monkeypatch.setattr(logs.jax, 'device_get', lambda tree: fetched.append(tree) or tree)

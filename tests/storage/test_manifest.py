@@ -34,6 +34,23 @@ def test_the_manifest_has_all_files_but_itself(folder):
   assert find_fault(folder) is None
 
 
+def test_what_the_seal_says_of_the_folder_is_sealed(folder):
+  write_manifest(folder, {'step': 4, 'run': 'one'})
+  assert find_fault(folder, {'step': 4, 'run': 'one'}) is None
+  assert find_fault(folder, {'step': 4}) is None  # a reader that does not know the run
+  assert find_fault(folder, {'step': 6, 'run': 'one'}) == 'it is of step 4, not 6'
+  assert find_fault(folder, {'step': 4, 'run': 'two'}) == 'it is of run one, not two'
+  sealed = (folder / MANIFEST).read_text()
+  assert sealed.count('"step": 4') == 1
+  (folder / MANIFEST).write_text(sealed.replace('"step": 4', '"step": 6'))
+  assert find_fault(folder, {'step': 6}) == f'{MANIFEST} is damaged'
+
+
+def test_a_seal_of_an_earlier_version_says_nothing_of_its_folder(folder):
+  assert read_manifest(folder).keys() == {'checksum', 'files'}
+  assert find_fault(folder, {'step': 4, 'run': 'one'}) is None
+
+
 def test_the_checksum_names_the_files(folder):
   before = read_manifest(folder)['checksum']
   write_manifest(folder)
@@ -68,6 +85,7 @@ def test_every_bit_counts(folder, name):
     (lambda folder: (folder / MANIFEST).unlink(), f'{MANIFEST} is missing'),
     (lambda folder: (folder / MANIFEST).write_text('{}'), f'{MANIFEST} is damaged'),
     (lambda folder: (folder / MANIFEST).write_text('[]'), f'{MANIFEST} is damaged'),
+    (lambda folder: (folder / MANIFEST).write_text('{"step": 4}'), f'{MANIFEST} is damaged'),
     (lambda folder: (folder / MANIFEST).write_bytes(b'\xff'), f'{MANIFEST} is damaged'),
   ],
 )

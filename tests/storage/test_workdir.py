@@ -31,6 +31,43 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
     open_workdir(tmp_path / 'file/run')
 
 
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('lr=[1e-3]', r'has \[ and \] in it, which the library of checkpoints takes for something'),
+    ('st*r', r'has \* in it'),
+    ('wh?t', r'has \? in it'),
+    ('back\\slash', r'has \\ in it'),
+    ('gs:/bucket', 'has gs:/ in it'),
+    ('not\udcffutf8', r'not\\udcffutf8. is not UTF-8; give a folder whose path is'),
+  ],
+)
+def test_paths_that_checkpoints_cannot_have_are_refused_before_anything_is_made(
+  tmp_path, name, message
+):
+  with pytest.raises(UserError, match=message) as info:
+    open_workdir(tmp_path / name, saves_steps=True)
+  assert '\n' not in str(info.value)
+  assert list(tmp_path.iterdir()) == []
+  if name[0] not in 'bgn':  # what is there can be read
+    assert open_workdir(tmp_path / name).is_dir()
+
+
+@pytest.mark.parametrize('address', ['gs://bucket/run', 's3://bucket', 'file:///a/b'])
+def test_an_address_is_no_folder(address, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  for use in (open_workdir, find_workdir):
+    with pytest.raises(UserError, match='is an address; give a local folder'):
+      use(address)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_user_who_is_not_there_is_a_name_like_others(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  assert open_workdir('~nobody-of-this-name/run').is_dir()
+  assert [path.name for path in tmp_path.iterdir()] == ['~nobody-of-this-name']
+
+
 def test_second_process_of_a_mode_is_refused_and_told_of_the_first(tmp_path):
   with locked(tmp_path, 'train'):
     with locked(tmp_path, 'sample'):
