@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax import numerics, processes
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage.files import make_writable
+from ddpm_jax.storage.sealed_path import SCHEME
 
 AXIS = 'devices'
 
@@ -266,7 +267,8 @@ def use_compilation_cache(asked: str | None, default: Callable[[], pathlib.Path]
       line = f'none: {error.filename} cannot be written ({error.strerror})'
     except RuntimeError as error:  # there is no home folder
       line = f'none: {error} --config.compilation_cache names a folder'
-  jax.config.update('jax_compilation_cache_dir', folder)
+  is_local = folder and '://' not in folder
+  jax.config.update('jax_compilation_cache_dir', f'{SCHEME}{folder}' if is_local else folder)
   return line
 
 

@@ -13,6 +13,7 @@ import pytest
 from ddpm_jax import devices, processes
 from ddpm_jax.diffusion import Parameterization
 from ddpm_jax.errors import UserError
+from ddpm_jax.storage.sealed_path import SCHEME
 from ddpm_jax.training.recipe import make_optimizer
 from ddpm_jax.training.state import init_train_state
 from ddpm_jax.training.step import make_train_step
@@ -190,7 +191,7 @@ def test_programs_are_cached_where_asked_or_not_at_all(tmp_path, monkeypatch):
 
   def use(asked=None):
     line = devices.use_compilation_cache(asked, lambda: tmp_path / 'user')
-    folder = jax.config.jax_compilation_cache_dir
+    folder = (jax.config.jax_compilation_cache_dir or '').removeprefix(SCHEME)
     assert line.startswith(f'{folder} {hint}' if folder else 'none')
     return folder or line
 
@@ -198,10 +199,12 @@ def test_programs_are_cached_where_asked_or_not_at_all(tmp_path, monkeypatch):
     raise RuntimeError('Could not determine home directory.')
 
   try:
-    assert use() == before == os.environ['JAX_COMPILATION_CACHE_DIR']
+    assert use() == os.environ['JAX_COMPILATION_CACHE_DIR']
+    assert jax.config.jax_compilation_cache_dir.startswith(SCHEME)  # whose entries are checked
     assert use('off') == 'none'
     assert use(str(tmp_path / 'made')) == str(tmp_path / 'made')
     assert use('gs://bucket/programs') == 'gs://bucket/programs'
+    assert not jax.config.jax_compilation_cache_dir.startswith(SCHEME)
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'file'))
     assert use() == f'none: {tmp_path}/file cannot be written (File exists)'
     assert use('off') == 'none'

@@ -20,6 +20,7 @@ ONE_LINE = {UserError, NotFiniteError}
 # Beside these, what a module raises for another part of itself, or to Python.
 INTERNAL = {
   'AttributeError': ['__init__.py'],  # of a name that the package lacks
+  'FileNotFoundError': ['storage/sealed_path.py'],  # to JAX
   'Interrupted': ['signals.py'],
   'KeyboardInterrupt': ['signals.py'],  # of Ctrl-C, heeded
   'NotImplementedError': ['data/pictures.py'],  # of an abstract method
