@@ -79,6 +79,9 @@ def test_import_and_export_change_no_bit(models, trees, form, tmp_path, capsys):
   assert f'{models[form]}, step {expected_step}: {found}\n' in out
   config.export.path = str(tmp_path / 'exported')
   export_model(config, tmp_path / 'run')
+  names = sorted(path.name for path in tmp_path.iterdir())
+  export_model(config, tmp_path / 'run')  # as after a kill behind its rename
+  assert sorted(path.name for path in tmp_path.iterdir()) == names
   import_model(import_config(config.export.path), tmp_path / 'again')
   same_trees(build.restore_weights(config, tmp_path / 'again').params, trees[1])
 
@@ -161,7 +164,7 @@ def test_an_import_that_was_stopped_is_done_again_and_never_trained(
 ):
   config = import_config(models['diffusers'])
 
-  def fail(folder):
+  def fail(*_):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   with monkeypatch.context() as patch:
@@ -186,7 +189,7 @@ def test_processes_compare_what_they_are_told(mode, tmp_path, monkeypatch):
     mode(import_config('/here'), tmp_path)
 
 
-def test_what_cannot_be_exported_leaves_nothing_behind(models, tmp_path, monkeypatch):
+def test_what_cannot_be_exported_leaves_nothing_behind(models, trees, tmp_path, monkeypatch):
   config = import_config(models['diffusers'])
   with pytest.raises(UserError, match=r'needs --config\.export\.path=FOLDER'):
     export_model(config, tmp_path)
@@ -215,5 +218,9 @@ def test_what_cannot_be_exported_leaves_nothing_behind(models, tmp_path, monkeyp
         export_model(config, tmp_path / 'run')
   assert sorted(path.name for path in tmp_path.glob('*out*')) == [others.name]
   config.export.path = str(tmp_path)
+  with pytest.raises(UserError, match='is there already; give a new folder'):
+    export_model(config, tmp_path / 'run')
+  config.export.path = str(tmp_path / 'others')
+  diffusers.write_pipeline(tmp_path / 'others', config, trees[0])
   with pytest.raises(UserError, match='is there already; give a new folder'):
     export_model(config, tmp_path / 'run')
