@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ddpm_jax.errors import DiskError, NotFiniteError, UserError
+from ddpm_jax.errors import REFUSALS, DiskError, NotFiniteError, UserError
 
 HEARTBEAT_SECS = 20  # a process that is silent for so long is lost
 JOIN_SECS = 300  # for the slowest to start
@@ -57,18 +57,6 @@ NO_MEMORY = 71  # EX_OSERR: of the device or of the host
 REFUSED = 74  # EX_IOERR: a file, by the system; with that mended, the same command goes on
 LOST_CODE = 75  # EX_TEMPFAIL: the same command goes on
 INTERRUPTED = 130
-
-_OF_THE_SYSTEM = {
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EFBIG,
-  errno.EROFS,
-  errno.EACCES,
-  errno.EPERM,
-  errno.ENOTDIR,
-  errno.EIO,
-  errno.ESTALE,
-}  # any other OSError that nothing expects is a defect
 
 
 def join(
@@ -222,7 +210,7 @@ def explain(error: BaseException, *, less_memory: str = 'lower the batch size') 
   if (asked := _memory_asked(error)) is not None:
     print(f'error: out of memory{asked}: {less_memory}', file=sys.stderr)
     return NO_MEMORY
-  if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+  if isinstance(error, OSError) and error.errno in REFUSALS:
     print(f'error: {DiskError(error.filename or "a file", error)}', file=sys.stderr)
     return REFUSED
   if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

@@ -304,7 +304,8 @@ def make_visit(
       # In a log, the lines would be many.
       folder = write_samples(drawer, weights, path, num_samples, progress=terminal.is_live)
       terminal.say(f'step {step}: {folder / "grid.png"}')
-      log.picture(step, folder / 'grid.png')
+      if (folder / 'grid.png').exists():  # not yet, where another process draws more samples
+        log.picture(step, folder / 'grid.png')
     if measures:
       log.figures(step, evaluator.measure(path, weights))
     log.restart_clock()

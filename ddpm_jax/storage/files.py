@@ -6,14 +6,13 @@ import fcntl
 import json
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from ddpm_jax.errors import DiskError, UserError, WriteError
+from ddpm_jax.errors import REFUSALS, DiskError, UserError, WriteError
 from ddpm_jax.signals import heed
 
 WAIT_SECS = 0.2  # between two looks at a lock
@@ -55,8 +54,10 @@ def disk_error(error: BaseException) -> OSError | None:
   """The OSError that an exception is; or puts into words only, as Rust and C++ do; or None."""
   if isinstance(error, OSError):
     return error
-  words = re.search('No space left on device|Disk quota exceeded|File too large', str(error))
-  return OSError(words[0]) if words else None
+  for number in REFUSALS:
+    if os.strerror(number) in str(error):
+      return OSError(number, os.strerror(number))
+  return None
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -127,21 +128,28 @@ def write_text(file: pathlib.Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def file_lock(file: pathlib.Path, *, waiting_for: str) -> Iterator[None]:
+def file_lock(
+  file: pathlib.Path, *, waiting_for: str, unless: Callable[[], bool] = lambda: False
+) -> Iterator[bool]:
   """Holds a lock file, once no other process does.
 
   Args:
     file: pathlib.Path; its folder is made.
     waiting_for: what to say that one waits for, if one has to.
+    unless: whether one need not wait, asked again and again.
+
+  Yields:
+    whether the lock is held: always, but for `unless`.
   """
   file.parent.mkdir(parents=True, exist_ok=True)
   with open(file, 'a') as stream:
-    if not _try_lock(stream):
+    is_held = _try_lock(stream)
+    if not is_held and not unless():
       print(f'waits for {waiting_for}', flush=True)
-      while not _try_lock(stream):
+      while not (is_held := _try_lock(stream)) and not unless():
         heed()
         time.sleep(WAIT_SECS)
-    yield
+    yield is_held
 
 
 def _try_lock(stream):

@@ -14,7 +14,8 @@ those of another request are moved to FOLDER.earlier1, ...
 Each batch is a fixed run of ids, whatever was there before: the results of an interrupted job are
 those of an undisturbed one, bit for bit. NAME.npz is there from its first to its last day: a longer
 one takes its place at once, and only then do the shards go that it was made of.
-One run at a time works in a folder (.FOLDER.lock beside it); another one waits.
+One run at a time works in a folder (.FOLDER.lock beside it); another one waits for the rows that it
+asks for.
 """
 
 import contextlib
@@ -141,7 +142,8 @@ def collect(
       second calls `pauses` between its pieces.
     sizes: of a batch, as devices.BatchSizes.
     what: word for the progress; None for silence.
-    finish: path of NAME.npz -> None: called by the first process before another run may go on.
+    finish: path of NAME.npz -> None: called by the first process before another run may go on;
+      not where another run is at work, whose part it is.
     earlier: (folder, request) where version 1 of the program has such rows; see earlier.py.
 
   Returns:
@@ -152,17 +154,27 @@ def collect(
     UserError: a file cannot be written.
   """
   finished = folder / f'{name}.npz'
+
+  def has_rows():
+    with contextlib.suppress(UserError):  # it is damaged: the other process makes it anew
+      return _is_of(folder / 'request.json', request) and len(load_ids(finished)) >= num_rows
+    return False
+
   with contextlib.ExitStack() as stack:
+    works = False
     if processes.is_primary():
       lock = folder.with_name(f'.{folder.name}.lock')
-      stack.enter_context(file_lock(lock, waiting_for=f'another process that works in {folder}'))
+      what_else = f'another process that works in {folder}'
+      # Another process may be at more rows than are asked for here.
+      works = stack.enter_context(file_lock(lock, waiting_for=what_else, unless=has_rows))
+    if works:
       if earlier and not finished.exists():
         _take_over(folder, request, *earlier)
       _prepare(folder, finished, request)
     processes.barrier(f'{folder.name} prepared')
     if len(load_ids(finished)) < num_rows:
       _complete(folder, finished, num_rows, compute, sizes, what)
-    if finish and processes.is_primary():
+    if finish and works:
       finish(finished)
   return finished
 

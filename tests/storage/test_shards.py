@@ -14,6 +14,7 @@ from ddpm_jax import processes
 from ddpm_jax.devices import BatchSizes
 from ddpm_jax.errors import WriteError
 from ddpm_jax.storage import shards
+from ddpm_jax.storage.files import file_lock
 
 REQUEST = {'seed': 0}
 EARLIER = {'noise_seed': 0}  # the same request, in the words of version 1
@@ -282,6 +283,33 @@ def test_two_runs_in_one_folder_take_turns(tmp_path, capsys):
   assert jobs[12].batches == [[8, 9, 10, 11, 11, 11, 11, 11]]
   assert_complete(results[8], 8)
   assert_complete(results[12], 12)
+  assert f'waits for another process that works in {tmp_path}' in capsys.readouterr().out
+
+
+def test_rows_that_are_there_are_not_waited_for(tmp_path, capsys):
+  collect(tmp_path / 'job', 8)
+  job = Job()
+  with file_lock(tmp_path / '.job.lock', waiting_for='none'):  # as another run that makes more
+    assert_complete(collect(tmp_path / 'job', 6, job), 8)
+    assert_complete(collect(tmp_path / 'job', 8, job), 8)
+  assert job.batches == []
+  assert 'waits' not in capsys.readouterr().out
+
+
+def test_rows_are_waited_for_no_longer_than_until_they_are_there(tmp_path, capsys):
+  collect(tmp_path / 'other', 8)
+  (tmp_path / 'job').mkdir()
+  job, results = Job(), []
+  with file_lock(tmp_path / '.job.lock', waiting_for='none'):
+    waiting = threading.Thread(target=lambda: results.append(collect(tmp_path / 'job', 8, job)))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    for name in ('request.json', 'rows.npz'):
+      os.replace(tmp_path / 'other' / name, tmp_path / 'job' / name)
+    waiting.join(10)
+    assert_complete(results[0], 8)
+  assert job.batches == []
   assert f'waits for another process that works in {tmp_path}' in capsys.readouterr().out
 
 
