@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax import numerics, processes
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import expanded
 from ddpm_jax.storage.files import make_writable
 from ddpm_jax.storage.sealed_path import SCHEME
 
@@ -275,7 +276,7 @@ def use_compilation_cache(asked: str | None, default: Callable[[], pathlib.Path]
 def _writable_folder(given, default):
   if given and '://' in given:
     return given  # JAX writes to more than disks
-  folder = pathlib.Path(given).expanduser() if given else default() / 'programs'
+  folder = expanded(given) if given else default() / 'programs'
   make_writable(folder)
   return str(folder)
 

@@ -13,6 +13,7 @@ FILES = sorted((ROOT / 'ddpm_jax').rglob('*.py'))
 # one floor, arrows go one way (test_rooms_have_no_circle).
 FLOORS = {
   'errors': 0,
+  'paths': 0,
   'numerics': 1,
   'processes': 1,
   'signals': 1,
@@ -165,6 +166,13 @@ def test_only_modes_and_formats_of_others_know_the_config():
         'storage',
         'interop',
       ), path
+
+
+def test_a_user_who_is_not_there_is_no_traceback():
+  """pathlib's expanduser raises a RuntimeError for ~nobody/a; that of os.path leaves it a name."""
+  for path in FILES:
+    if module_name(path) != 'ddpm_jax.devices':  # which tells it
+      assert '.expanduser()' not in path.read_text(), path
 
 
 def test_reading_of_pictures_needs_no_jax():

@@ -39,6 +39,7 @@ from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.evaluation.weights import Weights, make_weights
 from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.nn.unet import UNet
+from ddpm_jax.paths import expanded
 from ddpm_jax.sampling import CHAINS, SAMPLERS, Chain, clipped
 from ddpm_jax.sampling.ancestral import ancestral
 from ddpm_jax.sampling.solvers import default_num_steps, default_spacing, num_evaluations
@@ -441,7 +442,7 @@ def drawer(config: ConfigDict, max_samples: int, network: OwnNetwork | None = No
 
 def cache_dir(config: ConfigDict) -> pathlib.Path:
   """Where weights and reference features are kept between runs."""
-  return pathlib.Path(config.eval.cache_dir or default_cache_dir()).expanduser()
+  return expanded(config.eval.cache_dir or default_cache_dir())
 
 
 def feature_network(config: ConfigDict) -> features.FeatureNetwork:
@@ -468,7 +469,7 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
   """
   network, count = feature_network(config), config.eval.reference_examples
   if config.eval.reference:
-    path = pathlib.Path(config.eval.reference).expanduser()
+    path = expanded(config.eval.reference)
     any_channels = config.eval.network == 'inception'
     opened = references.open_file(
       path, count, image_shape=image_shape(config), any_channels=any_channels

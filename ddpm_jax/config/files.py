@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.config.fields import check_names
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import expanded
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 CONFIGS = PACKAGE / 'configs'
@@ -36,13 +37,13 @@ def find_config(given: str) -> str:
 def _find(given):
   """(path, argument, or None)."""
   for name, argument in ((given, None), _split(given)):
-    path = pathlib.Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
       return path, argument
   packaged = CONFIGS / f'{path.stem}.py'
   if str(path.parent) in ('.', 'configs') and packaged.is_file():
     return packaged, argument
-  if (stored := pathlib.Path(given).expanduser() / CONFIG_FILE).is_file():
+  if (stored := expanded(given) / CONFIG_FILE).is_file():
     return stored, None
   names = ', '.join(sorted(file.name for file in CONFIGS.glob('*.py')))
   raise UserError(f'there is no {name or "config without a name"}; configs has {names}')

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import data, processes
 from ddpm_jax.config.files import CONFIG_FILE
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import expanded
 from ddpm_jax.storage.files import read_json
 from ddpm_jax.storage.workdir import config_dict
 
@@ -51,8 +52,8 @@ def trained_on(config: ConfigDict, workdir: pathlib.Path | None) -> list[Trained
     )
   for _ in range(_MAX_BRANCHES):
     origin = fields.get('init_from')
-    folder = pathlib.Path(origin.rpartition('@')[0] or origin).expanduser() if origin else None
-    fields = _read(folder) or (_read(pathlib.Path(origin).expanduser()) if origin else None)
+    folder = expanded(origin.rpartition('@')[0] or origin) if origin else None
+    fields = _read(folder) or (_read(expanded(origin)) if origin else None)
     if fields is None:
       return found
     found.append(Trained(f'{origin}, which this run began from,', fields['data']))

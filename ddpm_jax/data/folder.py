@@ -18,6 +18,7 @@ from ddpm_jax.data.listing import EXTENSIONS, Listing, PictureFile, list_picture
 from ddpm_jax.data.pictures import PictureSource
 from ddpm_jax.data.splits import SPLITS, NoSplitError
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import expanded
 
 
 class FolderSource(PictureSource):
@@ -104,7 +105,7 @@ def _beside(root, folder):
 
 def make_folder_source(path: str, *, name: str, image_size: int, channels: int, split: str) -> Any:
   """Opens the pictures in the folder `path`; `name` is the source as the config names it."""
-  root = pathlib.Path(path).expanduser().absolute()
+  root = expanded(path).absolute()
   if not root.is_dir():
     problem = 'is not a folder' if root.exists() else 'does not exist'
     raise UserError(f'data.source={name!r}: {root} {problem}; give a folder of pictures')

@@ -20,7 +20,6 @@ import functools
 import hashlib
 import io
 import os
-import pathlib
 import tempfile
 from typing import Any
 
@@ -30,6 +29,7 @@ from ddpm_jax.data.folder import make_folder_source
 from ddpm_jax.data.pictures import DamagedDataError, PictureSource
 from ddpm_jax.data.splits import NoSplitError
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import expanded
 
 # Where LSUN's archives put a category; {split} is 'train' or 'val'.
 _FOLDERS = {
@@ -87,7 +87,7 @@ def make_lsun_source(
   if dir is None:
     raise UserError(f'data.source={name!r}: set data.dir to the folder that holds the lmdb folder')
   shape: dict[str, Any] = dict(image_size=image_size, channels=channels, split=split)
-  root = pathlib.Path(dir).expanduser().absolute()
+  root = expanded(dir).absolute()
   candidates = [root / pattern.format(split=split) for pattern in _FOLDERS[name]]
   for folder in candidates:
     if (folder / 'data.mdb').is_file() and (split == 'train' or folder.name != 'cat'):
@@ -140,7 +140,8 @@ def _keys(folder):
   """Returns bytes [N], each key followed by _KEY_END; from the cache where it is there."""
   status = (folder / 'data.mdb').stat()
   identity = f'{folder}|{status.st_size}|{status.st_mtime_ns}'
-  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'ddpm_jax'
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  cache = expanded(home) / 'ddpm_jax'
   file = cache / f'lmdb_keys_{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy'
   if file.is_file():
     return np.load(file, mmap_mode='r')

@@ -26,6 +26,7 @@ from typing import Any
 from ddpm_jax.data.pictures import DamagedDataError, PictureSource
 from ddpm_jax.data.splits import NoSplitError
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import expanded
 from ddpm_jax.storage.files import file_lock
 
 _NAME = re.compile(r'(?P<name>\w+)(?:/(?P<config>[\w.-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
@@ -69,7 +70,7 @@ class TfdsSource(PictureSource):
 def data_dir(dir: str | None) -> pathlib.Path:
   """Returns the folder that holds the data sets: `dir`, or TFDS's default where it is None."""
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return pathlib.Path(default if dir is None else dir).expanduser().absolute()
+  return expanded(default if dir is None else dir).absolute()
 
 
 def find_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:

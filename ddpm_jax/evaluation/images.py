@@ -11,6 +11,7 @@ import numpy as np
 
 from ddpm_jax.data.listing import list_pictures
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import expanded
 from ddpm_jax.storage.npz import open_npz
 
 _HASHED = 1024  # images in memory at a time
@@ -136,7 +137,7 @@ def open_images(path: str | os.PathLike[str], field: str) -> NpzImages | FolderI
   Raises:
     UserError: no such thing, fewer than two images, not uint8, or mixed.
   """
-  path = pathlib.Path(path).expanduser()
+  path = expanded(path)
   if not path.exists():
     raise UserError(f'{field}={path} does not exist')
   check_regular(path, field)

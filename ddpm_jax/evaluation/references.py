@@ -20,6 +20,7 @@ from ddpm_jax.evaluation.images import ChosenImages, check_regular, evenly_space
 from ddpm_jax.evaluation.metrics import jpeg
 from ddpm_jax.evaluation.metrics.frechet import Statistics, accumulate, frechet_distance, merge
 from ddpm_jax.evaluation.report import FULL_COUNT
+from ddpm_jax.paths import expanded
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.files import make_writable
 from ddpm_jax.storage.identity import Identity
@@ -291,7 +292,7 @@ def read_reference(path: pathlib.Path) -> Any:
   Raises:
     UserError: anything else.
   """
-  path = pathlib.Path(path).expanduser()
+  path = expanded(path)
   if not path.exists():
     raise UserError(f'{FIELD}={path} does not exist')
   check_regular(path, FIELD)

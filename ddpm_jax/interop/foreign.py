@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import diffusers, hub, pytorch_diffusion, tf_bundle, tf_ddpm
 from ddpm_jax.interop.torch_file import read_state_dict
+from ddpm_jax.paths import expanded
 
 FORMS = (
   'a checkpoint of the original program (.../model.ckpt-790000), a folder or hub name of a '
@@ -34,7 +35,7 @@ def read_foreign(
   Raises:
     UserError: none of these forms, damaged, or another model; in one line.
   """
-  found = pathlib.Path(path).expanduser()
+  found = expanded(path)
   if (prefix := tf_bundle.find_bundle(found)) is not None:
     return tf_ddpm.read_checkpoint(prefix, params_like)
   if os.path.isfile(found):

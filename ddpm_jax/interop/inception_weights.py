@@ -13,6 +13,7 @@ from ddpm_jax.data.downloads import fetch
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.torch_file import read_state_dict
 from ddpm_jax.interop.torch_inception import params_from_torch
+from ddpm_jax.paths import expanded
 from ddpm_jax.storage.files import file_lock
 
 INCEPTION_URL = (
@@ -67,7 +68,7 @@ def find_inception_weights(
     path = pathlib.Path(cache_dir) / INCEPTION_URL.rpartition('/')[2]
     if not path.is_file():
       _download(path, sha256)
-  path = pathlib.Path(path).expanduser()
+  path = expanded(path)
   if not path.is_file():
     raise UserError(f'--config.eval.inception_weights={path}: no such file')
   _verify(path, sha256)

@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import pathlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from ddpm_jax.config import fields
 from ddpm_jax.config.files import CONFIG_FILE, CONFIGS, load_config
 from ddpm_jax.configs import default
 from ddpm_jax.errors import UserError
+from ddpm_jax.paths import expanded
 
 USAGE = """\
 python -m ddpm_jax [--config=CONFIG] --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...]
@@ -172,9 +172,9 @@ def _find_config(given, workdir, values):
   """The config that is given, or --workdir's, or that of what a run begins with, or the digits'."""
   if given is not None:
     return load_config(given)
-  folder = pathlib.Path(workdir).expanduser()
+  folder = expanded(workdir)
   origin, imported = values.get('init_from'), values.get('import_.path')
-  if imported and pathlib.Path(imported).expanduser().is_dir():  # a pipeline tells its config
+  if imported and expanded(imported).is_dir():  # a pipeline tells its config
     origin = imported
   # A first command that failed leaves a config, which does not stand above what another names.
   has_begun = any(folder.glob('checkpoints/[0-9]*'))

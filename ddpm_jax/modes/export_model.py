@@ -11,7 +11,8 @@ from ddpm_jax import processes
 from ddpm_jax.config import build, checks
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.diffusers import find_pipeline, write_pipeline
-from ddpm_jax.storage.files import expanded, written_whole
+from ddpm_jax.paths import expanded
+from ddpm_jax.storage.files import written_whole
 from ddpm_jax.storage.workdir import find_workdir, locked
 
 

@@ -9,6 +9,7 @@ from ddpm_jax.config import build, checks
 from ddpm_jax.config.origins import is_workdir, read_weights
 from ddpm_jax.evaluation.samples import write_animation, write_pictures, write_samples
 from ddpm_jax.evaluation.weights import Weights
+from ddpm_jax.paths import expanded
 from ddpm_jax.storage.logs import Terminal
 from ddpm_jax.storage.workdir import find_workdir, open_workdir
 
@@ -42,7 +43,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
 
 def find_weights(config: ConfigDict, workdir: str) -> tuple[pathlib.Path, Weights]:
   """(WORKDIR, the weights of its checkpoint, or of config.init_from where it has none)."""
-  if config.init_from and not is_workdir(pathlib.Path(workdir).expanduser()):
+  if config.init_from and not is_workdir(expanded(workdir)):
     path = open_workdir(workdir)
     return path, read_weights(config.init_from, config, step=config.sample.step)
   path = open_workdir(find_workdir(workdir))

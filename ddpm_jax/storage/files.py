@@ -60,11 +60,6 @@ def disk_error(error: BaseException) -> OSError | None:
   return None
 
 
-def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
-  """A path with the home folder for `~`; the name of a user who is not there stays as it is."""
-  return pathlib.Path(os.path.expanduser(path))
-
-
 def make_writable(folder: pathlib.Path) -> None:
   """Makes a folder where there is none; raises an OSError if nothing can be written there."""
   folder.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,9 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.errors import UserError, WriteError
+from ddpm_jax.paths import expanded
 from ddpm_jax.storage.files import (
   damaged,
-  expanded,
   make_writable,
   read_json,
   read_object,
