@@ -66,7 +66,10 @@ class Start:
 
 
 def split_step(given: str) -> tuple[str, int | None]:
-  """('runs/a', 800) of 'runs/a@800'; a path that is there is taken as it stands."""
+  """('runs/a', 800) of 'runs/a@800' or 'runs/a/checkpoints/800'; other paths as they stand."""
+  inside = re.fullmatch(r'(.+)/checkpoints(?:/(\d+))?/?', given)
+  if inside is not None and is_workdir(pathlib.Path(inside[1]).expanduser()):
+    return inside[1], None if inside[2] is None else int(inside[2])
   match = re.fullmatch(r'(.+)@(\d+)', given)
   if match is None or os.path.exists(os.path.expanduser(given)):
     return given, None

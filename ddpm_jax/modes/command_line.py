@@ -174,7 +174,8 @@ def _find_config(given, workdir, values):
     return load_config(given)
   folder = expanded(workdir)
   origin, imported = values.get('init_from'), values.get('import_.path')
-  if imported and expanded(imported).is_dir():  # a pipeline tells its config
+  # A pipeline tells its config, and so does a workdir.
+  if imported and expanded(re.sub(r'@\d+$', '', imported)).is_dir():
     origin = imported
   # A first command that failed leaves a config, which does not stand above what another names.
   has_begun = any(folder.glob('checkpoints/[0-9]*'))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.config import build
-from ddpm_jax.config.origins import config_of, read_start, read_weights
+from ddpm_jax.config.origins import config_of, read_start, read_weights, split_step
 from ddpm_jax.errors import UserError
 from ddpm_jax.modes.evaluate import evaluate
 from ddpm_jax.modes.info import info
@@ -37,6 +37,14 @@ def state_of(path, step=None, **overrides):
 def test_workdir_tells_the_config_of_its_run(origin):
   told = config_of(str(origin))
   assert told.to_dict() == tiny_config().to_dict()
+
+
+@pytest.mark.parametrize(
+  ('suffix', 'step'),
+  [('', None), ('@4', 4), ('/checkpoints', None), ('/checkpoints/4', 4), ('/checkpoints/4/', 4)],
+)
+def test_a_checkpoint_is_named_by_its_step_or_its_folder(suffix, step, origin):
+  assert split_step(f'{origin}{suffix}') == (str(origin), step)
 
 
 def test_branch_begins_with_weights_and_average_of_a_step(origin, tmp_path, capsys):
