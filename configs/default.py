@@ -129,6 +129,9 @@ def get_config():
       },
       'import_': {  # --config.import.path=... on the command line
         'path': placeholder(str),  # model of another program to make a workdir of: docs/models.md
+        # Of several sets of weights at import.path or init_from: that to take, such as ema; or the
+        # weights and their moving average, such as model,ema. None: there is one, or names tell.
+        'weights': placeholder(str),
       },
       'export': {
         'path': placeholder(str),  # folder to write, a pipeline of diffusers

@@ -30,6 +30,7 @@ from ddpm_jax.interop import diffusers, hub, tf_bundle
 from ddpm_jax.interop.foreign import FORMS, read_foreign
 from ddpm_jax.interop.safetensors_file import read_safetensors
 from ddpm_jax.interop.tensors import params_from_tensors
+from ddpm_jax.paths import expanded
 from ddpm_jax.storage.checkpoints import named_leaves
 from ddpm_jax.storage.files import damaged, default_cache_dir, read_json, read_object
 from ddpm_jax.storage.workdir import check_format, differences, flatten, has_begun, workdir_path
@@ -68,7 +69,7 @@ class Start:
 def split_step(given: str) -> tuple[str, int | None]:
   """('runs/a', 800) of 'runs/a@800' or 'runs/a/checkpoints/800'; other paths as they stand."""
   inside = re.fullmatch(r'(.+)/checkpoints(?:/(\d+))?/?', given)
-  if inside is not None and is_workdir(pathlib.Path(inside[1]).expanduser()):
+  if inside is not None and is_workdir(expanded(inside[1])):
     return inside[1], None if inside[2] is None else int(inside[2])
   match = re.fullmatch(r'(.+)@(\d+)', given)
   if match is None or os.path.exists(os.path.expanduser(given)):

@@ -6,11 +6,13 @@
 
 A pipeline is a folder: model_index.json, unet/ (settings and weights), scheduler/. The first ones
 published have the files of unet/ and scheduler/ beside model_index.json, and other names for the
-layers of attention.
+layers of attention. A checkpoint of the library's training program has unet/ and, with the moving
+average, unet_ema/.
 
 The network is ours for one choice of its settings: convolutions of stride 2 pad at the end alone
 (downsample_padding 0), embeddings are [sin | cos] (flip_sin_to_cos False) with half - 1 in the
-denominator (freq_shift 1), and attention has one head (attention_head_dim null).
+denominator (freq_shift 1), and attention has one head (attention_head_dim null, or as many as the
+channels).
 """
 
 import json
@@ -24,15 +26,20 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion import schedules
 from ddpm_jax.errors import UserError
-from ddpm_jax.interop.safetensors_file import read_safetensors, write_safetensors
+from ddpm_jax.interop import tensors
+from ddpm_jax.interop.safetensors_file import write_safetensors
+from ddpm_jax.interop.state_dicts import chosen_sets, describe, find_sets, several
 from ddpm_jax.interop.tensors import params_from_tensors, tensors_from_params, torch_name
-from ddpm_jax.interop.torch_file import read_state_dict
+from ddpm_jax.interop.weight_files import find_weights, read_weights
+from ddpm_jax.sampling.clip import DYNAMIC_QUANTILE
 
 WEIGHTS = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')
 UNET_CONFIG = 'config.json'
 SCHEDULER_CONFIG = 'scheduler_config.json'
 _VERSION = '0.42.1'  # the library whose files these are like
-_LFS_POINTER = b'version https://git-lfs'
+EMA = 'unet_ema'  # folder of the moving average, in a checkpoint of training
+_RAW = 'non_ema'  # variant of the weights, where the file without a variant is their average
+_MAX_STEP = 2**31
 _MAX_JSON_BYTES = 1 << 20
 _MAX_SHOWN = 100
 _MAX_LISTED = 8
@@ -41,6 +48,17 @@ _BETAS_TOLERANCE = 1e-6  # the library computes in float32
 _SCHEDULERS = ('DDPMScheduler', 'DDIMScheduler')
 _SCHEDULES = {'linear': 'linear', 'quad': 'scaled_linear', 'cosine': 'squaredcos_cap_v2'}
 _PREDICTIONS = {'eps': 'epsilon', 'xstart': 'sample', 'v': 'v_prediction'}
+_NO_MAX = 1e6  # of sample_max_value: no predicted x_0 is as large
+_CLIPS: dict[str, dict[str, Any]] = {
+  'none': {'clip_sample': False},
+  'static': {},
+  'dynamic': {
+    'clip_sample': False,
+    'thresholding': True,
+    'dynamic_thresholding_ratio': DYNAMIC_QUANTILE,
+    'sample_max_value': _NO_MAX,
+  },
+}
 _VARIANCES = {'fixedlarge': 'fixed_large', 'fixedsmall': 'fixed_small'}
 
 # What the library takes where a file leaves a setting out; and what else means the same.
@@ -80,19 +98,35 @@ _SCHEDULER_DEFAULTS = {
   'beta_start': 0.0001,
   'clip_sample': True,
   'clip_sample_range': 1.0,
+  'dynamic_thresholding_ratio': 0.995,
   'num_train_timesteps': 1000,
   'prediction_type': 'epsilon',
   'rescale_betas_zero_snr': False,
+  'sample_max_value': 1.0,
   'thresholding': False,
   'trained_betas': None,
   'variance_type': 'fixed_small',
 }
-# Of a scheduler, which change nothing in a chain of all steps, or nothing unless `thresholding`.
+# Of unet_ema/: how the average was made.
+_EMA_SETTINGS = (
+  'decay',
+  'inv_gamma',
+  'min_decay',
+  'optimization_step',
+  'power',
+  'update_after_step',
+  'use_ema_warmup',
+)
+# Of a scheduler, which change nothing in a chain of all steps, or choose how to sample.
 _FREE_SCHEDULER_SETTINGS = (
+  'clip_sample',
+  'clip_sample_range',
   'dynamic_thresholding_ratio',
   'sample_max_value',
   'set_alpha_to_one',
   'steps_offset',
+  'tensor_format',
+  'thresholding',
   'timestep_spacing',
 )
 _BETA_SETTINGS = ('beta_end', 'beta_schedule', 'beta_start', 'trained_betas')
@@ -136,47 +170,118 @@ _KINDS = {'block': 'resnets', 'attn': 'attentions'}
 
 
 def find_pipeline(path: pathlib.Path) -> bool:
-  """Whether a folder is a pipeline, or the unet/ of one."""
+  """Whether a folder is a pipeline, a checkpoint of training, or the unet/ of one."""
   path = pathlib.Path(path)
-  return (path / 'unet' / UNET_CONFIG).is_file() or (path / UNET_CONFIG).is_file()
+  return any((path / name / UNET_CONFIG).is_file() for name in ('unet', EMA, ''))
 
 
 def read_pipeline(path: pathlib.Path, config: ConfigDict, params_like: Any) -> Any:
+  """The params of read_models."""
+  return read_models(path, config, params_like)[0]
+
+
+def read_models(
+  path: pathlib.Path, config: ConfigDict, params_like: Any, chosen: str | None = None
+) -> tuple[Any, Any, int]:
   """Reads the network of a pipeline whose settings are those of our config.
 
   Args:
     path: the folder; with the scheduler's settings, those are compared too.
     config: ConfigDict.
     params_like: a tree of arrays or ShapeDtypeStructs, as UNet.init gives it.
+    chosen: of several sets of weights, as state_dicts.chosen_sets has it. None for unet/ and, as
+      the moving average, unet_ema/; or for the variant non_ema and, as the average, the file
+      without a variant; or for the only one.
 
   Returns:
-    params.
+    (params, ema_params, step): of one set, both are it; step is 0 where none is told.
 
   Raises:
     UserError: another network, a setting that differs from config or that we do not have, a
       damaged file; in one line, which names it.
   """
+  path = pathlib.Path(path)
   unet, scheduler = _folders(path)
-  _check_unet(unet / UNET_CONFIG, unet_settings(config))
+  for folder in (unet, path / EMA):
+    if folder == unet or (folder / UNET_CONFIG).is_file():
+      _check_unet(folder / UNET_CONFIG, unet_settings(config))
   if (scheduler / SCHEDULER_CONFIG).is_file():
     _check_scheduler(scheduler / SCHEDULER_CONFIG, config.diffusion)
-  files = [unet / name for name in WEIGHTS if (unet / name).is_file()]
+  files = _weights_of(path, unet)
+  raw, average, inner = _choose(unet, files, chosen)
+  found = {name: _read_params(files[name], params_like, inner) for name in {raw, average}}
+  return found[raw][0], found[average][-1], _step_of(path)
+
+
+def _weights_of(path, unet):
+  """{name: file} of the sets of weights: unet, its variants, and unet_ema."""
+  files = {variant or 'unet': file for variant, file in find_weights(unet).items()}
   if not files:
-    raise UserError(f'{unet}: it has none of {", ".join(WEIGHTS)}')
-  with open(files[0], 'rb') as file:
-    if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-      raise UserError(f'{files[0]}: not the weights, but a pointer to them: run git lfs pull')
-  read = read_safetensors if files[0].suffix == '.safetensors' else read_state_dict
+    there = ', '.join(sorted(file.name for file in unet.iterdir())[:_MAX_LISTED])
+    raise UserError(f'{unet}: it has none of {", ".join(WEIGHTS)}; it has {there}')
+  if unet != path / EMA and (path / EMA).is_dir() and (found := find_weights(path / EMA)):
+    files[EMA] = found.get('') or next(iter(found.values()))
+  return files
+
+
+def _choose(unet, files, chosen):
+  """(name of the weights, name of their average, what is left to choose within a file)."""
+  if chosen is not None and (len(files) > 1 or chosen in files):
+    names = chosen_sets({name: name for name in files}, chosen)
+    return names[0], names[-1], None
+  variants = {name: file for name, file in files.items() if name not in ('unet', EMA, _RAW)}
+  if 'unet' not in files and len(variants) > 1:
+    raise UserError(f'{unet}: {several(variants)}')
+  plain = 'unet' if 'unet' in files else next(iter(variants), _RAW)
+  if EMA in files:
+    return plain, EMA, chosen
+  return _RAW if _RAW in files else plain, plain, chosen
+
+
+def _read_params(file, params_like, chosen):
+  """[params], or [params, ema_params] of a file with both."""
+  root = read_weights(file)
   try:
-    return params_from_state_dict(read(files[0]), params_like)
+    names, num_names = names_of(params_like)
+    sets = find_sets(root, names, num_names)
+    if not sets:
+      raise UserError(f'no weights of this network, but {describe(root)}')
+    return [params_from_state_dict(found, params_like) for found in chosen_sets(sets, chosen)]
   except UserError as error:
-    raise UserError(f'{files[0]}: {str(error).removeprefix(f"{files[0]}: ")}') from error
+    raise UserError(f'{file}: {error}') from error
+
+
+def names_of(params_like: Any) -> tuple[set[str], int]:
+  """(the names of all tensors of our network there, old ones too; how many tensors there are)."""
+  names = tensors.names_of(params_like, _make_place(params_like))
+  old = {
+    name.replace(f'.{new}.', f'.{old}.')
+    for old, new in _NEW_ATTENTION.items()
+    for name in names
+    if '.attentions.' in name
+  }
+  return names | old, len(names)
+
+
+def _step_of(path):
+  """The step that the average or the folder's name, checkpoint-STEP, tells; otherwise 0."""
+  if (path / EMA / UNET_CONFIG).is_file():
+    told = _read_json(path / EMA / UNET_CONFIG).get('optimization_step')
+    if type(told) is int and 0 <= told < _MAX_STEP:
+      return told
+  match = re.fullmatch(r'checkpoint-(\d{1,9})', path.resolve().name)
+  return int(match[1]) if match else 0
 
 
 def _folders(path):
   """(folder of the network, folder of the scheduler)."""
   path = pathlib.Path(path)
-  return tuple(path / name if (path / name).is_dir() else path for name in ('unet', 'scheduler'))
+  unet = next((path / name for name in ('unet', EMA) if (path / name).is_dir()), path)
+  parents = [path]
+  if path.name.startswith('checkpoint-'):  # of training, which has the scheduler's beside it
+    parents.append(path.parent)
+  folders = [parent / 'scheduler' for parent in parents if (parent / 'scheduler').is_dir()]
+  return unet, folders[0] if folders else path
 
 
 def read_config(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
@@ -218,7 +323,8 @@ def read_config(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
   )
   if not (scheduler / SCHEDULER_CONFIG).is_file():
     return config
-  settings = _SCHEDULER_DEFAULTS | _read_json(scheduler / SCHEDULER_CONFIG)
+  config.sample.clip = clip_of(path)
+  settings = _scheduler_of(scheduler / SCHEDULER_CONFIG)
   config.diffusion.update(
     schedule=_schedule_of(scheduler / SCHEDULER_CONFIG, settings),
     num_timesteps=settings['num_train_timesteps'],
@@ -261,7 +367,7 @@ def write_pipeline(path: pathlib.Path, config: ConfigDict, params: Any) -> None:
   Raises:
     UserError: the config has something that the library has not.
   """
-  unet, scheduler = unet_settings(config), scheduler_settings(config.diffusion)
+  unet, scheduler = unet_settings(config), scheduler_settings(config.diffusion, config.sample.clip)
   path = pathlib.Path(path)
   index = {
     '_class_name': 'DDPMPipeline',
@@ -354,8 +460,8 @@ def unet_settings(config: ConfigDict) -> dict[str, Any]:
   }
 
 
-def scheduler_settings(diffusion: ConfigDict) -> dict[str, Any]:
-  """The settings of DDPMScheduler for config.diffusion.
+def scheduler_settings(diffusion: ConfigDict, clip: str = 'static') -> dict[str, Any]:
+  """The settings of DDPMScheduler for config.diffusion and config.sample.clip.
 
   Raises:
     UserError: there are none.
@@ -374,6 +480,7 @@ def scheduler_settings(diffusion: ConfigDict) -> dict[str, Any]:
     'num_train_timesteps': diffusion.num_timesteps,
     'prediction_type': _PREDICTIONS[diffusion.mean_type],
     'variance_type': _VARIANCES[diffusion.var_type],
+    **_CLIPS[clip],
   }
   if diffusion.schedule in _SCHEDULES:
     return settings | {'beta_schedule': _SCHEDULES[diffusion.schedule]}
@@ -394,11 +501,28 @@ def _check_unet(path, expected):
   if theirs['sample_size'] in (None, [expected['sample_size']] * 2):
     theirs['sample_size'] = expected['sample_size']
   theirs['dropout'] = expected['dropout']  # of training, where model.dropout says it
+  if _has_one_head(theirs['attention_head_dim'], expected):
+    theirs['attention_head_dim'] = None
+  theirs = {name: value for name, value in theirs.items() if name not in _EMA_SETTINGS}
   _compare(path, theirs, expected, _UNET_FIELDS)
 
 
+def _has_one_head(head_dim, expected):
+  """Whether a head has all channels, at each level with attention and in the middle."""
+  widths, blocks = expected['block_out_channels'], expected['down_block_types']
+  dims = head_dim if isinstance(head_dim, list) else [head_dim] * len(widths)
+  if len(dims) != len(widths):
+    return False
+  last = len(widths) - 1
+  return all(
+    dim is None or (type(dim) is int and dim == width)
+    for level, (dim, width) in enumerate(zip(dims, widths, strict=True))
+    if level == last or blocks[level].startswith('Attn')
+  )
+
+
 def _check_scheduler(path, diffusion):
-  theirs = _SCHEDULER_DEFAULTS | _read_json(path)
+  theirs = _scheduler_of(path)
   if theirs.get('_class_name') not in _SCHEDULERS:
     raise UserError(f'{path}: it is a {_shown(theirs.get("_class_name"))}, not a DDPMScheduler')
   expected = _SCHEDULER_DEFAULTS | {
@@ -420,6 +544,48 @@ def _check_scheduler(path, diffusion):
       f'{betas[-1]:.6g}, diffusion.schedule={diffusion.schedule} is from {known[0]:.6g} to '
       f'{known[-1]:.6g}'
     )
+
+
+def _scheduler_of(path):
+  """All settings of a scheduler; those of the first versions by today's names."""
+  settings = _read_json(path)
+  predicts_eps = settings.pop('predict_epsilon', None)
+  if isinstance(predicts_eps, bool):
+    settings.setdefault('prediction_type', 'epsilon' if predicts_eps else 'sample')
+  if settings.get('timestep_values') is None:
+    settings.pop('timestep_values', None)
+  return _SCHEDULER_DEFAULTS | settings
+
+
+def clip_of(path: pathlib.Path) -> str | None:
+  """The sample.clip that a pipeline's scheduler says; None where it has no scheduler.
+
+  Its threshold is at most sample_max_value and at least 1: of 1, it is the fixed one.
+
+  Raises:
+    UserError: one that we do not have.
+  """
+  file = _folders(path)[1] / SCHEDULER_CONFIG
+  if not file.is_file():
+    return None
+  settings = _scheduler_of(file)
+  if settings['thresholding'] is True:
+    ratio, most = settings['dynamic_thresholding_ratio'], settings['sample_max_value']
+    if most == 1:
+      return 'static'
+    names = 'dynamic_thresholding_ratio', 'sample_max_value'
+    is_ours = ratio == DYNAMIC_QUANTILE and type(most) in (int, float) and most >= _NO_MAX
+    known = f'{DYNAMIC_QUANTILE}, with a sample_max_value of 1 or at least {_NO_MAX:g}'
+    clip = 'dynamic'
+  elif settings['clip_sample'] is False:
+    return 'none'
+  else:
+    names, clip = ('clip_sample_range',), 'static'
+    is_ours, known = settings['clip_sample_range'] == 1, '1'
+  if not is_ours:
+    shown = ', '.join(f'{name}={_shown(settings[name])}' for name in names)
+    raise UserError(f'{file}: no sample.clip is {shown}; that of sample.clip={clip} is {known}')
+  return clip
 
 
 def _their_betas(path, settings):

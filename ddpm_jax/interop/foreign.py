@@ -7,13 +7,21 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.interop import diffusers, hub, pytorch_diffusion, tf_bundle, tf_ddpm
-from ddpm_jax.interop.torch_file import read_state_dict
+from ddpm_jax.interop import (
+  diffusers,
+  hub,
+  pytorch_diffusion,
+  state_dicts,
+  tf_bundle,
+  tf_ddpm,
+)
+from ddpm_jax.interop.torch_file import read_torch_file
 from ddpm_jax.paths import expanded
 
+_MAX_LISTED = 5
 FORMS = (
   'a checkpoint of the original program (.../model.ckpt-790000), a folder or hub name of a '
-  'diffusers pipeline, or a .ckpt file of pytorch_diffusion'
+  'diffusers pipeline or of a checkpoint of its training, or a .ckpt file of pytorch_diffusion'
 )
 
 
@@ -38,24 +46,45 @@ def read_foreign(
   found = expanded(path)
   if (prefix := tf_bundle.find_bundle(found)) is not None:
     return tf_ddpm.read_checkpoint(prefix, params_like)
+  chosen = config.import_.weights
   if os.path.isfile(found):
-    params = _read_file(found, params_like)
-  elif os.path.isdir(found):
+    return *_read_file(found, params_like, chosen), 0
+  if os.path.isdir(found):
     if not diffusers.find_pipeline(found):
-      raise UserError(f'{path}: a folder without a model; give {FORMS}')
-    params = diffusers.read_pipeline(found, config, params_like)
-  elif hub.is_hub_id(path):
-    params = diffusers.read_pipeline(hub.fetch_pipeline(path, cache_dir), config, params_like)
-  else:
-    raise UserError(f'{path}: nothing there; give {FORMS}')
-  return params, params, 0
+      raise UserError(f'{path}: {_without_model(found)}; give {FORMS}')
+    return diffusers.read_models(found, config, params_like, chosen)
+  if hub.is_hub_id(path):
+    folder = hub.fetch_pipeline(path, cache_dir)
+    return diffusers.read_models(folder, config, params_like, chosen)
+  raise UserError(f'{path}: nothing there; give {FORMS}')
 
 
-def _read_file(path, params_like):
+def _without_model(folder):
+  """What a folder is; that of diffusers' training program has folders of checkpoints."""
+  inner = [path.name for path in sorted(folder.glob('*')) if diffusers.find_pipeline(path)]
+  hint = f', but {", ".join(inner[-_MAX_LISTED:])} in it has one' if inner else ''
+  return f'a folder without a model{hint}'
+
+
+def _read_file(path, params_like, chosen):
+  """(params, ema_params) of a file of PyTorch's."""
+  of_library = 'weights without their settings; give the folder of the pipeline'
   if path.name in diffusers.WEIGHTS or path.suffix == '.safetensors':
-    raise UserError(f'{path}: weights without their settings; give the folder of the pipeline')
-  state_dict = read_state_dict(path)
+    raise UserError(f'{path}: {of_library}')
+  root = read_torch_file(path)
   try:
-    return pytorch_diffusion.params_from_state_dict(state_dict, params_like)
+    names = pytorch_diffusion.names_of(params_like)
+    sets = state_dicts.find_sets(root, names, len(names))
+    if not sets or '' in sets:
+      library_names, num_names = diffusers.names_of(params_like)
+      if state_dicts.find_sets(root, library_names, num_names).keys() - {''}:
+        raise UserError(of_library)
+    if not sets:
+      raise UserError(f'no weights of this network, but {state_dicts.describe(root)}')
+    found = [
+      pytorch_diffusion.params_from_state_dict(state_dict, params_like)
+      for state_dict in state_dicts.chosen_sets(sets, chosen)
+    ]
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
+  return found[0], found[-1]

@@ -11,10 +11,17 @@ import urllib.error
 from ddpm_jax.data.downloads import fetch
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.diffusers import SCHEDULER_CONFIG, UNET_CONFIG, WEIGHTS
+from ddpm_jax.interop.weight_files import read_index
 from ddpm_jax.storage.files import file_lock, sync
 
 HUB_URL = 'https://huggingface.co'
 _ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9._-]*')
+
+# The first of these that is there: whole or in shards, and last in half the precision.
+_PUBLISHED = (
+  *(f'{name}{form}' for name in WEIGHTS for form in ('', '.index.json')),
+  *(name.replace('.', '.fp16.') for name in WEIGHTS),
+)
 
 
 def is_hub_id(path: str) -> bool:
@@ -41,7 +48,10 @@ def fetch_pipeline(hub_id: str, cache_dir: pathlib.Path) -> pathlib.Path:
     unet = _fetch_first(hub_id, folder, [f'unet/{UNET_CONFIG}', UNET_CONFIG]).parent
     _fetch_first(hub_id, folder, [f'scheduler/{SCHEDULER_CONFIG}', SCHEDULER_CONFIG])
     parent = '' if unet == folder else 'unet/'
-    _fetch_first(hub_id, folder, [f'{parent}{name}' for name in WEIGHTS])
+    weights = _fetch_first(hub_id, folder, [f'{parent}{name}' for name in _PUBLISHED])
+    if weights.suffix == '.json':
+      for shard in sorted(set(read_index(weights).values())):
+        _fetch_first(hub_id, folder, [f'{parent}{shard}'])
   except (OSError, http.client.HTTPException) as error:
     reason = ' '.join(str(error).split())
     raise UserError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.interop import tensors
 from ddpm_jax.interop.tensors import params_from_tensors, torch_name
 
 _SCOPES = (
@@ -30,6 +31,11 @@ def place(path: tuple[str, ...], ndim: int) -> tuple[str, str]:
     module = pattern.sub(replacement, module)
   is_linear = path[0].startswith('temb') or path[-2] == 'temb_proj'
   return torch_name(module, path, ndim, 'linear' if is_linear else 'conv_1x1')
+
+
+def names_of(params_like: Any) -> set[str]:
+  """The names of all tensors of our network there."""
+  return tensors.names_of(params_like, place)
 
 
 def params_from_state_dict(state_dict: Mapping[str, np.ndarray], params_like: Any) -> Any:

@@ -98,6 +98,12 @@ def params_from_tensors(tensors: Mapping[str, np.ndarray], params_like: Any, pla
   return jax.tree_util.tree_unflatten(treedef, arrays)
 
 
+def names_of(params_like: Any, place: Place) -> set[str]:
+  """The names that another program gives to the tensors of a network of ours."""
+  leaves = jax.tree_util.tree_leaves_with_path(params_like)
+  return {place(path_of(key_path), len(leaf.shape))[0] for key_path, leaf in leaves}
+
+
 def tensors_from_params(params: Any, place: Place) -> dict[str, np.ndarray]:
   """Another program's tensors from our parameters: the inverse, of NumPy arrays in C order."""
   tensors = {}

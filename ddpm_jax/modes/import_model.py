@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
 from ddpm_jax.config import build, checks
+from ddpm_jax.config.origins import find_folder, is_workdir
 from ddpm_jax.errors import UserError
+from ddpm_jax.interop import diffusers
 from ddpm_jax.interop.foreign import FORMS
 from ddpm_jax.storage.files import write_text
 from ddpm_jax.storage.workdir import (
@@ -39,13 +41,14 @@ def import_model(config: ConfigDict, workdir: str) -> None:
   checks.prepare(config)
   source = config.import_.path
   if not source:
-    raise UserError(f'--mode=import needs --config.import.path=PATH: {FORMS}')
+    raise UserError(f'--mode=import needs --config.import.path=PATH: a workdir, {FORMS}')
   path = workdir_path(workdir)
   check_path(path, writes=True)
   if steps_on_disk(path / 'checkpoints') or (path / 'metrics.jsonl').exists():
     raise UserError(f'--workdir={workdir} holds a run already; give another workdir')
   state, start = begin(config, source)
   step = start.step
+  _say_clip(source, config)
   path = open_workdir(workdir, saves_steps=True)
   with contextlib.ExitStack() as stack:
     if processes.is_primary():
@@ -58,3 +61,21 @@ def import_model(config: ConfigDict, workdir: str) -> None:
     checkpointer.wait()
   num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   processes.say(f'done: {source}, {num_params:,} parameters of step {step}; {path / "checkpoints"}')
+
+
+def _say_clip(source, config):
+  """Says where a pipeline was sampled with another clipping, which is no part of the model."""
+  folder = find_folder(source)
+  if folder is None or is_workdir(folder) or not diffusers.find_pipeline(folder):
+    return
+  ours = config.sample.clip
+  try:
+    theirs = diffusers.clip_of(folder)
+  except UserError as error:
+    processes.say(f'{error}; this config says sample.clip={ours}')
+    return
+  if theirs not in (None, ours):
+    processes.say(
+      f'{source}: its scheduler clips as sample.clip={theirs} does; this config says '
+      f'sample.clip={ours}'
+    )

@@ -1,5 +1,6 @@
 """Pipelines of diffusers, against one that the library wrote and what it computed with it."""
 
+import functools
 import json
 import shutil
 
@@ -12,8 +13,10 @@ from ddpm_jax.config import build
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import diffusers
 from ddpm_jax.interop.safetensors_file import read_safetensors, write_safetensors
+from ddpm_jax.sampling import CLIPS
 from tests.conftest import REFERENCE, load_reference
 from tests.fuzz import SLOW_FACTOR, count_refusals, mutations
+from tests.interop.test_weight_files import write_shards
 from tests.torch_writer import write_torch_legacy, write_torch_zip
 
 SAFETENSORS, BIN = diffusers.WEIGHTS
@@ -175,6 +178,10 @@ def test_what_the_library_lacks_is_not_exported(pipeline_config, overrides, mess
     ({'freq_shift': 0}, r'freq_shift=0, not 1 \(the only one here\)$'),
     ({'flip_sin_to_cos': True}, 'flip_sin_to_cos=true, not false'),
     ({'attention_head_dim': 8}, 'attention_head_dim=8, not null'),
+    ({'attention_head_dim': 32}, 'attention_head_dim=32, not null'),
+    ({'attention_head_dim': True}, 'attention_head_dim=true, not null'),
+    ({'attention_head_dim': [8, 8]}, r'attention_head_dim=\[8, 8\], not null'),
+    ({'attention_head_dim': [64]}, r'attention_head_dim=\[64\], not null'),
     ({'downsample_padding': 1, 'norm_eps': 1e-5}, 'downsample_padding=1, .*; norm_eps=1e-05, not'),
     ({'class_embed_type': 'timestep'}, 'class_embed_type="timestep", not null'),
     ({'resnet_time_scale_shift': 'scale_shift'}, 'resnet_time_scale_shift='),
@@ -191,6 +198,116 @@ def test_other_networks_are_refused_by_the_settings_name(pipeline, read, changes
   change_json(pipeline / 'unet' / 'config.json', **changes)
   with pytest.raises(UserError, match=rf'unet/config\.json: settings of another.*{message}'):
     read()
+
+
+@pytest.mark.parametrize('head_dim', [None, 64, [None, None], [8, 64], [32, 64]])
+def test_one_head_may_be_told_by_its_channels(pipeline, read, head_dim):
+  expected = read()
+  change_json(pipeline / 'unet' / 'config.json', attention_head_dim=head_dim)
+  same_trees(read(), expected)
+
+
+EMA_SETTINGS = {
+  'decay': 0.9999, 'inv_gamma': 1.0, 'min_decay': 0.0, 'optimization_step': 1234, 'power': 0.75,
+  'update_after_step': 0, 'use_ema_warmup': True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(pipeline):
+  """The pipeline as diffusers' training program leaves a checkpoint, the average being twice."""
+  folder = pipeline / 'checkpoint-1000'
+  folder.mkdir()
+  (pipeline / 'unet').rename(folder / 'unet')
+  shutil.copytree(folder / 'unet', folder / 'unet_ema')
+  state_dict = read_safetensors(folder / 'unet' / SAFETENSORS)
+  doubled = {name: 2 * tensor for name, tensor in state_dict.items()}
+  write_safetensors(folder / 'unet_ema' / SAFETENSORS, doubled)
+  change_json(folder / 'unet_ema' / 'config.json', **EMA_SETTINGS)
+  for name in ('optimizer.bin', 'scheduler.bin', 'random_states_0.pkl'):
+    (folder / name).write_bytes(b'')
+  return folder
+
+
+def test_checkpoints_of_training_have_weights_average_and_step(
+  checkpoint, pipeline_config, pipeline_like
+):
+  read = functools.partial(diffusers.read_models, checkpoint, pipeline_config, pipeline_like)
+  params, ema_params, step = read()
+  assert step == 1234
+  same_trees(jax.tree.map(lambda x: 2 * x, params), ema_params)
+  for chosen, expected in (
+    ('unet', (params, params)),
+    ('unet_ema', (ema_params, ema_params)),
+    ('unet_ema,unet', (ema_params, params)),
+  ):
+    same_trees(read(chosen)[:2], expected)
+  # The scheduler of the whole training lies beside the checkpoints.
+  change_json(checkpoint.parent / 'scheduler/scheduler_config.json', num_train_timesteps=100)
+  with pytest.raises(UserError, match='num_train_timesteps=100, not 1000'):
+    read()
+  shutil.rmtree(checkpoint.parent / 'scheduler')
+  change_json(checkpoint / 'unet_ema' / 'config.json', norm_eps=1e-5)
+  with pytest.raises(UserError, match=r'unet_ema/config\.json: .* norm_eps=1e-05, not 1e-06'):
+    read()
+  change_json(checkpoint / 'unet_ema' / 'config.json', norm_eps=1e-6, optimization_step='x')
+  assert read()[2] == 1000  # of the folder's name
+  shutil.rmtree(checkpoint / 'unet')
+  same_trees(read()[:2], (ema_params, ema_params))
+  assert diffusers.find_pipeline(checkpoint)
+
+
+def test_variants_are_weights_and_average_or_are_chosen(pipeline, pipeline_config, pipeline_like):
+  read = functools.partial(diffusers.read_models, pipeline, pipeline_config, pipeline_like)
+  plain = pipeline / 'unet' / SAFETENSORS
+  (params, _, step), state_dict = read(), read_safetensors(plain)
+  assert step == 0
+  doubled = {name: 2 * tensor for name, tensor in state_dict.items()}
+  write_safetensors(plain.with_name('diffusion_pytorch_model.non_ema.safetensors'), doubled)
+  raw, ema_params, _ = read()
+  same_trees((ema_params, jax.tree.map(lambda x: 2 * x, params)), (params, raw))
+  half = {name: tensor.astype(np.float16) for name, tensor in state_dict.items()}
+  write_safetensors(plain.with_name('diffusion_pytorch_model.fp16.safetensors'), half)
+  same_trees(read()[:2], (raw, params))
+  narrow = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), params)
+  same_trees(read('fp16')[:2], (narrow, narrow))
+  plain.unlink()
+  same_trees(read()[:2], (raw, narrow))
+  write_safetensors(plain.with_name('diffusion_pytorch_model.bf16.safetensors'), half)
+  message = r'unet: it has 2 sets of weights: bf16, fp16; choose one by --config\.import\.weights'
+  with pytest.raises(UserError, match=message):
+    read()
+  same_trees(read('non_ema,fp16')[:2], (raw, narrow))
+  with pytest.raises(UserError, match=r'import\.weights is fp8, and the sets .* are bf16, fp16, n'):
+    read('fp8')
+
+
+@pytest.mark.parametrize('form', ['safetensors', 'bin'])
+def test_shards_give_the_same(pipeline, read, form):
+  expected = read()
+  weights = pipeline / 'unet' / SAFETENSORS
+  write_shards(pipeline / 'unet', read_safetensors(weights), form, 3)
+  weights.unlink()
+  same_trees(read(), expected)
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'model.', 'ema.'])
+def test_prefixes_of_wrappers_are_known(pipeline, pipeline_config, pipeline_like, prefix):
+  read = functools.partial(diffusers.read_models, pipeline, pipeline_config, pipeline_like)
+  expected = read()[0]
+  weights = pipeline / 'unet' / SAFETENSORS
+  state_dict = with_old_names(read_safetensors(weights))
+  prefixed = {f'{prefix}{name}': tensor for name, tensor in state_dict.items()}
+  write_safetensors(weights, prefixed)
+  same_trees(read()[0], expected)
+  weights.unlink()
+  other = {name: 2 * tensor for name, tensor in state_dict.items()}
+  write_torch_zip(weights.with_suffix('.bin'), {'net': prefixed, 'average': other, 'step': 3})
+  message = rf'\.bin: it has 2 sets of weights: net\.{prefix[:-1]}, average; choose one by'
+  with pytest.raises(UserError, match=message):
+    read()
+  params, ema_params, _ = read('net,average')
+  same_trees((params, jax.tree.map(lambda x: 2 * x, params)), (expected, ema_params))
 
 
 def test_settings_left_out_are_the_librarys_defaults(pipeline, read):
@@ -216,14 +333,66 @@ def test_settings_left_out_are_the_librarys_defaults(pipeline, read):
     ({'num_train_timesteps': 100}, r'=100, not 1000 \(config: diffusion\.num_timesteps\)'),
     ({'variance_type': 'fixed_small'}, r'"fixed_large" \(config: diffusion\.var_type\)'),
     ({'prediction_type': 'v_prediction'}, r'"epsilon" \(config: diffusion\.mean_type\)'),
-    ({'clip_sample': False}, r'clip_sample=false, not true \(the only one here\)'),
-    ({'thresholding': True}, 'thresholding=true'),
+    ({'rescale_betas_zero_snr': True}, 'rescale_betas_zero_snr=true, not false'),
+    ({'timestep_values': [1, 2]}, 'timestep_values=.1, 2., a setting not known here'),
     ({'_class_name': 'EulerDiscreteScheduler'}, 'it is a "EulerDiscreteScheduler", not'),
   ],
 )
 def test_other_schedulers_are_refused_by_the_settings_name(pipeline, read, changes, message):
   change_json(pipeline / 'scheduler' / 'scheduler_config.json', **changes)
   with pytest.raises(UserError, match=rf'scheduler_config\.json: .*{message}'):
+    read()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'clip'),
+  [
+    ({}, 'static'),
+    ({'clip_sample': False}, 'none'),
+    ({'clip_sample': False, 'thresholding': True, 'sample_max_value': 1e6}, 'dynamic'),
+    ({'thresholding': True, 'sample_max_value': 1e9}, 'dynamic'),
+    ({'thresholding': True}, 'static'),  # at most 1, and at least 1
+    ({'thresholding': True, 'sample_max_value': 1.5}, r'sample_max_value=1\.5; that of .*dynamic'),
+    (
+      {'thresholding': True, 'sample_max_value': 1e6, 'dynamic_thresholding_ratio': 0.9},
+      r'dynamic_thresholding_ratio=0\.9, sample_max_value=1000000\.0; that of',
+    ),
+    ({'clip_sample_range': 2.0}, r'clip_sample_range=2\.0; that of sample\.clip=static is 1'),
+  ],
+)
+def test_clipping_of_a_scheduler_is_ours_or_named_and_refuses_no_model(
+  pipeline, read, changes, clip
+):
+  change_json(pipeline / 'scheduler' / 'scheduler_config.json', **changes)
+  read()
+  if clip in diffusers._CLIPS:
+    assert diffusers.clip_of(pipeline) == clip
+  else:
+    with pytest.raises(UserError, match=rf'scheduler_config\.json: no sample\.clip is .*{clip}'):
+      diffusers.clip_of(pipeline)
+
+
+@pytest.mark.parametrize('clip', CLIPS)
+def test_clipping_is_exported_and_comes_back(clip, pipeline_config, tmp_path):
+  config = pipeline_config.copy_and_resolve_references()
+  config.sample.clip = clip
+  diffusers.write_pipeline(tmp_path, config, {'conv_in': {}})
+  settings = json.loads((tmp_path / 'scheduler/scheduler_config.json').read_text())
+  assert settings['clip_sample'] == (clip == 'static')
+  assert settings['thresholding'] == (clip == 'dynamic')
+  assert diffusers.clip_of(tmp_path) == clip
+  assert diffusers.read_config(tmp_path, pipeline_config).sample.clip == clip
+
+
+def test_settings_of_the_first_versions_go_by_todays_names(pipeline, read):
+  path = pipeline / 'scheduler' / 'scheduler_config.json'
+  settings = json.loads(path.read_text())
+  del settings['prediction_type']
+  first = {'predict_epsilon': True, 'tensor_format': 'pt', 'timestep_values': None}
+  path.write_text(json.dumps(settings | first))
+  read()
+  path.write_text(json.dumps(settings | first | {'predict_epsilon': False}))
+  with pytest.raises(UserError, match='prediction_type="sample", not "epsilon"'):
     read()
 
 

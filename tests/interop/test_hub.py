@@ -11,7 +11,9 @@ import pytest
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import diffusers, hub
+from ddpm_jax.interop.safetensors_file import read_safetensors
 from tests.interop.test_diffusers import flatten
+from tests.interop.test_weight_files import write_shards
 
 ID = 'owner/name.v1-32'
 
@@ -62,6 +64,22 @@ def test_the_old_form_of_weights_where_there_is_no_other(web, tmp_path):
   safetensors.rename(old)
   folder = hub.fetch_pipeline(ID, tmp_path)
   assert sorted(path.name for path in (folder / 'unet').iterdir()) == ['config.json', old.name]
+
+
+@pytest.mark.parametrize('form', ['safetensors', 'bin', 'fp16'])
+def test_shards_and_variants_are_downloaded_too(web, form, tmp_path):
+  weights = web / 'unet' / diffusers.WEIGHTS[0]
+  if form == 'fp16':
+    weights.rename(weights.with_name('diffusion_pytorch_model.fp16.safetensors'))
+  else:
+    write_shards(web / 'unet', read_safetensors(weights), form)
+    weights.unlink()
+  expected = {path.name: path.read_bytes() for path in (web / 'unet').iterdir()}
+  for _ in range(2):
+    folder = hub.fetch_pipeline(ID, tmp_path) / 'unet'
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+    if form != 'fp16':  # as after a kill
+      next(folder.glob('*00002-of-00002*')).unlink()
 
 
 def test_what_is_not_there_is_said(web, tmp_path):

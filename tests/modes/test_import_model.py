@@ -10,8 +10,10 @@ from safetensors import SafetensorError
 
 from ddpm_jax import processes
 from ddpm_jax.config import build
+from ddpm_jax.config.origins import read_weights
 from ddpm_jax.errors import UserError, WriteError
 from ddpm_jax.interop import diffusers, pytorch_diffusion
+from ddpm_jax.interop.foreign import read_foreign
 from ddpm_jax.interop.tensors import tensors_from_params
 from ddpm_jax.interop.tf_ddpm import tf_name
 from ddpm_jax.modes.export_model import export_model
@@ -55,6 +57,11 @@ def models(trees, tmp_path):
     'pytorch_diffusion': str(tmp_path / 'model-7.ckpt'),
     'diffusers': str(tmp_path / 'pipeline'),
   }
+
+
+def read_sets(file, trees, **fields):
+  """(params, ema_params, step) of a file."""
+  return read_foreign(str(file), tiny_config(**fields), trees[0], cache_dir=None)
 
 
 def same_trees(actual, expected):
@@ -132,7 +139,7 @@ def test_what_cannot_be_imported_leaves_nothing_behind(models, tmp_path):
   workdir = tmp_path / 'run'
   wider = import_config(models['original'], **{'model.ch': 64})
   for config, message in (
-    (tiny_config(), '--config.import.path=PATH: a checkpoint of the original'),
+    (tiny_config(), '--config.import.path=PATH: a workdir, a checkpoint of the'),
     (import_config('/nowhere'), '/nowhere: nothing there; give a workdir'),
     (import_config('x' * 300), 'xxx: nothing there; give a workdir'),
     (import_config(str(tmp_path)), 'a folder without a model'),
@@ -147,6 +154,103 @@ def test_what_cannot_be_imported_leaves_nothing_behind(models, tmp_path):
       import_model(config, workdir)
     assert '\n' not in str(error.value)
     assert not workdir.exists()
+
+
+def test_our_own_runs_are_imported(models, trees, tmp_path, capsys):
+  train(tiny_config(**{'train.num_steps': 4, 'optim.learning_rate': 1.0}), tmp_path / 'own')
+  for i, (given, step) in enumerate(
+    ((f'{tmp_path}/own', 4), (f'{tmp_path}/own@2', 2), (f'{tmp_path}/own/checkpoints/2', 2))
+  ):
+    workdir = tmp_path / f'again{i}'
+    import_model(import_config(given), workdir)
+    for ema in (True, False):
+      theirs = read_weights(f'{tmp_path}/own', tiny_config(), step=step, ema=ema)
+      ours = read_weights(str(workdir), tiny_config(), ema=ema)
+      assert ours.step == step
+      same_trees(ours.params, theirs.params)
+  train(import_config(given), workdir)
+  assert 'steps       2 done, 6 to do' in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_diffusers_training_has_both_sets(models, trees, tmp_path, capsys):
+  folder = tmp_path / 'training/checkpoint-30'
+  diffusers.write_pipeline(folder, tiny_config(), trees[0])
+  (tmp_path / 'pipeline/unet').rename(folder / 'unet_ema')
+  settings = json.loads((folder / 'unet_ema/config.json').read_text())
+  settings |= {'optimization_step': 30, 'decay': 0.99}
+  (folder / 'unet_ema/config.json').write_text(json.dumps(settings))
+  config = import_config(str(folder))
+  import_model(config, tmp_path / 'run')
+  assert f'{folder}, step 30: weights and moving average\n' in capsys.readouterr().out
+  state, start = begin(config, str(tmp_path / 'run'))
+  assert start.step == 30
+  same_trees((state.params, state.ema_params), trees)
+  with pytest.raises(UserError, match='without a model, but checkpoint-30 in it has one;'):
+    import_model(import_config(str(folder.parent)), tmp_path / 'other')
+
+
+@pytest.mark.parametrize(
+  ('weights', 'indices'),
+  [('0', (0, 0)), ('4', (1, 1)), ('0.module,4', (0, 1)), ('4,0', (1, 0))],
+)
+def test_one_of_several_state_dicts_is_chosen(trees, weights, indices, tmp_path):
+  # As the program of DDIM (Song et al. 2021) writes checkpoints.
+  raw, ema = (tensors_from_params(tree, pytorch_diffusion.place) for tree in trees)
+  optimizer = {'state': {0: {'step': 3, 'exp_avg': np.ones(2, np.float32)}}, 'param_groups': []}
+  wrapped = {f'module.{name}': tensor for name, tensor in raw.items()}
+  file = tmp_path / 'ckpt.pth'
+  write_torch_zip(file, [wrapped, optimizer, 5, 800, ema])
+  message = r'ckpt\.pth: it has 2 sets of weights: 0\.module, 4; choose one by --config\.import\.w'
+  with pytest.raises(UserError, match=message):
+    read_sets(file, trees)
+  params, ema_params, step = read_sets(file, trees, **{'import_.weights': weights})
+  assert step == 0
+  same_trees((params, ema_params), tuple(trees[i] for i in indices))
+
+
+@pytest.mark.parametrize('prefix', ['module.', 'model.', '_orig_mod.', 'ema.', '_orig_mod.module.'])
+@pytest.mark.parametrize('nest', [lambda x: x, lambda x: {'epoch': 3, 'state_dict': x}])
+def test_prefixes_and_nesting_change_nothing(trees, prefix, nest, tmp_path):
+  state_dict = tensors_from_params(trees[0], pytorch_diffusion.place)
+  file = tmp_path / 'model.pt'
+  write_torch_zip(file, nest({f'{prefix}{name}': x for name, x in state_dict.items()}))
+  params, ema_params, _ = read_sets(file, trees)
+  assert params is ema_params
+  same_trees(params, trees[0])
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ({'net': {'x': np.ones(2)}, 'lr': 0.1}, r'no weights of this network, but net \(1 tensors, su'),
+    ({'x': np.ones(2)}, r'variables do not fit the model: .* 1 unknown: x \(2,\)'),
+    ([1, 'a'], 'no weights of this network, but a list without tensors'),
+    ('library', 'weights without their settings; give the folder of the pipeline'),
+  ],
+)
+def test_a_file_without_these_weights_says_what_it_has(trees, content, message, tmp_path):
+  if content == 'library':
+    content = {'unet': diffusers.state_dict_from_params(trees[0])}
+  write_torch_zip(tmp_path / 'model.pt', content)
+  with pytest.raises(UserError, match=rf'model\.pt: {message}') as error:
+    read_sets(tmp_path / 'model.pt', trees)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'clip', 'said'),
+  [
+    ({'clip_sample': False}, 'none', None),
+    ({'clip_sample': False}, 'static', 'clips as sample.clip=none does; this config says sample.'),
+    ({'clip_sample_range': 2.0}, 'static', 'clip_sample_range=2.0; that of sample.clip=static is'),
+  ],
+)
+def test_another_clipping_of_the_scheduler_is_said(models, settings, clip, said, tmp_path, capsys):
+  file = tmp_path / 'pipeline/scheduler/scheduler_config.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+  import_model(import_config(models['diffusers'], **{'sample.clip': clip}), tmp_path / 'run')
+  out = capsys.readouterr().out
+  assert said in out if said else 'this config says' not in out
 
 
 def test_runs_are_not_imported_over(models, tmp_path):
