@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, numerics
 from ddpm_jax.config import build, checks, origins
+from ddpm_jax.config.fields import check_fields
 from ddpm_jax.config.files import load_config
 from ddpm_jax.diffusion import Denoiser, timestep_subsequence
 from ddpm_jax.diffusion.forward import scale_images
@@ -67,6 +68,7 @@ def load(
     config = origins.config_of(given)
   elif isinstance(config, str):
     config = load_config(config)
+  check_fields(config)
   if not jax.config.jax_compilation_cache_dir:
     devices.use_compilation_cache(config.compilation_cache, default_cache_dir)
   own = None

@@ -73,6 +73,7 @@ def names(field: Sequence[str]) -> list[str]:
 
 def key(seed: int, stream: str) -> jax.Array:
   """The key of one of STREAMS; threefry, whose numbers are the same on every platform."""
+  seed = int(seed) if isinstance(seed, np.integer) else seed
   check_value('seed', seed)
   words = np.uint32([seed >> 32, seed & 0xFFFFFFFF])  # jax.random.key adds an offset
   with numerics.pinned():
@@ -565,6 +566,11 @@ def evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> Evaluator
   metrics = names(config.eval.metrics)
   of_images = [metric for metric in metrics if metric != 'bpd']
   splits = names(config.eval.bpd_splits) if 'bpd' in metrics else []
+  if 'bpd' in metrics and not splits:
+    raise UserError(
+      'eval.bpd_splits is empty; name some, as in --config.eval.bpd_splits=test, or '
+      'leave bpd out of eval.metrics'
+    )
   sources, notes = measured_splits(config, path, splits, 'eval.bpd_splits')
   notes += [line for opened in sources for line in getattr(opened, 'remarks', ())]
   bounds_of = bounds(config, sources, config.eval.bpd_terms) if sources else []

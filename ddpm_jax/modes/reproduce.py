@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
 from ddpm_jax.modes.evaluate import restored
 from ddpm_jax.storage.workdir import find_workdir, locked, open_workdir
@@ -22,13 +23,16 @@ def reproduce(config: ConfigDict, workdir: str) -> None:
     UserError: a config, checkpoint, data set or weights that cannot be used.
   """
   checks.prepare(config)
+  what = build.names(config.reproduce.what)
+  if not what:
+    raise UserError(f'reproduce.what is empty; name some of {", ".join(FIGURES)}')
   path = open_workdir(find_workdir(workdir))
   with contextlib.ExitStack() as stack:
     if processes.is_primary():
       stack.enter_context(locked(path, 'eval'))
     weights = stack.enter_context(restored(config, path, config.eval.step))
     run = build.figures_run(config, path, weights)
-    for name in build.names(config.reproduce.what):
+    for name in what:
       processes.say(f'{name} of step {weights.step}')
       folder = FIGURES[name](run)
       processes.say(f'done: {folder}')

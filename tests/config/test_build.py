@@ -8,6 +8,7 @@ from ddpm_jax import devices
 from ddpm_jax.config import build
 from ddpm_jax.config.checks import check
 from ddpm_jax.errors import UserError
+from ddpm_jax.modes.reproduce import reproduce
 from ddpm_jax.sampling import SAMPLERS
 from tests.tiny import tiny_config
 
@@ -58,6 +59,13 @@ def test_a_split_that_is_not_there_is_told_by_the_field_that_names_it():
   ):
     with pytest.raises(UserError, match=f'^{words}: digits has the splits'):
       read()
+
+
+def test_nothing_to_measure_or_to_reproduce_is_refused(tmp_path):
+  with pytest.raises(UserError, match=r'^eval\.bpd_splits is empty; name some'):
+    build.evaluator(tiny_config(**{'eval.metrics': ('bpd',), 'eval.bpd_splits': ('',)}))
+  with pytest.raises(UserError, match=r'^reproduce\.what is empty; name some of table1, table2'):
+    reproduce(tiny_config(**{'reproduce.what': ()}), tmp_path)
 
 
 def test_learned_variance_doubles_the_output():

@@ -120,6 +120,8 @@ def test_seeds_that_are_allowed_have_keys_of_their_own():
   seeds = (0, 1, 2**31 - 1, 2**31, 2**32 - 2, fields.MAX_SEED)
   keys = {jax.random.key_data(build.key(seed, 'train')).tobytes() for seed in seeds}
   assert len(keys) == len(seeds)
+  key = build.key(np.int64(3), 'train')
+  assert jax.random.key_data(key).tolist() == jax.random.key_data(build.key(3, 'train')).tolist()
   for seed in (-1, 2**32, 2**63, 0.5, None, True):
     with pytest.raises(UserError, match=r'^seed is '):
       build.key(seed, 'train')
