@@ -2,46 +2,20 @@
 
 Nothing is raised out of a signal handler. Such an exception comes anywhere: in a destructor, where
 Python swallows it, or in the midst of another library between the start of a computation and its
-result. Long work calls heed() between its pieces instead. A handler runs between two operations of
-Python only, so a thread hears Ctrl-C while the main thread is in a computation, and answers.
+result. Long work calls heeding.heed() between its pieces instead. A handler runs between two
+operations of Python only, so a thread hears Ctrl-C while the main thread is in a computation.
 """
 
 import contextlib
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 
 from ddpm_jax import processes
+from ddpm_jax.heeding import Interrupted, heed, may_be_left
 
 PATIENCE_SECS = 4.0  # after which nothing more is finished: by then Ctrl-C has ended the program
-
-_received: ContextVar[Sequence[int]] = ContextVar('received', default=())
-
-
-class Interrupted(BaseException):
-  """A signal came during work that may be left."""
-
-
-def is_left() -> bool:
-  """Whether a signal came during the work that may be left."""
-  return bool(_received.get())
-
-
-def heed() -> None:
-  """Leaves the work that may be left, once a signal came; called between two of its pieces."""
-  if is_left():
-    raise Interrupted
-
-
-def sleep(secs: float) -> None:
-  """Waits so long, or until a signal came."""
-  end = time.monotonic() + secs
-  while (left := end - time.monotonic()) > 0:
-    heed()
-    time.sleep(min(left, 0.2))
 
 
 @contextlib.contextmanager
@@ -103,14 +77,9 @@ class Stops:
 
   def leave_at(self, work: Callable[[], None]) -> None:
     """Calls work(), unless a signal came; one that comes meanwhile is heard where it heeds it."""
-    token = _received.set(self.received)
-    try:
+    with contextlib.suppress(Interrupted), may_be_left(self.received):
       heed()
       work()
-    except Interrupted:
-      pass
-    finally:
-      _received.reset(token)
 
 
 class Signals(Stops):
@@ -153,19 +122,17 @@ def interruptible() -> Iterator[None]:
     KeyboardInterrupt: Ctrl-C left the work.
   """
   received: list[int] = []
-  token = _received.set(received)
   words = 'stopping: what is computed is kept; Ctrl-C again ends at once'
   last_words = 'interrupted; the same command goes on where it stopped'
   try:
     with (
       _handled({signal.SIGINT: lambda number, _: received.append(number)}),
       _answered(words, last_words, PATIENCE_SECS),
+      may_be_left(received),
     ):
       yield
   except Interrupted:
     raise KeyboardInterrupt from None
-  finally:
-    _received.reset(token)
 
 
 @contextlib.contextmanager

@@ -21,12 +21,13 @@ ONE_LINE = {UserError, NotFiniteError}
 INTERNAL = {
   'AttributeError': ['__init__.py'],  # of a name that the package lacks
   'FileNotFoundError': ['storage/sealed_path.py'],  # to JAX
-  'Interrupted': ['signals.py'],
+  'Interrupted': ['heeding.py'],
   'KeyboardInterrupt': ['signals.py'],  # of Ctrl-C, heeded
   'NotImplementedError': ['data/pictures.py'],  # of an abstract method
   # Which callers explain.
   'OSError': [
     'data/downloads.py',
+    'data/pictures.py',
     'data/tfds.py',
     'interop/hub.py',
     'storage/checkpoints.py',

@@ -13,6 +13,7 @@ FILES = sorted((ROOT / 'ddpm_jax').rglob('*.py'))
 # one floor, arrows go one way (test_rooms_have_no_circle).
 FLOORS = {
   'errors': 0,
+  'heeding': 0,
   'paths': 0,
   'numerics': 1,
   'processes': 1,
@@ -180,7 +181,7 @@ def test_reading_of_pictures_needs_no_jax():
   for path in (ROOT / 'ddpm_jax' / 'data').glob('*.py'):
     for module in imported_modules(parse(path)):
       assert module.split('.')[0] not in ('jax', 'flax', 'optax'), path
-      allowed = ('ddpm_jax.data', 'ddpm_jax.errors', 'ddpm_jax.storage.files')
+      allowed = ('ddpm_jax.data', 'ddpm_jax.errors', 'ddpm_jax.paths', 'ddpm_jax.storage.files')
       assert module not in MODULES or module.startswith(allowed), path
 
 

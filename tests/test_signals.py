@@ -10,7 +10,8 @@ import pytest
 
 from ddpm_jax import processes
 from ddpm_jax import signals as signals_module
-from ddpm_jax.signals import Signals, Stops, heed, interruptible, sleep
+from ddpm_jax.heeding import heed, sleep
+from ddpm_jax.signals import Signals, Stops, interruptible
 from ddpm_jax.storage.files import file_lock
 
 

@@ -149,7 +149,7 @@ def _check_diffusion(config):
       f'diffusion.schedule={config.schedule} of {config.num_timesteps} timesteps (beta_start='
       f'{config.beta_start}, beta_end={config.beta_end}) ends at alphas_cumprod {signal:g}, where '
       f'x_T holds nothing of x_0 and '
-      f'mean_type={parameterization.mean} cannot be sampled; use mean_type=xstart, v or xprev'
+      f'mean_type={parameterization.mean} cannot be sampled; use xstart, v or xprev'
     )
 
 

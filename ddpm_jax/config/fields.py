@@ -24,6 +24,7 @@ LIMITS: dict[str, tuple[float, float]] = {
   'seed': (0, MAX_SEED),
   'data.image_size': (1, 2**16),
   'data.channels': (1, 2**10),
+  'data.holdout': (0, 1),
   'data.memory_limit_gib': (0, 2**30),
   'data.device_limit_gib': (0, 2**30),
   'data.num_workers': (0, 1024),

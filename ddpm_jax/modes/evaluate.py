@@ -14,7 +14,7 @@ from ddpm_jax.evaluation.evaluator import Evaluator, score_images
 from ddpm_jax.evaluation.features import GREY_NOTE
 from ddpm_jax.evaluation.images import open_images
 from ddpm_jax.evaluation.weights import Weights
-from ddpm_jax.signals import sleep
+from ddpm_jax.heeding import sleep
 from ddpm_jax.storage.checkpoints import GoneError, keep_steps
 from ddpm_jax.storage.identity import Identity
 from ddpm_jax.storage.logs import Terminal

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ddpm_jax.errors import REFUSALS, DiskError, UserError, WriteError
-from ddpm_jax.signals import heed
+from ddpm_jax.heeding import heed
 
 WAIT_SECS = 0.2  # between two looks at a lock
 

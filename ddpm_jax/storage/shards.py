@@ -31,7 +31,7 @@ import numpy as np
 
 from ddpm_jax import processes
 from ddpm_jax.errors import UserError, WriteError
-from ddpm_jax.signals import heed, is_left
+from ddpm_jax.heeding import heed, is_left
 from ddpm_jax.storage import logs
 from ddpm_jax.storage.files import file_lock, read_json, write_text, written_whole
 from ddpm_jax.storage.npz import open_npz

@@ -13,14 +13,6 @@ from ddpm_jax.sampling import SAMPLERS
 from tests.tiny import tiny_config
 
 
-def test_inception_takes_no_grey_images():
-  config = tiny_config(**{'eval.network': 'inception'})
-  check(config)  # one may train on them
-  with pytest.raises(UserError, match=r'not data.channels=1; use eval.metrics=bpd, or') as raised:
-    build.feature_network(config)
-  assert '\n' not in str(raised.value)
-
-
 def test_an_accelerator_takes_as_many_steps_as_all_intervals_allow(monkeypatch):
   config = tiny_config(**{'train.log_every_steps': 100, 'train.checkpoint_every_steps': 250})
   assert build.steps_per_dispatch(config) == 1
@@ -52,9 +44,8 @@ def test_a_split_that_is_not_there_is_told_by_the_field_that_names_it():
   config = tiny_config(**{'reproduce.split': 'foo', 'eval.bpd_splits': ('bar',)})
   run = build.figures_run(config, None, None)
   for read, words in (
-    (lambda: run.open_source('foo'), "reproduce.split='foo'"),
-    (lambda: run.make_bound('foo'), "reproduce.split='foo'"),
-    (lambda: run.make_bound('bar'), "eval.bpd_splits='bar'"),
+    (run.open_split, "reproduce.split='foo'"),
+    (run.open_bpd_splits, "eval.bpd_splits='bar'"),
     (lambda: build.source(tiny_config(**{'data.split': 'foo'})), "data.split='foo'"),
   ):
     with pytest.raises(UserError, match=f'^{words}: digits has the splits'):
@@ -93,7 +84,7 @@ def test_a_report_says_which_sampler():
   assert words(num_steps=4) == 'ancestral, 4 of 10 steps (trailing), fixedlarge'
   assert words(sampler='ddim', num_steps=5) == 'ddim, 5 of 10 steps (trailing), eta 0.0'
   assert words(sampler='ddim', eta=1.0) == 'ddim, 10 steps, eta 1.0'
-  assert words(sampler='heun', num_steps=5) == 'heun, 5 of 10 steps (trailing), 9 evaluations'
+  assert words(sampler='heun', num_steps=5) == 'heun, 5 of 10 steps (karras), 9 evaluations'
   assert words(sampler='heun', spacing='karras', num_steps=2).startswith(
     'heun, 2 of 10 steps (karras)'
   )

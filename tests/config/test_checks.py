@@ -21,7 +21,7 @@ from tests.tiny import tiny_config
     ('diffusion.var_type', 'small', "var_type is 'small'; it must be one of fixedsmall, "),
     ('diffusion.loss_type', 'l1', "loss_type is 'l1'; it must be one of mse, kl"),
     ('diffusion.var_type', 'learned', 'loss_type=mse does not train .*learned; use loss_type=kl'),
-    ('diffusion.schedule', 'jsd', 'ends at alphas_cumprod 0, .*use mean_type=xstart, v or xprev$'),
+    ('diffusion.schedule', 'jsd', 'ends at alphas_cumprod 0, .*use xstart, v or xprev$'),
     ('data.image_size', 9, r'data.image_size is 9; the 2 levels .* must be a multiple of 2'),
     ('data.image_size', 0, 'data.image_size is 0; it must be at least 1'),
     ('data.channels', 4, 'data.channels is 4; it must be one of 1, 3'),
@@ -184,5 +184,5 @@ def test_a_batch_that_the_devices_do_not_divide_is_no_mistake():
 
 
 def test_a_batch_of_training_is_of_no_account_where_nothing_is_trained():
-  config = tiny_config(**{'train.global_batch_size': 0})
+  config = tiny_config(**{'train.global_batch_size': 3})
   check(config, trains=False)

@@ -43,13 +43,13 @@ def test_a_folder_of_one_set_has_no_test_figure(folder):
   names, lines = measured(of(folder), None, 'train', 'test')
   assert names == ['train']
   (line,) = lines
-  assert line.startswith("No figures of the split test: data.split='test': ")
+  assert line.startswith("No figures of the split test: eval.bpd_splits='test': ")
   with pytest.raises(UserError, match=r'^eval\.bpd_splits: No figures of the split test'):
     measured(of(folder), None, 'test')
 
 
 def test_a_split_that_is_misspelt_is_named_by_its_field(folder):
-  with pytest.raises(UserError, match=r"^eval\.bpd_splits: data\.split='tset'"):
+  with pytest.raises(UserError, match=r"^eval\.bpd_splits='tset'"):
     measured(of(folder), None, 'train', 'tset')
 
 
