@@ -187,8 +187,8 @@ def check_sample(config: ConfigDict) -> None:
   check_choice('sample.files', sample.files, (None, 'png'))
   if sample.clip == 'dynamic' and build.parameterization(config.diffusion).is_step:
     raise UserError(
-      'sample.clip=dynamic changes the predicted x_0, which a prediction of x_{t-1} '
-      f'(diffusion.mean_type={config.diffusion.mean_type}) does not go through: use static'
+      'sample.clip=dynamic changes the predicted x_0, which a prediction of one step alone '
+      'does not go through: use static'
     )
   check_sampler(
     build.schedule(config),

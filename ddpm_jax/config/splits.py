@@ -47,8 +47,8 @@ def trained_on(config: ConfigDict, workdir: pathlib.Path | None) -> list[Trained
   theirs, ours = fields['data'].get('holdout'), config.data.holdout
   if theirs != ours:
     raise UserError(
-      f'data.holdout is {ours}, but the run in {workdir} was trained with {theirs}: a test split '
-      'is made when training begins, so leave this field as it was'
+      f'data.holdout is {ours or "none"}, but the run in {workdir} was trained with '
+      f'{theirs or "none"}: a test split is made when training begins, so leave it as it was'
     )
   for _ in range(_MAX_BRANCHES):
     origin = fields.get('init_from')

@@ -2,15 +2,30 @@
 
 import jax
 import numpy as np
-import pytest
 
 from ddpm_jax import devices
 from ddpm_jax.config import build
 from ddpm_jax.config.checks import check
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import features
 from ddpm_jax.modes.reproduce import reproduce
 from ddpm_jax.sampling import SAMPLERS
 from tests.tiny import tiny_config
+
+
+def test_inception_takes_grey_images_which_is_noted(tmp_path, monkeypatch):
+  asked = []
+
+  def network(weights, **given):
+    asked.append(given['is_grey'])
+    return features.digits_network()
+
+  monkeypatch.setattr(features, 'inception_network', network)
+  fields = {'eval.network': 'inception', 'eval.cache_dir': str(tmp_path)}
+  for channels in (1, 3):
+    scorer = build.scorer(tiny_config(**fields, **{'data.channels': channels}), ('fid',))
+    assert scorer.opened.notes == (features.GREY_NOTE,) * (channels == 1)
+  assert asked == [True, False]
 
 
 def test_an_accelerator_takes_as_many_steps_as_all_intervals_allow(monkeypatch):
@@ -85,9 +100,7 @@ def test_a_report_says_which_sampler():
   assert words(sampler='ddim', num_steps=5) == 'ddim, 5 of 10 steps (trailing), eta 0.0'
   assert words(sampler='ddim', eta=1.0) == 'ddim, 10 steps, eta 1.0'
   assert words(sampler='heun', num_steps=5) == 'heun, 5 of 10 steps (karras), 9 evaluations'
-  assert words(sampler='heun', spacing='karras', num_steps=2).startswith(
-    'heun, 2 of 10 steps (karras)'
-  )
+  assert words(sampler='heun', spacing='quad', num_steps=2).startswith('heun, 2 of 10 steps (quad)')
   assert words(sampler='unipc_2', num_steps=2, spacing='quad', clip='none') == (
     'unipc_2, 2 of 10 steps (quad), clip none'
   )
