@@ -56,13 +56,13 @@ def main(_: list[str]) -> None:
     name = MODES[given.mode]
     set_aside = numerics.pin()
     mode = getattr(importlib.import_module(f'ddpm_jax.modes.{name}'), name)
-    if processes.join(
+    processes.join(
       given.coordinator_address,
       given.num_processes,
       given.process_id,
       saves_at_sigterm=given.mode == 'train',
-    ):
-      devices.connect()
+    )
+    devices.connect()
     if set_aside:
       processes.say(set_aside)
     with signals.interruptible() if given.mode in LEFT_IN_PIECES else contextlib.nullcontext():

@@ -109,7 +109,21 @@ def fitting_batch_sizes(batch_size: int, num_examples: int) -> BatchSizes:
 
 
 def connect() -> None:
-  """Connects the processes: later, a CPU's first collective waits for the others for 30 s only."""
+  """Finds the devices, and connects those of several processes.
+
+  Later, a CPU's first collective would wait for the others for 30 s only.
+
+  Raises:
+    UserError: there are none of the kind that is asked for, or not as many on each process.
+  """
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # JAX raises either
+    reason = ' '.join(str(error).split()) or 'JAX finds none'
+    asked = os.environ.get('JAX_PLATFORMS')
+    raise UserError(
+      f'no device can be used: {reason}' + (f'; JAX_PLATFORMS={asked} asks for it' if asked else '')
+    ) from error
   _check_equal_counts()
   if jax.process_count() > 1:
     sum_all = jax.pmap(lambda x: jax.lax.psum(x, AXIS), AXIS)

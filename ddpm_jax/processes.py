@@ -3,14 +3,19 @@
 import atexit
 import contextlib
 import errno
+import fcntl
+import functools
+import ipaddress
 import json
 import os
 import pathlib
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -24,6 +29,7 @@ from ddpm_jax.errors import REFUSALS, DiskError, NotFiniteError, UserError
 
 HEARTBEAT_SECS = 20  # a process that is silent for so long is lost
 JOIN_SECS = 300  # for the slowest to start
+PATIENCE_SECS = 5  # after which a process says that it waits for others
 PRIMARY_STAYS_SECS = 2
 ABORT_SECS = 2  # in which JAX ends a process by abort(), if it does: that has many lines
 
@@ -47,6 +53,7 @@ if not heard.endswith(b'farewell'):
   print(sys.argv[2 if b'joined' in heard else 1], file=sys.stderr)
 """
 
+_met = threading.Event()  # whether the processes have met
 _watches = []  # functions that tell the watch something; one, if any
 
 # Exit codes, beside 0 for done, or stopped by a signal and saved; and 134, JAX's end of a process
@@ -100,17 +107,17 @@ def join(
       )
     _check(coordinator_address, num_processes, process_id)
 
+  _make_reachable(coordinator_address)
   tell_watch = _start_watch()
   # The service takes SIGTERM for itself, and only notes it until it is asked.
   jax.config.update('jax_enable_preemption_service', saves_at_sigterm)
-  jax.distributed.initialize(
-    coordinator_address,
-    num_processes,
-    process_id,
+  options = dict(
     local_device_ids=local_device_ids(os.environ),
     heartbeat_timeout_seconds=HEARTBEAT_SECS,
     initialization_timeout=JOIN_SECS,
   )
+  _meet(coordinator_address, num_processes, process_id, options)
+  _met.set()
   tell_watch(b'joined')
   if count() == 1:  # none to lose, nor to agree with: nobody will ask
     tell_watch(b'farewell')
@@ -120,8 +127,9 @@ def join(
 
 def _in_cluster():
   """Whether this process was started as one of several that JAX can tell from each other."""
-  for count in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'):
-    if int(os.environ.get(count, 1)) > 1:
+  for variable in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'):
+    value = os.environ.get(variable, '')
+    if value.isdecimal() and int(value) > 1:
       return True
   return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '') or _has_tpu()
 
@@ -142,8 +150,12 @@ def local_device_ids(environ: Mapping[str, str]) -> list[int] | None:
 
 
 def _check(address, num_processes, process_id):
-  host, _, port = address.rpartition(':')
-  if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+  host, port = _split(address)
+  is_number = port.isascii() and port.isdecimal()
+  is_bare = ':' in host and not address.startswith('[')  # an address of IPv6 needs its brackets
+  if (
+    not host or re.search(r'[/\s]', host) or is_bare or not is_number or not 0 < int(port) < 1 << 16
+  ):
     raise UserError(
       f'--coordinator_address={address} must be HOST:PORT, such as 10.0.0.1:1234, a port of the '
       'host of process 0'
@@ -167,6 +179,139 @@ def _check(address, num_processes, process_id):
         f'--coordinator_address={address}: process 0 cannot listen there ({error.strerror}); is '
         'another run using the port, or another process started with --process_id=0?'
       ) from error
+
+
+def _meet(coordinator_address, num_processes, process_id, options):
+  """jax.distributed.initialize, in a thread: Ctrl-C is heard meanwhile, and waiting is said."""
+  raised = []
+
+  def work():
+    try:
+      jax.distributed.initialize(coordinator_address, num_processes, process_id, **options)
+    except BaseException as error:
+      raised.append(error)
+
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
+  thread.join(PATIENCE_SECS)
+  if thread.is_alive():
+    host = _split(coordinator_address)[0]
+    unknown = host and not _knows(host)
+    words = f', but this host knows no address of {host}' if unknown else ''
+    where = f' at {coordinator_address}' if coordinator_address else ''
+    print(f'waits up to {JOIN_SECS} s for the other processes{where}{words}', flush=True)
+    thread.join()
+  if raised:
+    raise raised[0]
+
+
+def _split(coordinator_address):
+  """('10.0.0.1', '1234') of '10.0.0.1:1234', and ('::1', '1234') of '[::1]:1234'."""
+  host, _, port = (coordinator_address or '').rpartition(':')
+  return (host[1:-1] if host.startswith('[') and host.endswith(']') else host), port
+
+
+def _knows(host):
+  try:
+    return bool(socket.getaddrinfo(host, None))
+  except OSError:
+    return False
+
+
+def _make_reachable(coordinator_address):
+  """Has the other hosts told of an address that leads here, if this host's name has none.
+
+  Gloo, which moves data between CPUs, tells them the first of its name's addresses. On Debian and
+  Ubuntu that is 127.0.1.1, by /etc/hosts, and in a container there may be none.
+
+  Raises:
+    UserError: several addresses that could be the one.
+  """
+  name = socket.gethostname()
+  named = _address_of(name)
+  if named is not None and not ipaddress.ip_address(named).is_loopback:
+    return
+  coordinator, port = _split(coordinator_address)
+  address = _address_towards(coordinator, int(port or 0)) if coordinator else None
+  if address is not None and ipaddress.ip_address(address).is_loopback:
+    if coordinator == 'localhost' or _is_address(coordinator):  # all processes are on this host
+      if named is None:
+        _listen_at(address)
+      return
+    address = None  # it is this host's own name
+  if address is None:
+    address = _address_towards('192.0.2.1', 9)  # of no host (RFC 5737): by the default route
+  if address is None:
+    found = _addresses()
+    if len(found) != 1 and not coordinator:
+      return  # of a cluster: accelerators have networks of their own
+    if len(found) != 1:
+      stands_for = f'stands for {named}' if named else 'has no address'
+      raise UserError(
+        f"this host's name, {name}, {stands_for} in its /etc/hosts, which other hosts cannot "
+        f'reach, and of its addresses ({", ".join(found) or "none"}) none stands out: give '
+        '--coordinator_address with the address of the first host, not with a name, or write an '
+        f'address for {name} into /etc/hosts'
+      )
+    (address,) = found
+  _listen_at(address)
+
+
+def _is_address(host):
+  try:
+    ipaddress.ip_address(host)
+  except ValueError:
+    return False
+  return True
+
+
+def _address_of(name):
+  """The first address of a host's name that is one of this host; None if there is none."""
+  try:
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+  except OSError:
+    return None
+  for family, kind, _, _, address in found:
+    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+      probe.bind(address)
+      return address[0]
+  return None
+
+
+def _address_towards(host, port):
+  """This host's address on the way to another; None if there is no way. Nothing is sent."""
+  try:
+    for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+      with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        return probe.getsockname()[0]
+  except OSError:
+    pass
+  return None
+
+
+def _addresses():
+  """The IPv4 addresses of this host's network interfaces, without the loopback; on Linux."""
+  found, get_address = [], 0x8915  # SIOCGIFADDR
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    for _, name in socket.if_nameindex():
+      with contextlib.suppress(OSError):  # an interface without an address
+        answer = fcntl.ioctl(probe, get_address, struct.pack('256s', name.encode()))
+        found.append(socket.inet_ntoa(answer[20:24]))
+  return [address for address in found if not ipaddress.ip_address(address).is_loopback]
+
+
+def _listen_at(address):
+  """Has Gloo listen at an address, and tell the others of it."""
+  from jaxlib import _jax  # private: JAX has no setting for it
+
+  make = getattr(_jax, 'make_gloo_tcp_collectives', None)
+  if make is None:  # a later version
+    raise UserError(
+      f'this host has no name that leads to it: write the line "{address} {socket.gethostname()}" '
+      'into its /etc/hosts, in place of 127.0.1.1'
+    )
+  _jax.make_gloo_tcp_collectives = functools.partial(make, hostname=address)
 
 
 def _start_watch():
@@ -273,12 +418,17 @@ def leave(code: int) -> None:
   several = jax.distributed.is_initialized()
   for tell_watch in _watches:  # it is said already why
     tell_watch(b'farewell')
-  if not several and code != REFUSED:  # writers would try once more, and say so at length
+  meets = bool(_watches) and not _met.is_set()
+  if (
+    not several and not meets and code != REFUSED
+  ):  # writers would try once more, and say so at length
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()
-  if several and is_primary() and code != LOST_CODE:
-    time.sleep(PRIMARY_STAYS_SECS)  # when it goes, the others are ended: they may have words to say
+  if several and _met.is_set() and code != LOST_CODE:
+    with contextlib.suppress(RuntimeError):  # there are no devices that could tell
+      if is_primary():  # when it goes, the others are ended: they may have words to say
+        time.sleep(PRIMARY_STAYS_SECS)
   os._exit(code)
 
 

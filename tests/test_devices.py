@@ -171,6 +171,23 @@ def test_processes_of_different_numbers_of_devices_are_refused(monkeypatch):
     devices.connect()
 
 
+@pytest.mark.parametrize(
+  ('error', 'reason'),
+  [
+    (RuntimeError("Unable to initialize backend 'cuda':\n none"), 'Unable to .* none'),
+    (AssertionError(), 'JAX finds none'),  # jax 0.10
+  ],
+)
+def test_a_kind_of_device_that_is_not_there_is_told_in_one_line(error, reason, monkeypatch):
+  def fail():
+    raise error
+
+  monkeypatch.setattr(devices.jax, 'devices', fail)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  with pytest.raises(UserError, match=f'^no device can be used: {reason}; JAX_PLATFORMS=cuda asks'):
+    devices.connect()
+
+
 def test_one_process_is_the_primary_and_waits_for_nobody():
   assert processes.is_primary()
   assert (processes.index(), processes.count()) == (0, 1)

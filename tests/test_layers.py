@@ -53,6 +53,8 @@ DEVICE_NAMES = {
   'PartitionSpec',
 }
 PROCESS_NAMES = {'process_index', 'multihost_utils'}
+# JAX has no setting for the address at which Gloo listens.
+PRIVATE = {'ddpm_jax.processes': {'jaxlib'}}
 
 
 def module_name(path):
@@ -151,7 +153,10 @@ def test_devices_and_processes_have_one_file_each(path):
 def test_nobody_imports_private_jax_or_another_framework(path):
   for module in imported_modules(parse(path)):
     assert not module.startswith('jax._src'), module
-    assert module.split('.')[0] not in ('tensorflow', 'torch', 'torchvision', 'jaxlib'), module
+    others = {'tensorflow', 'torch', 'torchvision', 'jaxlib'} - PRIVATE.get(
+      module_name(path), set()
+    )
+    assert module.split('.')[0] not in others, module
   names = {ast.unparse(node) for node in ast.walk(parse(path)) if isinstance(node, ast.Attribute)}
   assert not any(name.startswith('jax._src') for name in names)
 

@@ -48,11 +48,13 @@ def start(args, *, processes, devices):
 
 
 def ends(started):
-  """[(exit code, stdout, stderr)] of each, stdout without the lines of the CPU's transport."""
+  """[(exit code, stdout, stderr)] of each, stdout without the lines of the CPU's transport, and
+  of those who wait for the others to start."""
   results = []
   for process in started:
     out, err = process.communicate(timeout=300)
-    results.append((process.returncode, re.sub(r'\[Gloo\].*\n', '', out), err))
+    out = re.sub(r'(\[Gloo\]|waits up to).*\n', '', out)
+    results.append((process.returncode, out, err))
   return results
 
 

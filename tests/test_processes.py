@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def test_what_ends_all_processes_of_a_job_leaves_the_watch():
     ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, False),  # within salloc, but not by srun
     ({'SLURM_STEP_NUM_TASKS': '1'}, False),
     ({'SLURM_STEP_NUM_TASKS': '4'}, True),
+    ({'SLURM_STEP_NUM_TASKS': ''}, False),
     ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
     ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
     ({'TPU_WORKER_HOSTNAMES': 't1,t2'}, True),
@@ -133,6 +135,7 @@ def test_clusters_are_seen_in_the_environment(monkeypatch, environ, several):
   joined = []
   monkeypatch.setattr(processes, '_start_watch', lambda: lambda words: None)
   monkeypatch.setattr(processes, '_has_tpu', lambda: False)
+  monkeypatch.setattr(processes, '_make_reachable', lambda address: None)
   monkeypatch.setattr('jax.distributed.initialize', lambda *args, **kwargs: joined.append(args))
   monkeypatch.setattr(processes, 'count', lambda: 4)
   assert processes.join() == several
@@ -167,6 +170,7 @@ def join(monkeypatch):
     return processes.join('host:1', count, count - 1, **kwargs), [*calls]
 
   monkeypatch.setattr(processes, '_check', note('check'))
+  monkeypatch.setattr(processes, '_make_reachable', note('make reachable'))
   monkeypatch.setattr(processes, '_start_watch', note('watch', note('tell')))
   monkeypatch.setattr('jax.distributed.initialize', note('initialize'))
   monkeypatch.setattr('jax.config.update', note('update'))
@@ -180,6 +184,7 @@ def test_sigterm_is_left_to_jax_where_several_processes_ask_it(join, saves):
   assert several
   assert calls == [
     ('check', 'host:1', 2, 1),
+    ('make reachable', 'host:1'),
     ('watch',),  # before JAX may end the process
     ('update', 'jax_enable_preemption_service', saves),
     ('initialize', 'host:1', 2, 1),
@@ -195,6 +200,81 @@ def test_one_process_has_nobody_to_lose(join):
     ('tell', b'farewell'),
     ('signal', signal.SIGTERM, signal.SIG_DFL),
   ]
+
+
+HERE, LOOPBACK = '10.0.0.2', '127.0.0.1'
+DEBIAN, UNKNOWN = '127.0.1.1', None
+
+
+@pytest.mark.parametrize(
+  ('named', 'coordinator', 'ways', 'own', 'told'),
+  [  # of a host: what its name stands for, the coordinator, its addresses on the way to others
+    (HERE, '10.0.0.1:1', {}, [], None),  # as it should be
+    (DEBIAN, '10.0.0.1:1', {'10.0.0.1': HERE}, [], HERE),
+    (UNKNOWN, '10.0.0.1:1', {'10.0.0.1': HERE}, [], HERE),
+    (UNKNOWN, '[fe80::1]:1', {'fe80::1': 'fe80::2'}, [], 'fe80::2'),
+    (DEBIAN, 'localhost:1', {'localhost': LOOPBACK}, [], None),
+    (UNKNOWN, 'localhost:1', {'localhost': LOOPBACK}, [], LOOPBACK),
+    (UNKNOWN, '127.0.0.1:1', {'127.0.0.1': LOOPBACK}, [], LOOPBACK),
+    # The coordinator's own host, which is named by its name: the default route, or all there is.
+    (DEBIAN, 'me:1', {'me': DEBIAN, '192.0.2.1': HERE}, [], HERE),
+    (DEBIAN, 'me:1', {'me': DEBIAN}, [HERE], HERE),
+    (DEBIAN, 'me:1', {'me': DEBIAN}, [HERE, '10.9.0.2'], 'me, stands for 127.0.1.1 in its /etc'),
+    (UNKNOWN, 'me:1', {}, [], 'me, has no address in its /etc/hosts, .* addresses (none) none'),
+    # Of a cluster, nothing is known of the coordinator.
+    (DEBIAN, None, {'192.0.2.1': HERE}, [], HERE),
+    (DEBIAN, None, {}, [HERE, '10.9.0.2'], None),
+  ],
+)
+def test_others_are_told_of_an_address_that_leads_here(
+  named, coordinator, ways, own, told, monkeypatch
+):
+  found = []
+  monkeypatch.setattr(processes.socket, 'gethostname', lambda: 'me')
+  monkeypatch.setattr(processes, '_address_of', lambda name: named)
+  monkeypatch.setattr(processes, '_address_towards', lambda host, port: ways.get(host))
+  monkeypatch.setattr(processes, '_addresses', lambda: own)
+  monkeypatch.setattr(processes, '_listen_at', found.append)
+  if told and told.startswith('me, '):
+    message = told.replace('(', r'\(').replace(')', r'\)')
+    with pytest.raises(UserError, match=f"^this host's name, {message}"):
+      processes._make_reachable(coordinator)
+    assert found == []
+  else:
+    processes._make_reachable(coordinator)
+    assert found == [told] * (told is not None)
+
+
+def test_addresses_of_this_host():
+  assert processes._address_of('localhost') in (LOOPBACK, '::1')
+  assert processes._address_of('192.0.2.1') is None  # of another host
+  assert processes._address_of('no.such.host.invalid') is None
+  assert processes._address_towards(LOOPBACK, 9) == LOOPBACK
+  assert processes._address_towards('no.such.host.invalid', 9) is None
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, None])
+def test_waiting_for_others_is_said_and_ends_with_ctrl_c(number):
+  script = (
+    'import os, signal, threading\n'
+    'from ddpm_jax import processes\n'
+    'processes.PATIENCE_SECS, processes.JOIN_SECS = 0.5, 4\n'
+    f'if {number is not None}:\n'
+    '  threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()\n'
+    'try:\n'
+    f'  processes.join("no.such.host.invalid:{free_port()}", 2, 1)\n'
+    'except KeyboardInterrupt as error:\n'
+    '  processes.leave(processes.explain(error))\n'
+  )
+  command, env = [sys.executable, '-c', script], os.environ | {'PYTHONPATH': str(ROOT)}
+  process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+  said = re.escape('s for the other processes at no.such.host.invalid:')
+  assert re.match(rf'waits up to 4 {said}\d+, but this host knows no addr', process.stdout)
+  if number is None:
+    assert process.stderr.splitlines()[-1] == NOT_JOINED
+  else:
+    assert process.stderr == 'interrupted; the same command goes on where it stopped\n'
+    assert process.returncode == processes.INTERRUPTED
 
 
 @pytest.mark.parametrize(
@@ -219,6 +299,10 @@ def test_one_process_a_node_takes_all_its_gpus(environ, ids):
     (('host', 2, 0), '--coordinator_address=host must be HOST:PORT, such as'),
     (('host:x', 2, 0), '--coordinator_address=host:x must be HOST:PORT'),
     (('host:70000', 2, 0), '--coordinator_address=host:70000 must be HOST:PORT'),
+    (('host:²', 2, 0), '--coordinator_address=host:² must be HOST:PORT'),
+    (('host: 1', 2, 0), '--coordinator_address=host: 1 must be HOST:PORT'),
+    (('http://host:1', 2, 0), '--coordinator_address=http://host:1 must be HOST:PORT'),
+    (('::1:1234', 2, 0), '--coordinator_address=::1:1234 must be HOST:PORT'),
     ((':1234', 2, 0), '--coordinator_address=:1234 must be HOST:PORT'),
     (('host:1', 2, 2), '--process_id=2 of --num_processes=2: must be one of 0, ..., 1, another'),
     (('host:1', 2, -1), '--process_id=-1 of --num_processes=2'),
