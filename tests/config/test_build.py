@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from ddpm_jax import devices
 from ddpm_jax.config import build
