@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import devices, numerics
-from ddpm_jax.config import build
+from ddpm_jax.config import build, checks
 from tests.tiny import tiny_config
 
 OTHERS = {  # settings that a user's program may have, for a block of code
@@ -139,6 +139,12 @@ def test_results_of_another_arithmetic_are_other_results(monkeypatch):
   other = build.samples_identity(tiny_config())
   assert other.dtype == 'float32, NVIDIA_TF32_OVERRIDE=0'
   assert other.key() != usual.key()
+
+
+def test_processes_of_another_arithmetic_differ(monkeypatch):
+  usual = checks._shared_fields(tiny_config())
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=true')
+  assert checks._shared_fields(tiny_config()) == usual | FAST
 
 
 def test_a_setting_that_no_block_can_change_is_known_by_name():
