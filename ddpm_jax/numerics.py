@@ -29,7 +29,10 @@ PINNED = {
   'jax_disable_jit': False,
   'jax_disable_most_optimizations': False,
 }
-# Those of them that JAX can set for a block of code.
+# What ends a run at a number that is not finite, which train.on_nonfinite answers. They change no
+# number, so that a user's own program keeps them.
+DEBUGGING = {'jax_debug_nans': False, 'jax_debug_infs': False}
+# Those of PINNED that JAX can set for a block of code.
 _CONTEXTS = {
   name: name.removeprefix('jax_')
   for name in PINNED
@@ -44,10 +47,10 @@ _OF_ARITHMETIC = re.compile(
 )
 
 
-def _differing():
-  """{name: value} of PINNED settings that have another value now."""
-  now = {name: getattr(jax.config, name, value) for name, value in PINNED.items()}
-  return {name: value for name, value in now.items() if value != PINNED[name]}
+def _differing(usual=PINNED):
+  """{name: value} of the settings that have another value than the usual one now."""
+  now = {name: getattr(jax.config, name, value) for name, value in usual.items()}
+  return {name: value for name, value in now.items() if value != usual[name]}
 
 
 def pin() -> str | None:
@@ -56,9 +59,10 @@ def pin() -> str | None:
   Returns:
     a line on those that are set aside; None if there are none.
   """
-  aside = _differing()
+  usual = PINNED | DEBUGGING
+  aside = _differing(usual)
   for name in aside:
-    jax.config.update(name, PINNED[name])
+    jax.config.update(name, usual[name])
   if not aside:
     return None
   words = ', '.join(f'{name.upper()}={value}' for name, value in sorted(aside.items()))

@@ -56,6 +56,15 @@ def test_a_program_sets_the_settings_aside_and_says_which():
     assert jax.config.jax_random_seed_offset == 0
 
 
+def test_what_ends_at_a_number_that_is_not_finite_is_set_aside_by_a_program_alone():
+  with settings(jax_debug_nans=True):
+    with numerics.pinned():
+      assert jax.config.jax_debug_nans
+      assert numerics.arithmetic({}) == {}
+    assert numerics.pin().startswith('set aside: JAX_DEBUG_NANS=True;')
+    assert not jax.config.jax_debug_nans
+
+
 def test_a_library_leaves_the_settings_as_they_were():
   with settings(**OTHERS):
     with numerics.pinned():
