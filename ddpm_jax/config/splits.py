@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax import data, processes
-from ddpm_jax.config.files import CONFIG_FILE
+from ddpm_jax.config.files import CONFIG_FILE, packaged_model
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
 from ddpm_jax.storage.files import read_json
@@ -24,11 +24,11 @@ class Trained:
 
   Attributes:
     where: words for it: of this run, or of one that it began from.
-    data: its config.data.
+    data: its config.data; None where that is not told, as by models of other programs.
   """
 
   where: str
-  data: dict[str, Any]
+  data: dict[str, Any] | None
 
 
 def trained_on(config: ConfigDict, workdir: pathlib.Path | None) -> list[Trained]:
@@ -52,11 +52,14 @@ def trained_on(config: ConfigDict, workdir: pathlib.Path | None) -> list[Trained
     )
   for _ in range(_MAX_BRANCHES):
     origin = fields.get('init_from')
-    folder = expanded(origin.rpartition('@')[0] or origin) if origin else None
-    fields = _read(folder) or (_read(expanded(origin)) if origin else None)
+    if not origin or packaged_model(origin) is not None:  # which are of train splits
+      return found
+    folders = map(expanded, (origin, origin.rpartition('@')[0]))
+    fields = next(filter(None, map(_read, folders)), None)
+    data_of = None if fields is None else fields['data']
+    found.append(Trained(f'{origin}, which this run began from,', data_of))
     if fields is None:
       return found
-    found.append(Trained(f'{origin}, which this run began from,', fields['data']))
   return found
 
 
@@ -83,7 +86,7 @@ def seen(config: ConfigDict, split: str, trained: Sequence[Trained]) -> str | No
     return None
   for run in trained:
     theirs = run.data
-    if not _same_source(config.data, theirs):
+    if theirs is None or not _same_source(config.data, theirs):
       continue
     is_made = split == 'test' and config.data.holdout is not None
     if is_made and theirs.get('holdout') == config.data.holdout and theirs['split'] == 'train':
@@ -134,7 +137,10 @@ def measured(
         raise
       source, line = None, f'No figures of the split {split}: {error}'
     if source is not None and data.is_held_out(split):
-      line = _seen_files(config, source, trained[0].data['split'], open_split)
+      line = _seen_files(config, source, _split_of(trained[0]), open_split)
+      unknown = [run.where for run in trained if run.data is None]
+      if not line and unknown:
+        lines.append(f'{unknown[0]} does not tell whether it trained on the split {split}.')
     if line:
       lines.append(line)
     elif source is not None:
@@ -142,6 +148,11 @@ def measured(
   if splits and not sources:
     raise UserError(f'{field}: {"; ".join(lines)}')
   return sources, lines
+
+
+def _split_of(run):
+  assert run.data is not None
+  return run.data['split']
 
 
 def _seen_files(config, source, trained_split, open_split):

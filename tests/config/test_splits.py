@@ -88,6 +88,14 @@ def test_a_branch_on_other_data_has_not(folder, tmp_path):
   assert measured(config, store(tmp_path / 'run', config), 'test') == (['test'], [])
 
 
+def test_an_origin_that_does_not_tell_its_data_is_noted(tmp_path):
+  origin = f'{tmp_path}/gone@3'
+  line = f'{origin}, which this run began from, does not tell whether it trained on the split test.'
+  for given, lines in (('digits', []), (origin, [line])):
+    config = tiny_config(**{'init_from': given})
+    assert measured(config, None, 'train', 'test') == (['train', 'test'], lines)
+
+
 def test_links_to_pictures_that_were_trained_on_are_found(folder):
   (folder / 'train').mkdir()
   (folder / 'test').mkdir()
