@@ -23,6 +23,7 @@ python -m ddpm_jax [--config=CONFIG] --workdir=DIR [--mode=MODE] [--config.FIELD
 Trains, samples and evaluates diffusion models.
 """
 _OVERRIDE = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
+_NAMES = r'[\w:\[%\]+-]+( *, *[\w:\[%\]+-]+)* *,?|'  # of splits, too: train[:50%]+test
 _HELP = ('h', 'help', 'helpshort', 'helpfull')
 _TRUE, _FALSE = ('true', 't', 'yes', '1'), ('false', 'f', 'no', '0')
 
@@ -152,8 +153,8 @@ def _read(kind, text, *, is_of_names):
       return kind(text)
     if kind is tuple:
       # `is` is a word of Python, too: 'fid,is' is not one of its tuples.
-      if is_of_names and re.fullmatch(r'[\w:\[%\]-]+(,[\w:\[%\]-]+)*,?|', text):
-        return tuple(name for name in text.split(',') if name)
+      if is_of_names and re.fullmatch(_NAMES, text):
+        return tuple(name for name in text.replace(' ', '').split(',') if name)
       value = ast.literal_eval(text)
       return tuple(value) if isinstance(value, list | tuple) else (value,)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

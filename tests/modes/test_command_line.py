@@ -61,6 +61,8 @@ def refusal(parse, *args, **kwargs):
     ('--noconfig.data.random_flip', 'data.random_flip', False),
     ('--config.data.random_flip=false', 'data.random_flip', False),
     ('--config.eval.metrics=fid,is', 'eval.metrics', ('fid', 'is')),
+    ('--config.eval.metrics=fid, is', 'eval.metrics', ('fid', 'is')),
+    ('--config.eval.bpd_splits=train+test', 'eval.bpd_splits', ('train+test',)),
     ("--config.eval.metrics=('fid','is')", 'eval.metrics', ('fid', 'is')),
     ('--config.eval.metrics=fid', 'eval.metrics', ('fid',)),
     ('--config.eval.metrics=()', 'eval.metrics', ()),
