@@ -2,11 +2,11 @@
 
    cc -shared -fPIC -o failing_calls.so failing_calls.c -ldl; LD_PRELOAD=./failing_calls.so ...
 
-   FAIL_CALL    open, read, write, fsync, rename, unlink or mkdir
-   FAIL_AT      1, 2, ...: which of these calls fails; 0: none
+   FAIL_CALL    open, read, write, fsync, rename, unlink or mkdir; unset: none fails, all count
+   FAIL_AT      1, 2, ...: which of these calls fails
    FAIL_ERRNO   with what
    FAIL_BELOW   calls on other paths than those that have this in them do not count
-   FAIL_LOG     a file that gets a line for each call that counts: its number and path */
+   FAIL_LOG     a file that gets a line for each call that counts: its name and path */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -27,19 +27,19 @@ static long count;
 /* Whether this call fails; errno is set then. */
 static int fails(const char *call, const char *path) {
   const char *chosen = getenv("FAIL_CALL"), *below = getenv("FAIL_BELOW");
-  if (!chosen || strcmp(chosen, call) || !path || !below || !strstr(path, below)) return 0;
+  if ((chosen && strcmp(chosen, call)) || !path || !below || !strstr(path, below)) return 0;
   const char *at = getenv("FAIL_AT"), *number = getenv("FAIL_ERRNO"), *log = getenv("FAIL_LOG");
   pthread_mutex_lock(&mutex);
   long now = ++count;
   if (log) {
     char line[PATH_MAX + 32];
-    int length = snprintf(line, sizeof line, "%ld %s\n", now, path);
+    int length = snprintf(line, sizeof line, "%s %s\n", call, path);
     int file = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND, 0600);
     syscall(SYS_write, file, line, (size_t)length);
     syscall(SYS_close, file);
   }
   pthread_mutex_unlock(&mutex);
-  if (!at || now != atol(at)) return 0;
+  if (!chosen || !at || now != atol(at)) return 0;
   errno = number ? atoi(number) : EIO;
   return 1;
 }

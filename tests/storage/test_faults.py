@@ -1,8 +1,13 @@
 """Killed at any moment, or its newest checkpoint damaged anywhere: the end is the same."""
 
 import logging
+import os
 import pathlib
+import re
+import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ import pytest
 from ddpm_jax.storage import checkpoints
 from ddpm_jax.storage.manifest import MANIFEST
 from tests import faults
+from tests.modes.test_main import ROOT
 from tests.modes.test_train import final_state, losses
 from tests.storage.test_checkpoints import assert_same_bits
 
@@ -75,6 +81,21 @@ def test_damage_anywhere_in_the_newest_checkpoint_is_noticed(tmp_path, caplog, c
   assert sum(done.values()) == count
   assert {kind for kind, _ in done} == {'flipped', 'cut', 'longer'}
   assert {where for _, where in done} == {'arrays', 'metadata', MANIFEST}
+
+
+@pytest.mark.skipif(
+  not sys.platform.startswith('linux') or shutil.which('cc') is None, reason='needs a C compiler'
+)
+@pytest.mark.parametrize('count', [4, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_single_call_that_fails_costs_nothing_that_was_saved(tmp_path, count):
+  command = [sys.executable, '-m', 'tests.failing_calls', f'--count={count}', f'--dir={tmp_path}']
+  process = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {'XLA_FLAGS': ''}
+  )
+  print(process.stdout)
+  assert (process.returncode, process.stderr) == (0, ''), process.stdout
+  assert sum(int(n) for n in re.findall(r': (\d+)$', process.stdout, re.MULTILINE)) == count
+  assert 'exit 74' in process.stdout
 
 
 @pytest.mark.slow
