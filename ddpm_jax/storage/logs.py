@@ -21,6 +21,7 @@ from ddpm_jax.errors import NotFiniteError, WriteError
 from ddpm_jax.storage.files import written_whole
 
 LOG_EVERY_SECS = 10
+SHOW_EVERY_SECS = 1.0  # on a terminal
 DROPPED = 'metrics.dropped.jsonl'
 
 
@@ -50,7 +51,7 @@ class Terminal:
     start, done = time.perf_counter(), threading.Event()
 
     def tell():
-      while not done.wait(1.0):
+      while not done.wait(SHOW_EVERY_SECS):
         self.show(f'{text}: {time.perf_counter() - start:.0f} s')
 
     thread = threading.Thread(target=tell, daemon=True)
@@ -118,7 +119,7 @@ class Progress:
     self._bar.close()
 
   def _tick(self):
-    while not self._closed.wait(1.0):
+    while not self._closed.wait(SHOW_EVERY_SECS):
       self._bar.refresh()
 
 

@@ -1,7 +1,9 @@
 """What a run tells."""
 
 import errno
+import io
 import json
+import sys
 import threading
 import time
 
@@ -256,3 +258,73 @@ def test_a_line_without_a_rate_has_no_eta(tmp_path, capsys):
 
 def test_duration():
   assert logs.duration(3723.4) == '1:02:03'
+
+
+class Screen(io.StringIO):
+  """A stdout that somebody looks at; `seen` is set once a text was shown."""
+
+  def __init__(self, awaited):
+    super().__init__()
+    self._awaited, self.seen = awaited, threading.Event()
+
+  def isatty(self):
+    return True
+
+  def write(self, text):
+    if self._awaited in text:
+      self.seen.set()
+    return super().write(text)
+
+
+@pytest.fixture
+def screen(monkeypatch):
+  def make(awaited):
+    monkeypatch.setattr(logs, 'SHOW_EVERY_SECS', 0.01)
+    monkeypatch.setattr(sys, 'stdout', Screen(awaited))
+    return sys.stdout
+
+  return make
+
+
+def test_what_is_waited_for_is_shown_on_a_terminal(screen):
+  shown = screen('compiles: 0 s')
+  with logs.Terminal().waiting('compiles'):
+    assert shown.seen.wait(30)
+  assert shown.getvalue().endswith('\x1b[K\r')  # nothing is left of the line
+
+
+def test_the_clock_of_a_bar_goes_before_anything_is_done(screen):
+  shown = screen('7/64')
+  progress = logs.Progress('samples', 64)
+  bars = shown.getvalue().count('0/64')
+  deadline = time.monotonic() + 30
+  while shown.getvalue().count('0/64') < bars + 2:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  progress.reach(7.9)
+  assert shown.seen.wait(30)
+  progress.add(64)
+  progress.close()
+
+
+def test_in_a_log_and_in_silence_nothing_is_shown(capsys, screen):
+  for terminal in (logs.Terminal(), logs.Silence()):
+    if isinstance(terminal, logs.Silence):
+      shown = screen('anything')
+    with terminal.waiting('compiles'):
+      time.sleep(0.05)
+    terminal.show('step 1/10')
+  logs.Silence().say('a line')
+  assert capsys.readouterr().out == shown.getvalue() == ''
+
+
+def test_in_a_log_the_steps_within_a_batch_count(monkeypatch, capsys):
+  monkeypatch.setattr(logs, 'LOG_EVERY_SECS', 0)
+  progress = logs.Progress('samples', 64)
+  progress.reach(0)
+  progress.reach(16.5)
+  progress.add(64)
+  progress.close()
+  told = capsys.readouterr().out.splitlines()
+  assert [line.split()[1] for line in told] == ['0/64', '16/64', '64/64']
+  assert ['ETA' in line for line in told] == [False, True, True]
