@@ -249,6 +249,11 @@ def _pmap(function, **kwargs):
   return jax.pmap(function, AXIS, devices=chosen, **kwargs)
 
 
+def result_shapes(compiled: Callable, *args: Any) -> Any:
+  """The ShapeDtypeStructs of what a compiled function returns; nothing is computed."""
+  return jax.eval_shape(getattr(compiled, '__wrapped__', compiled), *args)
+
+
 def on_cpu() -> bool:
   """Whether steps run on a CPU, which has fast paths of its own."""
   return jax.default_backend() == 'cpu'
@@ -280,7 +285,7 @@ def use_compilation_cache(asked: str | None, default: Callable[[], pathlib.Path]
       line = f'{folder} (none with --config.compilation_cache=off)'
     except OSError as error:
       line = f'none: {error.filename} cannot be written ({error.strerror})'
-    except RuntimeError as error:  # there is no home folder
+    except (RuntimeError, UserError) as error:  # there is no home folder
       line = f'none: {error} --config.compilation_cache names a folder'
   is_local = folder and '://' not in folder
   jax.config.update('jax_compilation_cache_dir', f'{SCHEME}{folder}' if is_local else folder)
@@ -300,6 +305,7 @@ def _compiled(pmapped, **kwargs):
   if on_cpu() and jax.process_count() == 1 and _has_cpu_options():
     compiled = jax.jit(pmapped, compiler_options=_CPU_COMPILER_OPTIONS, **kwargs)
 
+  @functools.wraps(compiled)
   def call(*args):
     with numerics.pinned():
       return compiled(*args)

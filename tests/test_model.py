@@ -16,6 +16,7 @@ from ddpm_jax.config.files import MODELS
 from ddpm_jax.config.origins import PACKAGED_WEIGHTS, read_weights
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError, check_system
+from ddpm_jax.evaluation import stepwise
 from ddpm_jax.interop import diffusers
 from ddpm_jax.interop.tensors import tensors_from_params
 from ddpm_jax.interop.tf_ddpm import tf_name
@@ -88,11 +89,11 @@ def test_an_interrupted_call_goes_on_from_where_it_was(model, monkeypatch):
   _, drawer = model._drawer(12, 9, None, None, 4)
   calls, draw = [], type(drawer).draw
 
-  def interrupted(self, params, ids):
+  def interrupted(self, params, ids, pauses):
     calls.append(ids[0])
     if len(calls) == 3:
       raise KeyboardInterrupt
-    return draw(self, params, ids)
+    return draw(self, params, ids, pauses)
 
   monkeypatch.setattr(type(drawer), 'draw', interrupted)
   with pytest.raises(KeyboardInterrupt):
@@ -103,6 +104,24 @@ def test_an_interrupted_call_goes_on_from_where_it_was(model, monkeypatch):
   assert model.drawn is None
   model.sample(4, seed=9, batch_size=4)  # another call has nothing of it
   assert calls[-1] == 0
+
+
+def test_a_batch_in_hand_goes_on_from_where_it_was(model, monkeypatch):
+  monkeypatch.setattr(stepwise, 'PIECE_SECS', 0.0)  # a step each
+  whole = model.sample(4, seed=9)
+  steps, advance = [], stepwise.advance
+
+  def interrupted(*args):
+    steps.append(args[-2])
+    if len(steps) == 5:
+      raise KeyboardInterrupt
+    return advance(*args)
+
+  monkeypatch.setattr(stepwise, 'advance', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    model.sample(4, seed=9)
+  np.testing.assert_array_equal(model.sample(4, seed=9), whole)
+  assert steps[4] == steps[5] > 0
 
 
 def test_bound_is_that_of_an_evaluation(workdir, model, digits, tmp_path):

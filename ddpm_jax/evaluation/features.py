@@ -58,7 +58,7 @@ class FeatureNetwork:
   def num_features(self, image_shape: tuple[int, ...]) -> int:
     """d, for images of a shape; nothing is computed."""
     blank = np.zeros((devices.fitting_batch_sizes(1, 1).host, *image_shape), np.uint8)
-    output = jax.eval_shape(self.extract, self.params, devices.split_over_devices(blank))
+    output = devices.result_shapes(self.extract, self.params, devices.split_over_devices(blank))
     return output['features'].shape[-1]
 
 

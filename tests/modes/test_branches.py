@@ -170,7 +170,7 @@ def test_info_says_what_a_workdir_holds(origin, tmp_path, capsys):
   out = capsys.readouterr().out
   assert 'checkpoints 2, 4, 6 (' in out
   assert 'data        digits, split train, 8 x 8 x 1\n' in out
-  assert 'logged      step 6, loss ' in out
+  assert 'logged      step 6, loss_mean ' in out
   info(tiny_config(), 'digits')
   assert 'parameters  ' in capsys.readouterr().out
   with pytest.raises(UserError, match='is no workdir: it has neither a config nor results'):

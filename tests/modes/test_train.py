@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ddpm_jax import data, devices, processes, trainer
+from ddpm_jax import data, devices, heeding, processes, trainer
 from ddpm_jax.config import build
 from ddpm_jax.errors import NotFiniteError, UserError, WriteError
 from ddpm_jax.evaluation.samples import Drawer
@@ -173,7 +173,7 @@ def test_signals_in_the_midst_of_sampling_cost_no_samples(
 
   def signalled(*_):
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)
+    heeding.sleep(60)
 
   with monkeypatch.context() as patch:
     patch.setattr(Drawer, 'draw', signalled)
