@@ -156,8 +156,8 @@ def test_what_cannot_be_imported_leaves_nothing_behind(models, tmp_path):
     assert not workdir.exists()
 
 
-def test_our_own_runs_are_imported(models, trees, tmp_path, capsys):
-  train(tiny_config(**{'train.num_steps': 4, 'optim.learning_rate': 1.0}), tmp_path / 'own')
+def test_our_own_runs_are_imported(tmp_path):
+  train(tiny_config(**{'train.num_steps': 4}), tmp_path / 'own')
   for i, (given, step) in enumerate(
     ((f'{tmp_path}/own', 4), (f'{tmp_path}/own@2', 2), (f'{tmp_path}/own/checkpoints/2', 2))
   ):
@@ -168,8 +168,6 @@ def test_our_own_runs_are_imported(models, trees, tmp_path, capsys):
       ours = read_weights(str(workdir), tiny_config(), ema=ema)
       assert ours.step == step
       same_trees(ours.params, theirs.params)
-  train(import_config(given), workdir)
-  assert 'steps       2 done, 6 to do' in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_diffusers_training_has_both_sets(models, trees, tmp_path, capsys):
