@@ -35,6 +35,7 @@ from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.files import damaged, read_json, write_text
 from ddpm_jax.storage.logs import RunLog, Silence, Terminal
 from ddpm_jax.storage.workdir import (
+  check_config,
   has_begun,
   locked,
   open_workdir,
@@ -195,8 +196,7 @@ def run(
     config = settled(config, path)
     begun = has_begun(path)
     if processes.is_primary():
-      store_config(path, config)
-      store_arithmetic(path, numerics.arithmetic())
+      check_config(path, config)
       check_finished(path)
     if source is not None and config.data.holdout is not None:
       raise UserError(
@@ -204,8 +204,10 @@ def run(
       )
     with terminal.waiting('opens the pictures'):
       source = source or build.source(config)
-    if processes.is_primary():
+    if processes.is_primary():  # not before the pictures are there: a first try may fail
       keep_record(path, source, has_begun=begun, say=say)
+      store_config(path, config)
+      store_arithmetic(path, numerics.arithmetic())
     checkpointer = stack.enter_context(build.checkpointer(config, path))
 
     def restore():

@@ -286,26 +286,31 @@ def _unmoved(config):
   return {**config, 'data': {**data, 'source': 'folder:'}}
 
 
-def store_config(path: pathlib.Path, config: ConfigDict) -> None:
-  """Writes config.json, once the run that has begun there, if any, is found to be the same one.
+def check_config(path: pathlib.Path, config: ConfigDict) -> None:
+  """Raises a UserError if the run that has begun there, if any, is one of another config.
 
-  Raises:
-    UserError: a field that decides the course of the run differs; all such are named.
+  All fields are named that decide the course of the run and differ.
   """
   file = path / 'config.json'
-  current = config_dict(config)
   if file.exists() and has_begun(path):
-    stored = read_object(file)
-    differing = differing_fields(
-      _unmoved(stored), _unmoved(current), FIXED_FIELDS, stored_name='workdir'
-    )
+    stored, current = _unmoved(read_object(file)), _unmoved(config_dict(config))
+    differing = differing_fields(stored, current, FIXED_FIELDS, stored_name='workdir')
     if differing:
       raise UserError(
         f'--workdir={path} holds a run of another config ({"; ".join(differing)}); '
         'give the config of that run, or another workdir, with init_from for a branch of that run'
       )
+
+
+def store_config(path: pathlib.Path, config: ConfigDict) -> None:
+  """Writes config.json; the config of a run that has begun is not replaced by another one.
+
+  Raises:
+    UserError: as check_config.
+  """
+  check_config(path, config)
   write_text(path / FORMAT_FILE, json.dumps({'format': FORMAT}) + '\n')
-  write_text(file, json.dumps(current, indent=2) + '\n')
+  write_text(path / 'config.json', json.dumps(config_dict(config), indent=2) + '\n')
 
 
 def store_arithmetic(path: pathlib.Path, facts: Mapping[str, Any]) -> None:

@@ -360,6 +360,12 @@ def test_run_that_is_done_does_nothing(undisturbed, capsys):
   assert losses(undisturbed) == before
 
 
+def test_a_first_try_without_pictures_leaves_no_config(tmp_path):
+  with pytest.raises(UserError, match='does not exist; give a folder of pictures'):
+    train(tiny_config(**{'data.source': f'folder:{tmp_path}/typo'}), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
 def test_another_config_in_the_workdir_is_refused(undisturbed):
   with pytest.raises(UserError, match=r'another config \(optim.ema_decay: workdir 0.5, config 0.9'):
     train(tiny_config(**{'optim.ema_decay': 0.9}), undisturbed)
