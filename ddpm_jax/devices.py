@@ -241,7 +241,7 @@ def compile_batch_fn(
     step: a pure function of one device's batch, whose results have one row an example.
     in_axes: None for each argument that all devices share, 0 for each that they divide.
   """
-  return _compiled(_pmap(step, in_axes=in_axes))
+  return _pinned(_compiled(_pmap(step, in_axes=in_axes)))
 
 
 def _pmap(function, **kwargs):
@@ -301,9 +301,13 @@ def _writable_folder(given, default):
 
 
 def _compiled(pmapped, **kwargs):
-  compiled = pmapped
   if on_cpu() and jax.process_count() == 1 and _has_cpu_options():
-    compiled = jax.jit(pmapped, compiler_options=_CPU_COMPILER_OPTIONS, **kwargs)
+    return jax.jit(pmapped, compiler_options=_CPU_COMPILER_OPTIONS, **kwargs)
+  return pmapped
+
+
+def _pinned(compiled):
+  """The same under numerics.pinned: a library is called under its user's settings."""
 
   @functools.wraps(compiled)
   def call(*args):

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import pathlib
@@ -45,7 +44,6 @@ from ddpm_jax.storage.workdir import (
 )
 from ddpm_jax.training import loop
 from ddpm_jax.training.state import TrainState, init_train_state
-from ddpm_jax.training.step import TrainStep
 
 MAX_TABLE_LINES = 16
 MAX_SKIPPED_BATCHES = 10  # a run that has more of them has another fault
@@ -245,7 +243,7 @@ def run(
           batches.check_early()
           step, stopped = loop.run(
             state,
-            compiled_aloud(train_step, terminal),
+            train_step,
             batches,
             plan=plan,
             data=data,
@@ -256,6 +254,7 @@ def run(
               plan, path, log, config.train.num_samples, drawer, evaluator, terminal
             ),
             signals=signals,
+            terminal=terminal,
           )
           break
         except NotFiniteError as error:
@@ -270,19 +269,6 @@ def run(
     say(f'stopped by {name} at step {step}: saved; the same command goes on from there')
   else:
     say(f'done: {step} steps; {path / "checkpoints"}')
-
-
-def compiled_aloud(train_step: TrainStep, terminal: Terminal) -> TrainStep:
-  """The same step, which shows that its first call compiles."""
-  calls = itertools.count()
-
-  def step(*args):
-    if next(calls):
-      return train_step(*args)
-    with terminal.waiting('compiles the training step'):
-      return train_step(*args)
-
-  return step
 
 
 def make_visit(

@@ -1,5 +1,6 @@
 """The training loop: step, log, save, visit."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from ddpm_jax import devices
 from ddpm_jax.data import Batches
 from ddpm_jax.signals import Stops
 from ddpm_jax.storage.checkpoints import Checkpointer
-from ddpm_jax.storage.logs import RunLog
+from ddpm_jax.storage.logs import RunLog, Terminal
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import TrainStep
 
@@ -52,6 +53,7 @@ def run(
   checkpointer: Checkpointer,
   visit: Callable[[int, TrainState], None],
   signals: Stops,
+  terminal: Terminal,
 ) -> tuple[int, bool]:
   """Trains from state.step to plan.num_steps.
 
@@ -66,6 +68,7 @@ def run(
     checkpointer: Checkpointer.
     visit: (step, state) -> None: draws and measures what is due, but not what is there already.
     signals: Stops.
+    terminal: Terminal, which shows that the first dispatch compiles.
 
   Returns:
     (steps done, whether a signal ended the run).
@@ -78,9 +81,12 @@ def run(
   signals.leave_at(lambda: visit(step, state))  # the run before may have been stopped there
   # A signal during that stops the run here: after another step, nobody would make up for it.
   stops = signals.stop_agreed()
+  compiling = terminal.waiting('compiles the training step')
   blocks = [] if stops else dispatches(batches, step, plan, gather=data is not None)
   for step, block in blocks:
-    state, metrics = train_step(state, block, data, key)
+    with compiling:
+      state, metrics = train_step(state, block, data, key)
+    compiling = contextlib.nullcontext()
     log.add(step, metrics, write=plan.is_due(step, plan.log_every_steps))
     if plan.is_saved(step):
       save(checkpointer, log, step, state)

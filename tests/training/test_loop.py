@@ -10,7 +10,7 @@ import pytest
 
 from ddpm_jax.errors import NotFiniteError
 from ddpm_jax.signals import Signals
-from ddpm_jax.storage.logs import RunLog
+from ddpm_jax.storage.logs import RunLog, Terminal
 from ddpm_jax.training.loop import Plan, dispatches, run
 from ddpm_jax.training.state import TrainState
 
@@ -68,6 +68,7 @@ def run_plan(plan, record, *, start_step=0, during=lambda step: None, losses=Non
       checkpointer=record,
       visit=record.visit,
       signals=signals,
+      terminal=Terminal(),
     )
 
 
