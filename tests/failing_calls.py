@@ -26,7 +26,7 @@ from ddpm_jax import processes
 from ddpm_jax.devices import BatchSizes
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.checkpoints import Checkpointer
-from ddpm_jax.storage.logs import RunLog
+from ddpm_jax.storage.logs import RunLog, Silence
 from ddpm_jax.storage.workdir import locked, open_workdir, steps_on_disk, store_config
 from tests.storage.test_checkpoints import CONFIG, bits, make_state
 from tests.tiny import tiny_config
@@ -71,7 +71,7 @@ def work(folder):
     start = 0 if restored is None else int(restored.step)
     log = stack.enter_context(
       contextlib.closing(
-        RunLog(path, start_step=start, num_steps=STEPS[-1], images_per_step=1, say=lambda _: None)
+        RunLog(path, start_step=start, num_steps=STEPS[-1], images_per_step=1, terminal=Silence())
       )
     )
     for step in STEPS:
@@ -83,7 +83,7 @@ def work(folder):
         checkpointer.wait()
         print(step, flush=True)
   sizes = BatchSizes(4, 4, 1)
-  shards.collect(path / 'rows', 'rows', {}, NUM_ROWS, lambda i: {'squares': i**2}, sizes=sizes)
+  shards.collect(path / 'rows', 'rows', {}, NUM_ROWS, lambda i, _: {'squares': i**2}, sizes=sizes)
 
 
 def work_to_the_end(folder):
