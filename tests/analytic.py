@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion import Parameterization, make_denoiser, q_posterior_mean_variance
+from ddpm_jax.diffusion.prediction import Prediction
 from ddpm_jax.sampling import clipped
 
 MIXTURE = {'weights': [0.3, 0.7], 'means': [-0.8, 0.5], 'stds': [0.3, 0.2]}
@@ -100,3 +101,79 @@ def predict(schedule, output, x_t, t, *, mean, variance, clip='none'):
 def batch_noise_fn(shape, seed=0):
   """t -> noise ~ N(0, I) of this shape, a function of the seed and t."""
   return lambda t: jax.random.normal(jax.random.fold_in(jax.random.key(seed), t), shape)
+
+
+class VectorMixture:
+  """Examples of `shape` that are draws of a mixture of Gaussians with full covariances.
+
+  Args:
+    weights: [K].
+    means: [K, d], d the elements of an example.
+    covariances: [K, d, d].
+    shape: of an example.
+  """
+
+  def __init__(self, weights, means, covariances, shape):
+    self.weights, self.means, self.covariances = map(np.asarray, (weights, means, covariances))
+    self.shape, self.size = shape, self.means.shape[1]
+
+  def denoiser(self, schedule):
+    """(x_t, t) -> the Prediction of E[x_0 | x_t]."""
+    abar = schedule.alphas_cumprod[:, None, None, None]
+    inverse = np.linalg.inv(abar * self.covariances + (1 - abar) * np.eye(self.size))
+    tables = {
+      'gain': np.sqrt(abar) * self.covariances @ inverse,
+      'inverse': inverse,
+      'log_weight': np.log(self.weights) + 0.5 * np.linalg.slogdet(inverse)[1],
+      'center': np.sqrt(abar[..., 0]) * self.means,
+    }
+    tables = {name: jnp.asarray(table, jnp.float32) for name, table in tables.items()}
+
+    def denoiser(x_t, t):
+      now = {name: table[t] for name, table in tables.items()}
+      z = x_t.reshape(len(x_t), 1, self.size) - now['center']
+      distance = jnp.einsum('bki,bkij,bkj->bk', z, now['inverse'], z)
+      shares = jax.nn.softmax(now['log_weight'] - 0.5 * distance, axis=-1)
+      means = jnp.asarray(self.means, x_t.dtype)[None] + jnp.einsum('bkij,bkj->bki', now['gain'], z)
+      return Prediction((shares[..., None] * means).sum(1).reshape(x_t.shape))
+
+    return denoiser
+
+  def posterior(self, matrix, y):
+    """Mean [d] and covariance [d, d] of x_0 given matrix x_0 = y, for a matrix [m, d] of rank m."""
+    shares, means, covariances = [], [], []
+    for weight, mean, cov in zip(self.weights, self.means, self.covariances, strict=True):
+      gram, offset = matrix @ cov @ matrix.T, y - matrix @ mean
+      gain = cov @ matrix.T @ np.linalg.inv(gram)
+      distance = offset @ np.linalg.solve(gram, offset)
+      shares.append(weight * np.exp(-0.5 * distance) / np.sqrt(np.linalg.det(gram)))
+      means.append(mean + gain @ offset)
+      covariances.append(cov - gain @ matrix @ cov)
+    shares = np.array(shares) / np.sum(shares)
+    mean = shares @ np.array(means)
+    between = np.array(means) - mean
+    return mean, np.einsum('k,kij->ij', shares, np.array(covariances)) + between.T @ (
+      shares[:, None] * between
+    )
+
+
+def _correlated(variance, correlation):
+  index = np.arange(4)
+  return variance * correlation ** np.abs(index[:, None] - index)
+
+
+# 2 x 2 pixels: of independent ones, of a line of correlated ones, and two kinds of pictures.
+PICTURES = {
+  'independent': VectorMixture(
+    [1.0], [[0.3, -0.2, 0.1, 0.4]], [0.25 * np.eye(4)], (2, 2, 1)
+  ),
+  'correlated': VectorMixture(
+    [1.0], [[0.3, -0.2, 0.1, 0.4]], [_correlated(0.25, 0.7)], (2, 2, 1)
+  ),
+  'mixture': VectorMixture(
+    [0.4, 0.6],
+    [[0.5, 0.5, 0.3, 0.2], [-0.5, -0.3, -0.5, 0.1]],
+    [_correlated(0.06, 0.5), _correlated(0.09, -0.3)],
+    (2, 2, 1),
+  ),
+}  # fmt: skip

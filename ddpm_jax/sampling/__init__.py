@@ -2,7 +2,24 @@
 
 from ddpm_jax.sampling.ancestral import Chain, ChainState
 from ddpm_jax.sampling.clip import CLIPS, clipped
+from ddpm_jax.sampling.editing import (
+  conditioned,
+  ddnm,
+  depth_timesteps,
+  noised,
+  pigdm,
+  repaint_chain,
+)
 from ddpm_jax.sampling.noise import fold_rows, make_noise_fn
+from ddpm_jax.sampling.operators import (
+  LinearOperator,
+  average_pooling,
+  blur,
+  channel_mean,
+  gaussian_kernel,
+  linear_operator,
+  masking,
+)
 from ddpm_jax.sampling.solvers import CHAINS, SAMPLERS, ddim_encode
 
 __all__ = [
@@ -11,8 +28,21 @@ __all__ = [
   'SAMPLERS',
   'Chain',
   'ChainState',
+  'LinearOperator',
+  'average_pooling',
+  'blur',
+  'channel_mean',
   'clipped',
+  'conditioned',
   'ddim_encode',
+  'ddnm',
+  'depth_timesteps',
   'fold_rows',
+  'gaussian_kernel',
+  'linear_operator',
   'make_noise_fn',
+  'masking',
+  'noised',
+  'pigdm',
+  'repaint_chain',
 ]

@@ -70,9 +70,18 @@ def _lengthened(schedule, kept, prediction, t, row):
   return Prediction(prediction.x_0, jnp.log(entry(kept.posterior_variance, row) + longer))
 
 
-def _make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance):
-  """(i, x_t) -> (t, x at the next kept timestep, predicted x_0): step i, from the noisiest on."""
-  is_whole = len(timesteps) == schedule.num_timesteps
+def make_reverse_step(
+  schedule: NoiseSchedule,
+  denoiser: Denoiser,
+  noise_fn: Callable[[jax.Array], jax.Array],
+  timesteps: np.ndarray,
+  variance: str | None,
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+  """(i, x_t) -> (t, x at the next kept timestep, predicted x_0): step i, from the noisiest on.
+
+  The timesteps 0, ..., n - 1 are steps of the whole chain, of which they are the last.
+  """
+  is_whole = np.array_equal(timesteps, np.arange(len(timesteps)))
   kept = schedule if is_whole else respace(schedule, timesteps)
 
   def reverse_step(i, x_t):
@@ -124,7 +133,7 @@ def ancestral(
   """
   timesteps = all_if_none(schedule, timesteps)
   total = len(timesteps)
-  reverse_step = _make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance)
+  reverse_step = make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance)
   if trajectory:
     assert num_steps is None
     x_0, states = jax.lax.scan(
@@ -145,7 +154,7 @@ def ancestral_chain(
 ) -> Chain:
   """The Chain of `ancestral`, and Args as there."""
   timesteps = all_if_none(schedule, timesteps)
-  reverse_step = _make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance)
+  reverse_step = make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance)
 
   def step(i, state):
     _, x, x_0 = reverse_step(i, state.x)
@@ -192,7 +201,7 @@ def progressive_chain(
   assert every_steps >= 1
   num_slots = schedule.num_timesteps // every_steps
   timesteps = all_if_none(schedule, None)
-  reverse_step = _make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance)
+  reverse_step = make_reverse_step(schedule, denoiser, noise_fn, timesteps, variance)
 
   def start(x_T):
     return ChainState(x_T, (), jnp.zeros((x_T.shape[0], num_slots, *x_T.shape[1:]), x_T.dtype))
