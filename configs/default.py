@@ -91,6 +91,19 @@ def get_config():
         'files': placeholder(str),  # png: each sample as a file of its own, too
         'animate': False,  # also an animated GIF of the chain's predictions of x_0
       },
+      'edit': {  # one's own pictures, by sample's step, sampler and batch_size: docs/editing.md
+        'what': 'inpaint',  # inpaint | superresolution | colourise | deblur | sdedit
+        'method': placeholder(str),  # ddnm | pigdm | repaint, for inpaint; none: pigdm
+        'images': placeholder(str),  # a picture, several with commas between them, or a folder
+        'mask': placeholder(str),  # picture, white where pixels are known; none: their transparency
+        'num': 4,  # samples a picture
+        'seed': 0,  # sample i depends on (seed, i) and its picture alone
+        'scale': 2,  # of superresolution
+        'blur': 1.0,  # of deblur, pixels: standard deviation of a Gaussian kernel
+        'depth': 0.5,  # of sdedit, in (0, 1]: share of the T steps gone through again
+        'jump_length': 10,  # of repaint, steps back
+        'resamplings': 10,  # of repaint, passes through each such stretch; 1: no jumps
+      },
       'eval': {
         'metrics': ('bpd', 'fid', 'is', 'kid', 'pr'),  # pr: precision and recall
         'step': placeholder(int),  # checkpoint; none: the newest

@@ -20,12 +20,19 @@ from ddpm_jax.diffusion import Denoiser, timestep_subsequence
 from ddpm_jax.diffusion.forward import scale_images
 from ddpm_jax.errors import UserError, check_system
 from ddpm_jax.evaluation import stepwise
+from ddpm_jax.evaluation.editing import Known, known_pixels, scaled
 from ddpm_jax.evaluation.figures.interpolation import interpolate_batch, make_interpolate_fn
 from ddpm_jax.evaluation.grids import make_grid, to_uint8
 from ddpm_jax.evaluation.samples import Drawer, save_chain
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.nn.own import OwnNetwork
-from ddpm_jax.sampling import SAMPLERS, ddim_encode
+from ddpm_jax.sampling import (
+  SAMPLERS,
+  LinearOperator,
+  average_pooling,
+  channel_mean,
+  ddim_encode,
+)
 from ddpm_jax.sampling.solvers import FEW_STEPS
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.logs import Progress
@@ -350,16 +357,176 @@ class Model:
     rows = self._rows(asked, len(examples) * num, compute, sizes, None)
     return rows['samples'].reshape(*shape, *self.shape)
 
-  def _drawer(self, num, seed, sampler, num_steps, batch_size) -> tuple[ConfigDict, Drawer]:
-    """The config of a call, and the compiled sampler for it."""
+  def inpaint(
+    self,
+    examples: np.ndarray,
+    masks: np.ndarray,
+    *,
+    method: str | None = None,
+    jump_length: int | None = None,
+    resamplings: int | None = None,
+    **choices: Any,
+  ) -> np.ndarray:
+    """Finds the unknown pixels of examples; the known ones stay, byte for byte.
+
+    Args:
+      examples: uint8 [N, H, W, C].
+      masks: [N, H, W], or [H, W] for all; True where a pixel is known.
+      method: one of ddnm, pigdm, repaint; docs/editing.md says when to take which. The sampler of
+        repaint is ancestral, with 250 steps where no number is given.
+      jump_length, resamplings: of repaint.
+      **choices: as edit.
+
+    Returns:
+      uint8 [N, num, H, W, C].
+    """
+    known = known_pixels(self._check(examples), masks)
+    fields = {'method': method, 'jump_length': jump_length, 'resamplings': resamplings}
+    return self._edit('inpaint', known, fields, **choices)
+
+  def superresolve(
+    self, examples: np.ndarray, *, method: str | None = None, **choices: Any
+  ) -> np.ndarray:
+    """Finds the pictures that small examples are the block means of.
+
+    Args:
+      examples: uint8 [N, H / s, W / s, C], s a whole number such as 2 or 4.
+      method: ddnm or pigdm.
+      **choices: as edit.
+
+    Returns:
+      uint8 [N, num, H, W, C].
+    """
+    array = np.asarray(examples)
+    scale = self.shape[0] // array.shape[1] if array.ndim == 4 and array.shape[1] else 0
+    if scale < 2 or tuple(side * scale for side in array.shape[1:3]) != self.shape[:2]:
+      raise UserError(
+        f'examples are {list(array.shape)}; of a model of {list(self.shape)}, small ones have '
+        'sides that are a half, a third, ... of its own'
+      )
+    operator = self._keep(('average_pooling', scale), lambda: average_pooling(scale, self.shape))
+    return self.edit(array, operator, method=method, **choices)
+
+  def colourise(
+    self, examples: np.ndarray, *, method: str | None = None, **choices: Any
+  ) -> np.ndarray:
+    """Finds the colours of grey examples, the means of the channels: uint8 [N, H, W, 1].
+
+    Args:
+      examples: uint8 [N, H, W, 1].
+      method: ddnm or pigdm.
+      **choices: as edit.
+
+    Returns:
+      uint8 [N, num, H, W, C].
+    """
+    operator = self._keep('channel_mean', lambda: channel_mean(self.shape[-1]))
+    return self.edit(examples, operator, method=method, **choices)
+
+  def edit(
+    self,
+    measurements: np.ndarray,
+    operator: LinearOperator,
+    *,
+    method: str | None = None,
+    **choices: Any,
+  ) -> np.ndarray:
+    """Finds the pictures that a linear operator made measurements of.
+
+    Args:
+      measurements: [N, ...], as the operator returns them for examples on [-1, 1]: float, or uint8
+        for values of [-1, 1].
+      operator: of ddpm_jax.sampling: average_pooling, channel_mean, blur, or linear_operator of any
+        linear function. Given again, the same object compiles nothing anew.
+      method: ddnm or pigdm.
+      **choices: num=1, samples of each; seed=0; sampler, num_steps, batch_size and progress as
+        sample.
+
+    Returns:
+      uint8 [N, num, H, W, C].
+
+    Raises:
+      UserError: measurements of another shape than the operator's.
+    """
+    array = np.asarray(measurements)
+    like = jax.ShapeDtypeStruct((1, *self.shape), np.float32)
+    expected = jax.eval_shape(operator.apply, like).shape[1:]
+    if not len(array) or array.shape[1:] != expected or array.dtype.kind not in 'uf':
+      raise UserError(
+        f'what is measured is {array.dtype}{list(array.shape)}; of this operator it must be uint8 '
+        f'or float {["N", *expected]}'
+      )
+    known = Known(scaled(array), operator=operator)
+    return self._edit('deblur', known, {'method': method}, **choices)
+
+  def sdedit(self, examples: np.ndarray, *, depth: float = 0.5, **choices: Any) -> np.ndarray:
+    """Makes other pictures like examples (SDEdit, Meng et al. 2022): noised, and drawn from there.
+
+    Args:
+      examples: uint8 [N, H, W, C].
+      depth: in (0, 1], the share of the noise steps that is gone through again: deeper is freer.
+      **choices: as edit.
+
+    Returns:
+      uint8 [N, num, H, W, C].
+    """
+    known = Known(scaled(self._check(examples)))
+    return self._edit('sdedit', known, {'depth': float(depth)}, **choices)
+
+  def _edit(
+    self,
+    what,
+    known,
+    fields,
+    *,
+    num=1,
+    seed=0,
+    sampler=None,
+    num_steps=None,
+    batch_size=None,
+    progress=False,
+  ):
+    """uint8 [N, num, H, W, C]; fields are those of config.edit that are given."""
+    if fields.get('method') == 'repaint':
+      sampler = sampler or 'ancestral'
+    config = self._sampling(sampler, num_steps, batch_size)
+    given = {name: value for name, value in fields.items() if value is not None}
+    config.edit.update(what=what, seed=seed, num=_positive('num', num), **given)
+    checks.check_edit(config)
+    config = build.edit_config(config)
+    count = len(known.values)
+    sample = {**config.sample.to_dict(), 'seed': None, 'num_samples': None}
+    edit = {**config.edit.to_dict(), 'seed': None, 'num': None}
+    work = self._keep(
+      ('edit', str(sample), str(edit), known.operator),
+      lambda: build.edit_work(config, known.operator, self._network),
+    )
+    editor = build.editor(config, known, num, work)
+    asked = 'edit', str(edit), str(sample), known.operator, seed, num, known.sha256()
+    rows = self._rows(
+      asked,
+      num * count,
+      lambda ids, pauses: editor.draw(self.params, ids, pauses),
+      editor.sizes,
+      'pictures' if progress else None,
+    )
+    return rows['samples'].reshape(num, count, *self.shape).swapaxes(0, 1)
+
+  def _sampling(self, sampler, num_steps, batch_size) -> ConfigDict:
+    """The config of a call, with the sampler that is asked for."""
     config = self._config.copy_and_resolve_references()
-    _positive('num', num)
     if sampler is not None and sampler != config.sample.sampler:
       config.sample.update(sampler=sampler, num_steps=None, eta=None, spacing=None)
     if num_steps is not None:
       config.sample.num_steps = num_steps
     if batch_size is not None:
       config.sample.batch_size = _positive('batch_size', batch_size)
+    return config
+
+  def _drawer(self, num, seed, sampler, num_steps, batch_size) -> tuple[ConfigDict, Drawer]:
+    """The config of a call, and the compiled sampler for it."""
+    _positive('num', num)
+    config = self._sampling(sampler, num_steps, batch_size)
     config.sample.seed = seed
     checks.check_sample(config)
     size = devices.fitting_batch_sizes(config.sample.batch_size, num).global_

@@ -31,6 +31,14 @@ from ddpm_jax.diffusion import (
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features, references, stepwise
 from ddpm_jax.evaluation.bound import Bound, make_bpd_fns
+from ddpm_jax.evaluation.editing import (
+  ROUNDING_STD,
+  Editor,
+  Known,
+  edit_identity,
+  edit_name,
+  make_edit_fns,
+)
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures import Run
 from ddpm_jax.evaluation.samples import Drawer, make_chain_fns
@@ -40,8 +48,17 @@ from ddpm_jax.evaluation.weights import Weights, make_weights
 from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.nn.unet import UNet
 from ddpm_jax.paths import expanded
-from ddpm_jax.sampling import CHAINS, SAMPLERS, Chain, clipped
+from ddpm_jax.sampling import (
+  CHAINS,
+  SAMPLERS,
+  Chain,
+  LinearOperator,
+  clipped,
+  depth_timesteps,
+  repaint_chain,
+)
 from ddpm_jax.sampling.ancestral import ancestral
+from ddpm_jax.sampling.editing import REPAINT_STEPS
 from ddpm_jax.sampling.solvers import default_num_steps, default_spacing, num_evaluations
 from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.files import default_cache_dir
@@ -61,6 +78,7 @@ STREAMS = (
   'sample',
   'bpd',
   'interpolate',
+  'edit',
 )  # of random numbers; their order is part of every result
 # Fields of config.eval that decide no figure, or stand in an identity by themselves.
 FREE_EVAL_FIELDS = ('step', 'watch', 'cache_dir', 'batch_size', 'inception_weights', 'samples')
@@ -364,7 +382,7 @@ def spacing(config: ConfigDict, sampler: str | None = None) -> str:
   return config.sample.spacing or default_spacing(sampler or config.sample.sampler)
 
 
-def chain(config: ConfigDict) -> Callable[..., Chain]:
+def chain(config: ConfigDict) -> functools.partial[Chain]:
   """The sampler of config.sample: (schedule, denoiser, noise_fn) -> Chain."""
   choices = {'timesteps': timesteps(config)}
   choices['variance'] = parameterization(config.diffusion).fixed_variance
@@ -435,6 +453,98 @@ def drawer(config: ConfigDict, max_samples: int, network: OwnNetwork | None = No
     sizes=devices.fitting_batch_sizes(config.sample.batch_size, max_samples),
     identity=samples_identity(config),
     words=sampler_words(config),
+  )
+
+
+# Editing.
+
+EDITS = {  # what is done: the fields of config.edit that decide it
+  'inpaint': (),
+  'superresolution': ('scale',),
+  'colourise': (),
+  'deblur': ('blur',),
+  'sdedit': ('depth',),
+}
+OF_REPAINT = ('jump_length', 'resamplings')
+DEFAULT_METHOD = 'pigdm'
+
+
+def edit_method(config: ConfigDict) -> str | None:
+  """The method of config.edit; None for sdedit, which has none."""
+  if config.edit.what == 'sdedit':
+    return None
+  return config.edit.method or DEFAULT_METHOD
+
+
+def edit_config(config: ConfigDict) -> ConfigDict:
+  """The config with the sampler of an edit: repaint's has 250 steps unless others are asked for."""
+  config = config.copy_and_resolve_references().unlock()
+  is_step = parameterization(config.diffusion).is_step
+  if edit_method(config) == 'repaint' and config.sample.num_steps is None and not is_step:
+    config.sample.num_steps = min(REPAINT_STEPS, config.diffusion.num_timesteps)
+  return config
+
+
+def edit_work(
+  config: ConfigDict, operator: LinearOperator | None = None, network: OwnNetwork | None = None
+) -> Stepwise:
+  """The compiled chains of an edit.
+
+  Args:
+    config: ConfigDict, as edit_config returns it.
+    operator: of what is known; None with a mask and for sdedit.
+    network: as denoiser_of.
+  """
+  method, edit, noise_schedule = edit_method(config), config.edit, schedule(config)
+  make_chain = chain(config)
+  if method is None:
+    kept = depth_timesteps(noise_schedule, timesteps(config), edit.depth)
+    make_chain = functools.partial(make_chain, timesteps=kept)
+  if method == 'repaint':
+    jumps = {name: edit[name] for name in OF_REPAINT}
+    make_chain = functools.partial(repaint_chain, **make_chain.keywords, **jumps)
+  return stepwise.compiled(
+    make_edit_fns(
+      denoiser_of(config, 'none', network),
+      noise_schedule,
+      image_shape(config),
+      make_chain,
+      method=method or 'sdedit',
+      clip=config.sample.clip,
+      operator=operator,
+      noise_std=ROUNDING_STD if operator and operator.gram is None else 0.0,
+    )
+  )
+
+
+def editor(config: ConfigDict, known: Known, num: int, work: Stepwise) -> Editor:
+  """An edit of pictures.
+
+  Args:
+    config: ConfigDict, as edit_config returns it.
+    known: Known, of N pictures.
+    num: samples of each.
+    work: of edit_work.
+  """
+  method, edit = edit_method(config), config.edit
+  fields = EDITS[edit.what] + (OF_REPAINT if method == 'repaint' else ())
+  identity = edit_identity(
+    samples_identity(config).but(seed=edit.seed),
+    known,
+    what=edit.what,
+    method=method,
+    choices={name: edit[name] for name in fields},
+  )
+  words = [edit.what, *([method] if method else []), sampler_words(config)]
+  words += [f'{name} {edit[name]}' for name in fields]
+  return Editor(
+    work=work,
+    key=devices.replicate(key(edit.seed, 'edit')),
+    sizes=devices.fitting_batch_sizes(config.sample.batch_size, num * len(known.values)),
+    known=known,
+    identity=identity,
+    name=edit_name(edit.what, method, identity),
+    words=', '.join(words),
   )
 
 

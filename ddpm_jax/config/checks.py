@@ -19,7 +19,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
 from ddpm_jax.evaluation.scores import METRICS, check_count
 from ddpm_jax.nn.unet import NUM_GROUPS
-from ddpm_jax.sampling import CLIPS
+from ddpm_jax.sampling import CLIPS, depth_timesteps
+from ddpm_jax.sampling.editing import METHODS, check_repaint
 from ddpm_jax.sampling.solvers import MAX_HEUN_RATIO, check_sampler, heun_ratio
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.workdir import config_dict, flatten
@@ -197,6 +198,30 @@ def check_sample(config: ConfigDict) -> None:
     eta=sample.eta,
     is_step=build.parameterization(config.diffusion).is_step,
   )
+
+
+def check_edit(config: ConfigDict) -> None:
+  """Raises a UserError for a config.edit that cannot run, whatever the pictures."""
+  edit = config.edit
+  check_choice('edit.what', edit.what, build.EDITS)
+  if edit.method is not None:
+    check_choice('edit.method', edit.method, METHODS)
+    if edit.what == 'sdedit':
+      raise UserError(f'edit.method is {edit.method}, but edit.what=sdedit has none: leave it out')
+  if edit.method == 'repaint':
+    if edit.what != 'inpaint':
+      raise UserError(
+        f'edit.method=repaint replaces known pixels, and edit.what={edit.what} knows none: use '
+        'ddnm or pigdm'
+      )
+    if config.sample.sampler != 'ancestral':
+      raise UserError(
+        f'edit.method=repaint goes with sample.sampler=ancestral alone, not {config.sample.sampler}'
+        ': it has jumps of its own; ddnm and pigdm go with every sampler'
+      )
+  check_repaint(edit.jump_length, edit.resamplings)
+  depth_timesteps(build.schedule(config), None, edit.depth)
+  check_sample(build.edit_config(config))
 
 
 def _check_eval(config):
