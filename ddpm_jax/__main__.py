@@ -1,7 +1,7 @@
 """Trains, samples and evaluates diffusion models.
 
 python -m ddpm_jax --config=configs/cifar10.py --workdir=DIR [--config.train.num_steps=100 ...]
-                   [--mode=train|sample|eval|reproduce|import|export|info]
+                   [--mode=train|sample|edit|eval|reproduce|import|export|info]
 
 A workdir that has a config needs no --config. The program ends with 0 when it is done, or when a
 signal stopped training and the state is saved. Other codes are in docs/reliability.md.
@@ -22,13 +22,19 @@ from ddpm_jax.modes import command_line, huge_pages
 MODES = {  # the functions, in modules of their names
   'train': 'train',
   'sample': 'sample',
+  'edit': 'edit',
   'eval': 'evaluate',
   'reproduce': 'reproduce',
   'import': 'import_model',
   'export': 'export_model',
   'info': 'info',
 }
-LEFT_IN_PIECES = ('sample', 'eval', 'reproduce')  # training has its own way; others are short
+LEFT_IN_PIECES = (
+  'sample',
+  'edit',
+  'eval',
+  'reproduce',
+)  # training has its own way; others are short
 UNREAD = 128 + signal.SIGPIPE  # exit code, as a shell has it
 # What takes less memory where there is not enough, by mode.
 LESS_MEMORY = {

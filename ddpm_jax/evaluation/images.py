@@ -18,7 +18,7 @@ _HASHED = 1024  # images in memory at a time
 _MODES = {'L': 1, 'RGB': 3}
 _JPEG_FORMATS = ('JPEG', 'MPO')  # several JPEG pictures in one file
 _KEYS = ('samples', 'arr_0')  # as this program and as ADM name them
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 class NpzImages:
@@ -89,7 +89,7 @@ class FolderImages:
       try:
         with PIL.Image.open(self._files[index]) as picture:
           images[row] = np.asarray(picture).reshape(self.image_shape)
-      except (*_DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
+      except (*DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
         raise UserError(f'{self._field}: {self._files[index]} cannot be read ({error})') from error
     return images
 
@@ -104,7 +104,7 @@ class FolderImages:
     try:
       with PIL.Image.open(file) as picture:
         return picture.size, picture.mode, picture.format
-    except (*_DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
+    except (*DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
       raise UserError(f'{self._field}: {file} is not a picture ({error})') from error
 
 

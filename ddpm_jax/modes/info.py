@@ -94,6 +94,12 @@ def _of_results(folder):
       yield 'samples', f'{len(shards.load_ids(file)):,} in {where}'
     except (UserError, KeyError):
       yield 'samples', f'{file.name} in {where} is damaged'
+  for file in sorted(folder.glob('edits/step_*/*/edited.npz')):
+    where = file.parent.relative_to(folder)
+    try:
+      yield 'edited', f'{len(shards.load_ids(file)):,} in {where}'
+    except (UserError, KeyError):
+      yield 'edited', f'{file.name} in {where} is damaged'
   for file in sorted(folder.glob('eval/**/report.json')):
     try:
       report = read_json(file)

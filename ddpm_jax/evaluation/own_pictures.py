@@ -1,0 +1,145 @@
+"""One's own pictures, to be edited as they are: nothing is cropped or resized."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data.listing import list_pictures
+from ddpm_jax.data.pictures import prepare_picture
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.images import DECODE_ERRORS, check_regular
+from ddpm_jax.paths import expanded
+
+_OPAQUE = 255
+_WHITE = 128  # and above, in a mask
+
+
+class OwnPictures(NamedTuple):
+  """Pictures of one size.
+
+  Attributes:
+    names: of their files, without the ending, each once.
+    images: uint8 [N, H, W, C].
+    opaque: bool [N, H, W], False where a picture is transparent; None where none is.
+    remarks: lines on files that were left out.
+  """
+
+  names: list[str]
+  images: np.ndarray
+  opaque: np.ndarray | None
+  remarks: tuple[str, ...]
+
+
+def read_pictures(
+  given: str, field: str, *, sides: Sequence[int], channels: int, what: str
+) -> OwnPictures:
+  """Reads a picture, several with commas between them, or those of a folder.
+
+  Args:
+    given: their path or paths.
+    field: config path to name in errors.
+    sides: pixels of the squares that are taken.
+    channels: 1 (grey) or 3 (RGB), to which the pictures are converted.
+    what: is done to them, for errors.
+
+  Raises:
+    UserError: no pictures, mixed sizes, or sizes that are not taken.
+  """
+  files, remarks = _find(given, field)
+  opened = [_open(file, field) for file in files]
+  first = opened[0].size
+  for file, picture in zip(files, opened, strict=True):
+    if picture.size != first:
+      raise UserError(
+        f'{field}: {files[0]} is {_size(first)} and {file} {_size(picture.size)}; pictures that '
+        'are edited together must be of one size'
+      )
+  if first not in [(side, side) for side in sides]:
+    taken = ' or '.join(_size((side, side)) for side in sides)
+    raise UserError(
+      f'{field}: {files[0]} is {_size(first)} pixels; for {what}, this model takes {taken}: crop '
+      'and resize the picture first'
+    )
+  opaque = np.stack([_opaque(picture) for picture in opened])
+  images = [prepare_picture(x, image_size=first[0], channels=channels) for x in opened]
+  names = [file.stem for file in files]
+  if len({*names}) < len(names):  # in folders of their own
+    names = [f'{i:04d}-{name}' for i, name in enumerate(names)]
+  return OwnPictures(names, np.stack(images), None if opaque.all() else opaque, remarks)
+
+
+def read_masks(given: str, field: str, *, size: int, count: int) -> np.ndarray:
+  """Reads a mask for all pictures, or one for each: white is known, black is to be found.
+
+  Returns:
+    bool [count, size, size].
+
+  Raises:
+    UserError: another size, or another number of masks.
+  """
+  files, _ = _find(given, field)
+  if len(files) not in (1, count):
+    raise UserError(
+      f'{field} has {len(files)} masks for {count} pictures; give one for all, or one for each'
+    )
+  masks = []
+  for file in files:
+    picture = _open(file, field)
+    if picture.size != (size, size):
+      raise UserError(
+        f'{field}: {file} is {_size(picture.size)} pixels and the pictures are '
+        f'{_size((size, size))}; a mask must have their size'
+      )
+    masks.append(np.asarray(picture.convert('L')) >= _WHITE)
+  return np.broadcast_to(np.stack(masks), (count, size, size))
+
+
+def _find(given, field) -> tuple[list[pathlib.Path], tuple[str, ...]]:
+  """(files, remarks)."""
+  paths = [expanded(given)]
+  if not paths[0].exists():
+    paths = [expanded(part.strip()) for part in given.split(',') if part.strip()]
+  files, remarks = [], []
+  for path in paths:
+    if not path.exists():
+      raise UserError(f'{field}={path} does not exist; give a picture, several, or a folder')
+    check_regular(path, field)
+    if not path.is_dir():
+      files.append(path)
+      continue
+    listing = list_pictures(path)
+    remarks += listing.remarks(path)
+    if not listing.pictures:
+      raise UserError(f'{field}={path} has no pictures')
+    files += [path / name for name in listing.paths]
+  if not files:
+    raise UserError(f'{field}={given!r} names no picture')
+  return files, tuple(remarks)
+
+
+def _open(file, field) -> Any:
+  """The picture, upright."""
+  import PIL.Image
+  import PIL.ImageOps
+
+  try:
+    with PIL.Image.open(file) as picture:
+      picture.load()
+      upright = PIL.ImageOps.exif_transpose(picture)
+      upright.format = picture.format
+      return upright
+  except (*DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
+    raise UserError(f'{field}: {file} cannot be read as a picture ({error})') from error
+
+
+def _opaque(picture):
+  """bool [H, W]."""
+  if not picture.has_transparency_data:
+    return np.ones(picture.size[::-1], bool)
+  return np.asarray(picture.convert('RGBA'))[..., 3] == _OPAQUE
+
+
+def _size(size):
+  return f'{size[0]} x {size[1]}'
