@@ -23,6 +23,7 @@ def test_outputs_are_kept(notebook):
   assert sum('image/png' in output.get('data', {}) for output in shown) >= 5
 
 
+@pytest.mark.slow  # three minutes
 def test_notebook_runs(notebook, monkeypatch, tmp_path):
   monkeypatch.setenv('PYTHONPATH', str(FILE.parents[1]))
   for cell in notebook.cells:

@@ -86,7 +86,7 @@ def test_damage_anywhere_in_the_newest_checkpoint_is_noticed(tmp_path, caplog, c
 @pytest.mark.skipif(
   not sys.platform.startswith('linux') or shutil.which('cc') is None, reason='needs a C compiler'
 )
-@pytest.mark.parametrize('count', [4, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('count', [2, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_single_call_that_fails_costs_nothing_that_was_saved(tmp_path, count):
   command = [sys.executable, '-m', 'tests.failing_calls', f'--count={count}', f'--dir={tmp_path}']
   process = subprocess.run(
