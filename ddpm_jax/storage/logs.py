@@ -110,8 +110,8 @@ class Progress:
     if now - self._last_print >= LOG_EVERY_SECS or self._done == self._total:
       self._last_print = now
       rate = (done - self._before) / max(now - self._start, 1e-9)
-      eta = f'  ETA {duration((self._total - done) / rate)}' if rate else ''
-      print(f'{self._what} {done}/{self._total}  {rate:.2f}/s{eta}', flush=True)
+      eta = f'  {rate:.2f}/s  ETA {duration((self._total - done) / rate)}' if rate else ''
+      print(f'{self._what} {done}/{self._total}{eta}', flush=True)
 
   def close(self) -> None:
     """Ends the bar."""
