@@ -258,9 +258,12 @@ def test_waiting_for_others_is_said_and_ends_with_ctrl_c(number):
   script = (
     'import os, signal, threading\n'
     'from ddpm_jax import processes\n'
-    'processes.PATIENCE_SECS, processes.JOIN_SECS = 0.5, 4\n'
-    f'if {number is not None}:\n'
-    '  threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()\n'
+    'processes.PATIENCE_SECS, processes.JOIN_SECS = 0.5, 10\n'
+    'def told(*args, **options):\n'
+    '  print(*args, **options)\n'
+    f'  if {number is not None}:\n'
+    '    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()\n'
+    'processes.print = told\n'
     'try:\n'
     f'  processes.join("no.such.host.invalid:{free_port()}", 2, 1)\n'
     'except KeyboardInterrupt as error:\n'
@@ -269,7 +272,7 @@ def test_waiting_for_others_is_said_and_ends_with_ctrl_c(number):
   command, env = [sys.executable, '-c', script], os.environ | {'PYTHONPATH': str(ROOT)}
   process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
   said = re.escape('s for the other processes at no.such.host.invalid:')
-  assert re.match(rf'waits up to 4 {said}\d+, but this host knows no addr', process.stdout)
+  assert re.match(rf'waits up to 10 {said}\d+, but this host knows no addr', process.stdout)
   if number is None:
     assert process.stderr.splitlines()[-1] == NOT_JOINED
   else:

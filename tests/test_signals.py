@@ -123,8 +123,14 @@ def wait_in_a_computation(ended):
   assert ended.wait(30)
 
 
+def handling():
+  """(the handler of Ctrl-C, the file that signals wake)."""
+  signal.set_wakeup_fd(file := signal.set_wakeup_fd(-1))
+  return signal.getsignal(signal.SIGINT), file
+
+
 def test_ctrl_c_is_answered_at_once_and_leaves_the_work(capsys):
-  done = []
+  done, before = [], handling()
 
   @interruptible()
   def work():
@@ -139,8 +145,7 @@ def test_ctrl_c_is_answered_at_once_and_leaves_the_work(capsys):
   assert done == [0, 1]
   assert capsys.readouterr().out.startswith('stopping: what is computed is kept')
   heed()  # nothing is left behind
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-  assert signal.set_wakeup_fd(-1) == -1
+  assert handling() == before
 
 
 def test_work_that_is_done_when_ctrl_c_comes_is_done():
