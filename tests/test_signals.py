@@ -16,7 +16,7 @@ from ddpm_jax.storage.files import file_lock
 
 
 def send(number=signal.SIGTERM):
-  os.kill(os.getpid(), number)
+  signal.raise_signal(number)  # of this thread: another one might take it, and later
   time.sleep(0.01)
 
 
