@@ -64,6 +64,7 @@ NO_MEMORY = 71  # EX_OSERR: of the device or of the host
 REFUSED = 74  # EX_IOERR: a file, by the system; with that mended, the same command goes on
 LOST_CODE = 75  # EX_TEMPFAIL: the same command goes on
 INTERRUPTED = 130
+INTERRUPTED_WORDS = 'interrupted; the same command goes on where it stopped'
 
 
 def join(
@@ -345,7 +346,7 @@ def explain(error: BaseException, *, less_memory: str = 'lower the batch size') 
     the exit code.
   """
   if isinstance(error, KeyboardInterrupt):
-    print('interrupted; the same command goes on where it stopped', file=sys.stderr)
+    print(INTERRUPTED_WORDS, file=sys.stderr)
     return INTERRUPTED
   if isinstance(error, UserError | NotFiniteError):
     print(f'error: {error}', file=sys.stderr)

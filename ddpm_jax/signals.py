@@ -123,11 +123,10 @@ def interruptible() -> Iterator[None]:
   """
   received: list[int] = []
   words = 'stopping: what is computed is kept; Ctrl-C again ends at once'
-  last_words = 'interrupted; the same command goes on where it stopped'
   try:
     with (
       _handled({signal.SIGINT: lambda number, _: received.append(number)}),
-      _answered(words, last_words, PATIENCE_SECS),
+      _answered(words, processes.INTERRUPTED_WORDS, PATIENCE_SECS),
       may_be_left(received),
     ):
       yield

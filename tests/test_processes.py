@@ -78,12 +78,17 @@ def raised(error):
   return info.value
 
 
+def run_script(script, *args):
+  """Runs Python's text in a process of its own."""
+  command, env = [sys.executable, '-c', script, *args], os.environ | {'PYTHONPATH': str(ROOT)}
+  return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope='module')
 def ends():
   """{body: [exit code, stderr]} of ENDS."""
-  command = [sys.executable, '-c', RUN_EACH, json.dumps(dict(zip(ENDS, ENDS, strict=True)))]
-  env = os.environ | {'PYTHONPATH': str(ROOT)}
-  process = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+  process = run_script(RUN_EACH, json.dumps(dict(zip(ENDS, ENDS, strict=True))))
+  process.check_returncode()
   return json.loads(process.stdout)
 
 
@@ -151,8 +156,7 @@ def test_sigterm_ends_a_process_that_never_asks_for_it(saves):
     'signal.raise_signal(signal.SIGTERM)\n'
     'os._exit(9)\n'
   )
-  command, env = [sys.executable, '-c', script], os.environ | {'PYTHONPATH': str(ROOT)}
-  process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+  process = run_script(script)
   assert (process.returncode, process.stderr) == (-signal.SIGTERM, '')
 
 
@@ -269,8 +273,7 @@ def test_waiting_for_others_is_said_and_ends_with_ctrl_c(number):
     'except KeyboardInterrupt as error:\n'
     '  processes.leave(processes.explain(error))\n'
   )
-  command, env = [sys.executable, '-c', script], os.environ | {'PYTHONPATH': str(ROOT)}
-  process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+  process = run_script(script)
   said = re.escape('s for the other processes at no.such.host.invalid:')
   assert re.match(rf'waits up to 10 {said}\d+, but this host knows no addr', process.stdout)
   if number is None:

@@ -67,13 +67,17 @@ def run(
   pauses = pauses or Pauses()
   batch = devices.split_over_devices(batch)
   state, step, length = work.start(batch, key), first, 1
-  leaves, tree = jax.tree.flatten(state)
-  if kept := pauses.kept(devices.gather_from_devices(leaves)):
-    step, leaves = kept
-    state = tree.unflatten(devices.place_like(devices.split_over_devices(leaves), leaves_of(state)))
+
+  def leaves():
+    return devices.gather_from_devices(jax.tree.leaves(state))
+
+  if kept := pauses.kept(leaves):
+    step, found = kept
+    start, tree = jax.tree.flatten(state)
+    state = tree.unflatten(devices.place_like(devices.split_over_devices(found), start))
   is_first = True
   while step < work.num_steps:
-    pauses.pause(step, work.num_steps, lambda: devices.gather_from_devices(leaves_of(state)))  # noqa: B023
+    pauses.pause(step, work.num_steps, leaves)
     last = min(step + length, work.num_steps)
     begin = time.perf_counter()
     state = jax.block_until_ready(advance(work, params, state, batch, key, step, last))
@@ -82,8 +86,3 @@ def run(
     length = 2 if is_first else max(1, min(2 * length, round(length * PIECE_SECS / secs)))
     step, is_first = last, False
   return devices.gather_from_devices(state)
-
-
-def leaves_of(state: Any) -> list[Any]:
-  """The arrays of a state, in a fixed order."""
-  return jax.tree.leaves(state)

@@ -88,18 +88,13 @@ def _of_run(folder):
 
 
 def _of_results(folder):
-  for file in sorted(folder.glob('samples/step_*/*/samples.npz')):
-    where = file.parent.relative_to(folder)
-    try:
-      yield 'samples', f'{len(shards.load_ids(file)):,} in {where}'
-    except (UserError, KeyError):
-      yield 'samples', f'{file.name} in {where} is damaged'
-  for file in sorted(folder.glob('edits/step_*/*/edited.npz')):
-    where = file.parent.relative_to(folder)
-    try:
-      yield 'edited', f'{len(shards.load_ids(file)):,} in {where}'
-    except (UserError, KeyError):
-      yield 'edited', f'{file.name} in {where} is damaged'
+  for place, name in (('samples', 'samples'), ('edits', 'edited')):
+    for file in sorted(folder.glob(f'{place}/step_*/*/{name}.npz')):
+      where = file.parent.relative_to(folder)
+      try:
+        yield name, f'{len(shards.load_ids(file)):,} in {where}'
+      except (UserError, KeyError):
+        yield name, f'{file.name} in {where} is damaged'
   for file in sorted(folder.glob('eval/**/report.json')):
     try:
       report = read_json(file)

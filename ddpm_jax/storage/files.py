@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from ddpm_jax.errors import REFUSALS, DiskError, UserError, WriteError
 from ddpm_jax.heeding import heed
@@ -138,16 +138,17 @@ def file_lock(
   """
   file.parent.mkdir(parents=True, exist_ok=True)
   with open(file, 'a') as stream:
-    is_held = _try_lock(stream)
+    is_held = try_lock(stream)
     if not is_held and not unless():
       print(f'waits for {waiting_for}', flush=True)
-      while not (is_held := _try_lock(stream)) and not unless():
+      while not (is_held := try_lock(stream)) and not unless():
         heed()
         time.sleep(WAIT_SECS)
     yield is_held
 
 
-def _try_lock(stream):
+def try_lock(stream: IO[Any]) -> bool:
+  """Locks an open file until it is closed; False if another process holds it."""
   try:
     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

@@ -44,11 +44,11 @@ KEPT_NAMES = ('shards', 'seconds.txt', 'grid.png')  # of version 1, beside NAME.
 class Pauses:
   """What is done between two pieces of a batch; by default nothing."""
 
-  def kept(self, start: list[np.ndarray]) -> tuple[int, list[np.ndarray]] | None:
+  def kept(self, start: Callable[[], list[np.ndarray]]) -> tuple[int, list[np.ndarray]] | None:
     """(steps done, state) of an earlier run's batch; None if there is none.
 
     Args:
-      start: the state before the first step, arrays in a fixed order.
+      start: () -> the state before the first step, arrays in a fixed order.
     """
 
   def pause(self, step: int, num_steps: int, state: Callable[[], list[np.ndarray]]) -> None:
@@ -82,9 +82,9 @@ class _Batch(Pauses):
       return None
     try:
       arrays = open_npz(self._file, verify=True)
-      state = [np.array(arrays[f'state_{i}']) for i in range(len(start))]
-      facts = [(x.shape, x.dtype) for x in state]
-      if facts == [(x.shape, x.dtype) for x in start] and np.array_equal(arrays['ids'], self._ids):
+      like = [(x.shape, x.dtype) for x in start()]
+      state = [np.array(arrays[f'state_{i}']) for i in range(len(like))]
+      if like == [(x.shape, x.dtype) for x in state] and np.array_equal(arrays['ids'], self._ids):
         self._secs_before = float(arrays['secs'])
         return int(arrays['step']), state
     except (UserError, KeyError):

@@ -16,7 +16,6 @@ reproduce/       step_XXXXXXXX/FIGURE_KEY/
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -34,6 +33,7 @@ from ddpm_jax.storage.files import (
   make_writable,
   read_json,
   read_object,
+  try_lock,
   write_text,
 )
 
@@ -193,14 +193,12 @@ def locked(path: pathlib.Path, mode: str) -> Iterator[None]:
     UserError: another process holds it.
   """
   with open(path / f'.{mode}.lock', 'a+', errors='replace') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not try_lock(file):
       file.seek(0)
       raise UserError(
         f'--workdir={path} is in use by another --mode={mode} (process {file.read().strip()}); '
         'wait for it, stop it, or give another workdir'
-      ) from error
+      )
     try:
       file.truncate(0)
       os.write(file.fileno(), str(os.getpid()).encode())

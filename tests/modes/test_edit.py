@@ -12,8 +12,8 @@ from ddpm_jax.evaluation.editing import ROUNDING_STD, known_of, known_pixels
 from ddpm_jax.modes.edit import edit
 from ddpm_jax.sampling import blur, gaussian_kernel
 from ddpm_jax.storage import shards
-from ddpm_jax.trainer import restore_or_init
 from tests.tiny import OneLayer, tiny_config
+from tests.untrained import save_untrained
 
 MASK = np.zeros((8, 8), bool)
 MASK[:4] = True
@@ -31,10 +31,7 @@ def one_layer():
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   """A workdir with a checkpoint, of a state that never saw a step."""
-  workdir, config = tmp_path_factory.mktemp('trained'), tiny_config()
-  with build.checkpointer(config, workdir) as checkpoints:
-    checkpoints.save(2, restore_or_init(config, checkpoints))
-  return workdir
+  return save_untrained(tmp_path_factory.mktemp('trained'))
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ddpm_jax.config import build, checks
+from ddpm_jax.config import checks
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures import FIGURES, paper
 from ddpm_jax.modes import reproduce
 from ddpm_jax.storage import shards
-from ddpm_jax.trainer import restore_or_init
 from tests.tiny import tiny_config
+from tests.untrained import save_untrained
 
 FOLDER = 'reproduce/step_00000002'
 
@@ -23,10 +23,8 @@ FOLDER = 'reproduce/step_00000002'
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """Returns (what, fields) -> folder with it, of one workdir, whose model never saw a step."""
-  workdir, config = tmp_path_factory.mktemp('trained'), tiny_config()
+  workdir = save_untrained(tmp_path_factory.mktemp('trained'))
   cache = tmp_path_factory.mktemp('cache')
-  with build.checkpointer(config, workdir) as checkpoints:
-    checkpoints.save(2, restore_or_init(config, checkpoints))
 
   def run(what, **fields):
     fields = {'reproduce.what': (what,), 'eval.cache_dir': str(cache)} | fields

@@ -11,8 +11,8 @@ from ddpm_jax.config import build
 from ddpm_jax.errors import UserError
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.storage import shards
-from ddpm_jax.trainer import restore_or_init
 from tests.tiny import tiny_config
+from tests.untrained import save_untrained
 
 STEP = 'samples/step_00000002'
 DDIM = {'sampler': 'ddim', 'num_steps': 5}
@@ -21,10 +21,7 @@ DDIM = {'sampler': 'ddim', 'num_steps': 5}
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """A workdir with a checkpoint, of a state that never saw a step."""
-  workdir, config = tmp_path_factory.mktemp('trained'), tiny_config()
-  with build.checkpointer(config, workdir) as checkpoints:
-    checkpoints.save(2, restore_or_init(config, checkpoints))
-  return workdir
+  return save_untrained(tmp_path_factory.mktemp('trained'))
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from ddpm_jax.modes.evaluate import evaluate
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.storage import earlier, shards
 from ddpm_jax.storage.identity import Identity
-from ddpm_jax.trainer import restore_or_init
 from tests.tiny import tiny_config
+from tests.untrained import save_untrained
 
 STEP = 'step_00000002'
 DIFFUSION = {
@@ -126,10 +126,7 @@ def test_bounds_of_version_1_have_the_name_that_the_config_gives(name, source):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """A workdir with the checkpoint 2, of a state that never saw a step."""
-  workdir, config = tmp_path_factory.mktemp('trained'), tiny_config()
-  with build.checkpointer(config, workdir) as checkpoints:
-    checkpoints.save(2, restore_or_init(config, checkpoints))
-  return workdir
+  return save_untrained(tmp_path_factory.mktemp('trained'))
 
 
 @pytest.fixture(scope='module')
