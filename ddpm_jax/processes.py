@@ -420,9 +420,8 @@ def leave(code: int) -> None:
   for tell_watch in _watches:  # it is said already why
     tell_watch(b'farewell')
   meets = bool(_watches) and not _met.is_set()
-  if (
-    not several and not meets and code != REFUSED
-  ):  # writers would try once more, and say so at length
+  # At a refusal, writers would try once more, and say so at length.
+  if not several and not meets and code != REFUSED:
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()

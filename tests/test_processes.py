@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -475,8 +476,10 @@ def test_an_answer_to_the_user_is_no_lost_process(monkeypatch, capsys):
   ],
 )
 def test_processes_leave_at_once_but_for_the_first(monkeypatch, several, primary, code, stays):
-  calls = []
+  calls, met = [], threading.Event()
+  met.set()
   monkeypatch.setattr('jax.distributed.is_initialized', lambda: several)
+  monkeypatch.setattr(processes, '_met', met)
   monkeypatch.setattr(processes, 'is_primary', lambda: primary)
   monkeypatch.setattr(processes, '_watches', [lambda words: calls.append(words)])
   monkeypatch.setattr(processes.time, 'sleep', lambda secs: calls.append(secs))
