@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 # Each program is compiled once, also for the other workers, whose environment is the first
@@ -27,6 +28,8 @@ import pytest
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# A script's background jobs ignore Ctrl-C, and the processes that they start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REFERENCE = pathlib.Path(__file__).parent / 'reference'
 
