@@ -263,7 +263,7 @@ def test_waiting_for_others_is_said_and_ends_with_ctrl_c(number):
   script = (
     'import os, signal, threading\n'
     'from ddpm_jax import processes\n'
-    'processes.PATIENCE_SECS, processes.JOIN_SECS = 0.5, 10\n'
+    'processes.PATIENCE_SECS, processes.JOIN_SECS = 0.5, 3\n'
     'def told(*args, **options):\n'
     '  print(*args, **options)\n'
     f'  if {number is not None}:\n'
@@ -276,7 +276,7 @@ def test_waiting_for_others_is_said_and_ends_with_ctrl_c(number):
   )
   process = run_script(script)
   said = re.escape('s for the other processes at no.such.host.invalid:')
-  assert re.match(rf'waits up to 10 {said}\d+, but this host knows no addr', process.stdout)
+  assert re.match(rf'waits up to 3 {said}\d+, but this host knows no addr', process.stdout)
   if number is None:
     assert process.stderr.splitlines()[-1] == NOT_JOINED
   else:
