@@ -194,6 +194,8 @@ class UNet(nn.Module):
     dtype: of the computation; parameters are float32.
     remat: keep the input of each block alone for the backward pass: less memory, more time.
     winograd: convolve as winograd.py does, which is equal to rounding, and faster on a CPU.
+    num_classes: of the labels; None for a network without. The embedding of a label is added to
+      that of the timestep. Its table has one row more, of examples without a label.
   """
 
   ch: int
@@ -206,9 +208,10 @@ class UNet(nn.Module):
   dtype: Any = jnp.float32
   remat: bool = False
   winograd: bool = False
+  num_classes: int | None = None
 
   @nn.compact
-  def __call__(self, x, t, train=False, rows=None):
+  def __call__(self, x, t, train=False, rows=None, labels=None):
     """Applies the network.
 
     Args:
@@ -217,6 +220,8 @@ class UNet(nn.Module):
       train: apply dropout, from rngs={'dropout': key}.
       rows: int [B], each example's row in the global batch, which keys its dropout masks; by
         default 0, ..., B-1.
+      labels: int [B], the class of each example, in [0, num_classes), or num_classes for none; by
+        default none for all.
 
     Returns:
       float32 [B, H, W, out_ch].
@@ -240,6 +245,16 @@ class UNet(nn.Module):
     temb = timestep_embedding(t, self.ch)
     temb = _dense(4 * self.ch, dtype=self.dtype, name='temb_dense0')(temb)
     temb = _dense(4 * self.ch, dtype=self.dtype, name='temb_dense1')(nn.swish(temb))
+    if self.num_classes is not None:
+      if labels is None:
+        labels = jnp.full(x.shape[:1], self.num_classes)
+      temb += nn.Embed(
+        self.num_classes + 1,
+        4 * self.ch,
+        dtype=self.dtype,
+        embedding_init=nn.initializers.normal(1.0),
+        name='class_embedding',
+      )(labels)
 
     h = _conv(self.ch, dtype=self.dtype, name='conv_in')(x)
     skips = [h]

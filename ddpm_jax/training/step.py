@@ -19,6 +19,8 @@ from ddpm_jax.sampling.noise import fold_rows
 from ddpm_jax.training.recipe import LearningRate, schedule_count
 from ddpm_jax.training.state import TrainState, apply_gradients
 
+LABELS = 0x6C61626C  # of the key that a step draws with: which examples lose their label
+
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
@@ -34,6 +36,8 @@ def make_train_step(
   ema_decay: float,
   random_flip: bool,
   grad_accum_steps: int = 1,
+  num_classes: int | None = None,
+  label_dropout: float = 0.0,
   axis_name: str | None = None,
 ) -> TrainStep:
   """One step of Alg. 1: draw t and noise, descend, average.
@@ -48,16 +52,22 @@ def make_train_step(
     random_flip: mirror each image left-right with probability 1/2.
     grad_accum_steps: parts of the batch that go through one after another, their gradients summed:
       less memory, and the step of the whole batch, to rounding.
+    num_classes: of the labels; None for a model without.
+    label_dropout: probability that an example's label is left out, so that the model learns the
+      distribution of all classes, too.
     axis_name: of the devices that share a batch, each with an equal part; None for one device.
 
   Returns:
     (state, batch, data, key) -> (state, metrics), metrics being scalars: loss and grad_norm (before
     clipping), each of the global batch, and learning_rate. With data None the batch is images uint8
-    [B, H, W, C]; otherwise it is indices int32 [B] of data uint8 [N, H, W, C] on the device.
+    [B, H, W, C]; otherwise it is indices int32 [B] of data uint8 [N, H, W, C] on the device. With
+    num_classes, in place of images there are {'images': images, 'labels': int32 [B] or [N]}.
   """
 
-  def loss_fn(params, x_0, t, noise, rows, dropout_key):
-    network = make_network(model, params, train=True, rngs={'dropout': dropout_key}, rows=rows)
+  def loss_fn(params, x_0, t, noise, rows, labels, dropout_key):
+    network = make_network(
+      model, params, labels=labels, train=True, rngs={'dropout': dropout_key}, rows=rows
+    )
     return training_losses(
       schedule, network, x_0, t, noise, parameterization=parameterization, loss_type=loss_type
     ).mean()
@@ -80,17 +90,29 @@ def make_train_step(
     t = jax.random.randint(t_key, (), 0, schedule.num_timesteps)
     return t, jax.random.normal(noise_key, shape), jax.random.bernoulli(flip_key)
 
+  def kept_labels(labels, key, rows):
+    def is_left_out(key):
+      return jax.random.bernoulli(key, label_dropout)
+
+    left_out = jax.vmap(is_left_out)(fold_rows(jax.random.fold_in(key, LABELS), rows))
+    return jnp.where(left_out, num_classes, labels)
+
   def train_step(state, batch, data, key):
-    images = batch if data is None else data[batch]
+    if data is not None:
+      batch = jax.tree.map(lambda x: x[batch], data)
+    images, labels = (batch, None) if num_classes is None else (batch['images'], batch['labels'])
     rows = jnp.arange(images.shape[0])
     if axis_name is not None:
       rows += images.shape[0] * jax.lax.axis_index(axis_name)
-    draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    step_key = jax.random.fold_in(key, state.step)
+    draw_key, dropout_key = jax.random.split(step_key)
     t, noise, flip = jax.vmap(draw, in_axes=(0, None))(fold_rows(draw_key, rows), images.shape[1:])
     x_0 = scale_images(images)
     if random_flip:
       x_0 = jnp.where(flip[:, None, None, None], x_0[:, :, ::-1], x_0)
-    examples = x_0, t, noise, rows
+    if labels is not None and label_dropout:
+      labels = kept_labels(labels, step_key, rows)
+    examples = x_0, t, noise, rows, labels
     if grad_accum_steps == 1:
       loss, grads = jax.value_and_grad(loss_fn)(state.params, *examples, dropout_key)
     else:

@@ -331,3 +331,38 @@ def test_rematerialisation_changes_nothing_but_memory(unet_small, reference, rel
   )
   assert relative_error(flat, plain_flat) < 1e-5
   assert remat_memory < memory
+
+
+def test_the_embedding_of_a_label_is_added_to_that_of_the_timestep():
+  """The oracle is a network without labels, whose last bias before the sum is moved by the row."""
+  shape = dict(ch=32, ch_mult=(2,), num_res_blocks=1, attn_resolutions=(), out_ch=1)
+  labelled, plain = UNet(**shape, num_classes=3), UNet(**shape)
+  rng = np.random.default_rng(0)
+  x, t = rng.standard_normal((4, 4, 4, 1)).astype(np.float32), jnp.array([0, 3, 7, 9])
+  like = jax.eval_shape(labelled.init, jax.random.key(0), x, t)['params']
+  params = jax.tree.map(lambda p: 0.2 * rng.standard_normal(p.shape).astype(np.float32), like)
+  table = params['class_embedding']['embedding']
+  assert table.shape == (4, 128)  # one row more, for no label
+  rest = {name: value for name, value in params.items() if name != 'class_embedding'}
+  labels = np.array([2, 0, 3, 1])
+  apply, apply_plain = jax.jit(labelled.apply), jax.jit(plain.apply)
+  outputs = apply({'params': params}, x, t, labels=labels)
+  for i, label in enumerate(labels):
+    moved = {'bias': rest['temb_dense1']['bias'] + table[label]}
+    variables = {'params': rest | {'temb_dense1': rest['temb_dense1'] | moved}}
+    expected = apply_plain(variables, x, t)[i]
+    np.testing.assert_allclose(outputs[i], expected, rtol=1e-4, atol=1e-5)
+  without = apply({'params': params}, x, t)
+  np.testing.assert_allclose(without[2], outputs[2], rtol=1e-4, atol=1e-5)
+  assert not np.allclose(without[0], outputs[0])
+
+
+def test_without_labels_parameters_are_drawn_as_with_them():
+  shape = dict(ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), out_ch=1)
+  x, t = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1, jnp.int32)
+  plain, labelled = (
+    jax.jit(model.init)(jax.random.key(0), x, t)['params']
+    for model in (UNet(**shape), UNet(**shape, num_classes=2))
+  )
+  assert labelled.pop('class_embedding')
+  jax.tree.map(np.testing.assert_array_equal, plain, labelled)

@@ -145,3 +145,55 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(relative_error):
     jax.tree.leaves(accumulated.params), jax.tree.leaves(whole.params), strict=True
   ):
     np.testing.assert_allclose(of_parts, of_batch, rtol=1e-4, atol=1e-6)
+
+
+class Label:
+  """In place of a UNet: predicts the label, as a level of x_0."""
+
+  def apply(self, variables, x, t, train=False, rows=None, rngs=None, labels=None):
+    del t, train, rows, rngs
+    level = variables['params']['levels'][labels].reshape(-1, 1, 1, 1)
+    return jnp.broadcast_to(level, x.shape)
+
+
+def label_loss(batch, data, *, label_dropout, levels=(0.0, 0.2, 0.4, 1.0), seed=0):
+  """The loss of Label for images of level 0, whose classes are 0, 1, 2, and 3 for none."""
+  optimizer = optax.sgd(0.0)
+  step = jax.jit(
+    make_train_step(
+      Label(),
+      SCHEDULE,
+      optimizer,
+      optax.constant_schedule(0.0),
+      parameterization=Parameterization('xstart', 'fixedlarge'),
+      loss_type='mse',
+      ema_decay=0.9,
+      random_flip=False,
+      num_classes=3,
+      label_dropout=label_dropout,
+    )
+  )
+  state = init_train_state({'levels': jnp.array(levels) - 1}, optimizer)
+  return float(step(state, batch, data, jax.random.key(seed))[1]['loss'])
+
+
+def test_each_example_goes_with_its_label():
+  images = np.zeros((4, 1, 1, 1), np.uint8)  # x_0 = -1
+  batch = {'images': images, 'labels': np.array([0, 1, 2, 2], np.int32)}
+  expected = np.mean(np.square([0.0, 0.2, 0.4, 0.4]))
+  assert label_loss(batch, None, label_dropout=0.0) == pytest.approx(expected, rel=1e-5)
+  indices = np.array([1, 1, 3, 0], np.int32)
+  expected = np.mean(np.square([0.2, 0.2, 0.4, 0.0]))
+  assert label_loss(indices, batch, label_dropout=0.0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_label_is_left_out_with_its_probability():
+  count, rate = 20_000, 0.1
+  batch = {
+    'images': np.zeros((count, 1, 1, 1), np.uint8),
+    'labels': np.zeros(count, np.int32),  # whose loss is 0; without a label it is 1
+  }
+  losses = [label_loss(batch, None, label_dropout=rate, seed=seed) for seed in (0, 1)]
+  std_error = np.sqrt(rate * (1 - rate) / count)
+  assert losses == pytest.approx([rate, rate], abs=5 * std_error)
+  assert losses[0] != losses[1]
