@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion import Parameterization, make_denoiser, q_posterior_mean_variance
-from ddpm_jax.diffusion.prediction import Prediction
+from ddpm_jax.diffusion import (
+  Parameterization,
+  Prediction,
+  make_denoiser,
+  q_posterior_mean_variance,
+)
 from ddpm_jax.sampling import clipped
 
 MIXTURE = {'weights': [0.3, 0.7], 'means': [-0.8, 0.5], 'stds': [0.3, 0.2]}
@@ -177,3 +181,46 @@ PICTURES = {
     (2, 2, 1),
   ),
 }  # fmt: skip
+
+
+class LabelledMixture:
+  """Data of classes that are Gaussians: x_0 of class k ~ N(means[k], stds[k]^2 I).
+
+  Attributes:
+    weights [K], means [K, ..., C], stds [K].
+  """
+
+  def __init__(self, schedule, weights, means, stds):
+    self.schedule = schedule
+    self.weights, self.means, self.stds = (
+      np.asarray(x, np.float32) for x in (weights, means, stds)
+    )
+
+  def log_densities(self, x_t, t):
+    """log p(x_t | k), [B, K]."""
+    alpha, sigma = (level[:, None] for level in noise_level(self.schedule, x_t, t))
+    axes = tuple(range(2, x_t.ndim + 1))
+    variance = alpha**2 * self.stds.reshape(1, -1, *[1] * (x_t.ndim - 1)) ** 2 + sigma**2
+    terms = jnp.square(x_t[:, None] - alpha * self.means[None]) / variance
+    return -0.5 * (terms + jnp.log(2 * np.pi * variance)).sum(axes)
+
+  def log_prob(self, x_t, t, labels):
+    """log p(k | x_t) by Bayes' rule, [B]: an exact classifier of noisy examples."""
+    joint = self.log_densities(x_t, t) + jnp.log(self.weights)[None]
+    return jax.nn.log_softmax(joint)[jnp.arange(len(labels)), labels]
+
+  def denoiser(self, labels=None):
+    """E[x_0 | x_t, label]; without labels E[x_0 | x_t]."""
+
+    def denoiser(x_t, t):
+      alpha, sigma = (level[:, None] for level in noise_level(self.schedule, x_t, t))
+      variance = self.stds.reshape(1, -1, *[1] * (x_t.ndim - 1)) ** 2
+      gain = alpha * variance / (alpha**2 * variance + sigma**2)
+      x_0 = self.means[None] + gain * (x_t[:, None] - alpha * self.means[None])
+      if labels is None:
+        shares = jax.nn.softmax(self.log_densities(x_t, t) + jnp.log(self.weights)[None])
+      else:
+        shares = jax.nn.one_hot(labels, len(self.weights))
+      return Prediction((x_0 * shares.reshape(*shares.shape, *[1] * (x_t.ndim - 1))).sum(1))
+
+    return denoiser

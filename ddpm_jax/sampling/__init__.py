@@ -10,6 +10,7 @@ from ddpm_jax.sampling.editing import (
   pigdm,
   repaint_chain,
 )
+from ddpm_jax.sampling.guidance import classifier_guided, guided, in_one_batch, noise_levels
 from ddpm_jax.sampling.noise import fold_rows, make_noise_fn
 from ddpm_jax.sampling.operators import (
   LinearOperator,
@@ -32,6 +33,7 @@ __all__ = [
   'average_pooling',
   'blur',
   'channel_mean',
+  'classifier_guided',
   'clipped',
   'conditioned',
   'ddim_encode',
@@ -39,9 +41,12 @@ __all__ = [
   'depth_timesteps',
   'fold_rows',
   'gaussian_kernel',
+  'guided',
+  'in_one_batch',
   'linear_operator',
   'make_noise_fn',
   'masking',
+  'noise_levels',
   'noised',
   'pigdm',
   'repaint_chain',
