@@ -1,8 +1,9 @@
 """Data: sources of uint8 pictures and the input pipeline. Imports neither jax nor flax."""
 
+from ddpm_jax.data.labels import Labels, check_classes, read_labels, renumbered, stand_ins
 from ddpm_jax.data.pictures import BrokenPicturesError, DamagedDataError, prepare_picture
 from ddpm_jax.data.pipeline import Batches, batch_indices, batch_of_step, make_batches
-from ddpm_jax.data.record import keep_record
+from ddpm_jax.data.record import keep_record, read_class_names
 from ddpm_jax.data.sources import Source, fingerprint, make_source
 from ddpm_jax.data.splits import NoSplitError, is_held_out, share_pictures, told
 from ddpm_jax.data.substitutes import Substitutes
@@ -11,17 +12,23 @@ __all__ = [
   'Batches',
   'BrokenPicturesError',
   'DamagedDataError',
+  'Labels',
   'NoSplitError',
   'Source',
   'Substitutes',
   'batch_indices',
   'batch_of_step',
+  'check_classes',
   'fingerprint',
   'is_held_out',
   'keep_record',
   'make_batches',
   'make_source',
   'prepare_picture',
+  'read_class_names',
+  'read_labels',
+  'renumbered',
   'share_pictures',
+  'stand_ins',
   'told',
 ]

@@ -15,6 +15,7 @@ import pathlib
 
 import numpy as np
 
+from ddpm_jax.data.labels import Labels
 from ddpm_jax.data.pictures import prepare_picture
 from ddpm_jax.data.splits import NoSplitError
 
@@ -23,13 +24,13 @@ SPLITS = ('train', 'test', 'all')
 
 
 class ArraySource:
-  """A source whose pictures are an array: uint8 [N, H, W, C]."""
+  """A source whose pictures are an array: uint8 [N, H, W, C]; with Labels, where they have any."""
 
-  def __init__(self, name, split, images):
+  def __init__(self, name, split, images, labels=None):
     self.name = name
     self.split = split
     self.image_shape = images.shape[1:]
-    self._images = images
+    self._images, self._labels = images, labels
 
   def __len__(self):
     return len(self._images)
@@ -37,6 +38,10 @@ class ArraySource:
   def read(self, indices: np.ndarray) -> np.ndarray:
     """Returns uint8 [N, H, W, C] for int [N]."""
     return self._images[indices]
+
+  def labels(self, choice: str | None) -> Labels | None:
+    """The classes of all pictures, of which there is no choice."""
+    return self._labels if choice is None else None
 
   def version(self) -> str:
     """sha256 (hex) of all pictures."""
@@ -56,11 +61,12 @@ def load_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def make_digits_source(*, image_size: int, channels: int, split: str) -> ArraySource:
   """The digits as an ArraySource; a size other than 8 resizes them, 3 channels repeat the grey."""
-  images, _ = load_digits(split)
+  images, numbers = load_digits(split)
   if images.shape[1:] != (image_size, image_size, channels):
     import PIL.Image
 
     pictures = [PIL.Image.fromarray(image[..., 0]) for image in images]
     shape = dict(image_size=image_size, channels=channels)
     images = np.stack([prepare_picture(picture, **shape) for picture in pictures])
-  return ArraySource('digits', split, images)
+  labels = Labels(numbers.astype(np.int32), tuple(map(str, range(10))))
+  return ArraySource('digits', split, images, labels)

@@ -7,6 +7,9 @@ folder and its subfolders, sorted by relative path, hidden ones left out; what i
 EXIF orientation is applied. Splits: a folder with a subfolder train, test, val, valid or validation
 has those as its splits (flowers/train, flowers/test). Any other folder is one set of pictures, the
 split 'train'; data.holdout makes a test split of it. 'all' is always the whole tree.
+
+With data.labels='folders' the first folder that a picture lies in, below that of its split, is its
+class (flowers/train/rose/1.jpg, flowers/rose/1.jpg). Classes are numbered by their sorted names.
 """
 
 import hashlib
@@ -14,6 +17,9 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
+from ddpm_jax.data.labels import FOLDERS, Labels
 from ddpm_jax.data.listing import EXTENSIONS, Listing, PictureFile, list_pictures, some
 from ddpm_jax.data.pictures import PictureSource
 from ddpm_jax.data.splits import SPLITS, NoSplitError
@@ -45,6 +51,28 @@ class FolderSource(PictureSource):
   def picture_files(self) -> list[PictureFile]:
     """The file of each picture, as it was when the folder was listed."""
     return list(self._pictures)
+
+  def labels(self, choice: str | None) -> Labels | None:
+    """The class of each picture, by its folder; None unless that is asked for.
+
+    Raises:
+      UserError: another choice, or pictures that lie in no folder of a class.
+    """
+    if choice is None:
+      return None
+    if choice != FOLDERS:
+      raise UserError(f'data.labels={choice}: a folder of pictures has data.labels={FOLDERS} alone')
+    parts = [path.split('/') for path in self._paths]
+    if self.split == 'all':
+      parts = [of[1:] if of[0] in SPLITS and len(of) > 1 else of for of in parts]
+    if loose := ['/'.join(of) for of in parts if len(of) < 2]:
+      raise UserError(
+        f'data.labels={FOLDERS}: {len(loose)} pictures of {self._root} lie in no folder of a class '
+        f'({some(loose)}); move each into that of its class'
+      )
+    names = sorted({of[0] for of in parts})
+    numbers = {name: i for i, name in enumerate(names)}
+    return Labels(np.array([numbers[of[0]] for of in parts], np.int32), tuple(names))
 
   def version(self) -> str:
     """sha256 (hex) of what the system tells of each file: another one if a picture changes."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.data.labels import stand_ins
 from ddpm_jax.data.pictures import BrokenPicturesError
 from ddpm_jax.errors import UserError
 
@@ -100,13 +101,22 @@ class _HostIndices:
 
 @dataclasses.dataclass(frozen=True)
 class _HostBatch:
-  """step -> pictures, read from the source; what a worker runs."""
+  """step -> a batch, read from the source; what a worker runs."""
 
   source: object
   host_indices: _HostIndices
+  labels: np.ndarray | None
 
   def __call__(self, step):
-    return self.source.read(self.host_indices(step))
+    indices = self.host_indices(step)
+    return _batch(self.source, self.source.read(indices), self.labels, indices)
+
+
+def _batch(source, images, labels, indices):
+  """Pictures that were read, with their labels if there are any."""
+  if labels is None:
+    return images
+  return {'images': images, 'labels': labels[stand_ins(source, indices)]}
 
 
 class _Memory:
@@ -197,15 +207,19 @@ def _read_some(source, secs):
 class Batches:
   """One process's share of the batches; make it with make_batches."""
 
-  def __init__(self, source, host_indices, *, memory, num_workers):
+  def __init__(self, source, host_indices, *, memory, num_workers, labels=None):
     self._source = source
+    self._labels = labels
     self._host_indices = host_indices
     self._memory = memory
     self._num_workers = num_workers
     self._open_iterators = []
 
-  def iterate(self, start_step: int) -> Iterator[np.ndarray]:
-    """Returns an endless iterator of uint8 [host_batch_size, H, W, C], from start_step's batch."""
+  def iterate(self, start_step: int) -> Iterator[Any]:
+    """Returns an endless iterator of uint8 [host_batch_size, H, W, C], from start_step's batch.
+
+    With labels, each batch is {'images': these, 'labels': int32 [host_batch_size]}.
+    """
     if self._memory is not None:
       return self._from_memory(start_step)
     return self._from_grain(start_step)
@@ -226,6 +240,14 @@ class Batches:
       BrokenPicturesError: naming one, and counting all.
     """
     return None if self._memory is None else self._memory.all()
+
+  @property
+  def examples(self) -> Any:
+    """As images; with labels {'images': these, 'labels': int32 [N]}."""
+    images = self.images
+    if images is None:
+      return None
+    return _batch(self._source, images, self._labels, np.arange(len(images)))
 
   def sha256(self) -> str | None:
     """sha256 (hex) of all images, if they are held in memory, else None."""
@@ -253,7 +275,8 @@ class Batches:
   def _from_memory(self, start_step):
     step = start_step
     while True:
-      yield self._memory.read(self._host_indices(step))
+      indices = self._host_indices(step)
+      yield _batch(self._source, self._memory.read(indices), self._labels, indices)
       step += 1
 
   def _from_grain(self, start_step):
@@ -266,7 +289,7 @@ class Batches:
         "call absl.flags.FLAGS(['']) first, or set 0"
       )
     steps = grain.MapDataset.range(start_step, start_step + _ENDLESS_STEPS)
-    batches = steps.map(_HostBatch(self._source, self._host_indices))
+    batches = steps.map(_HostBatch(self._source, self._host_indices, self._labels))
     threads = 0 if self._num_workers else min(_BUFFERED_BATCHES, os.cpu_count())
     batches = batches.to_iter_dataset(grain.ReadOptions(threads, _BUFFERED_BATCHES))
     workers = grain.MultiprocessingOptions(self._num_workers, _BUFFERED_BATCHES)
@@ -285,6 +308,7 @@ def make_batches(
   memory_limit_bytes: int,
   num_workers: int,
   skipped_batches: Sequence[int] = (),
+  labels: np.ndarray | None = None,
 ) -> Batches:
   """Makes the pipeline.
 
@@ -298,6 +322,7 @@ def make_batches(
       and held in memory; a larger one is read as it goes. The batches are the same.
     num_workers: processes that read; 0 reads with threads of this process.
     skipped_batches: numbers of batches that no step takes: the next one takes their place.
+    labels: int32 [N], the class of each picture, to go with the batches; None for none.
 
   Returns:
     Batches.
@@ -317,4 +342,4 @@ def make_batches(
   )
   fits = len(source) * int(np.prod(source.image_shape)) <= memory_limit_bytes
   memory = _Memory(source) if fits else None
-  return Batches(source, host_indices, memory=memory, num_workers=num_workers)
+  return Batches(source, host_indices, memory=memory, num_workers=num_workers, labels=labels)

@@ -43,7 +43,8 @@ class Source(Protocol):
   # names() -> bytes, the names of all pictures in their order;
   # picture_names() -> list of bytes, which data.holdout goes by;
   # picture_files() -> list of listing.PictureFile;
-  # version() -> str, which changes when pictures may have changed.
+  # version() -> str, which changes when pictures may have changed;
+  # labels(choice) -> labels.Labels, the class of each picture, or None; data.labels is the choice.
 
 
 def make_source(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.data.labels import Labels
 from ddpm_jax.errors import UserError
 
 HELD_OUT = ('test', 'val', 'valid', 'validation')  # what a held-out split is called
@@ -73,6 +74,12 @@ class Part:
   def picture_files(self) -> list[Any] | None:
     """The PictureFile of each picture."""
     return self._chosen(told(self._source, 'picture_files'))
+
+  def labels(self, choice: str | None) -> Labels | None:
+    """The class of each picture."""
+    method = getattr(self._source, 'labels', None)
+    found = None if method is None else method(choice)
+    return None if found is None else found._replace(ids=found.ids[self._rows])
 
   def version(self) -> str | None:
     """As the source's."""

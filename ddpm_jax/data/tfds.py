@@ -23,6 +23,9 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from ddpm_jax.data.labels import Labels
 from ddpm_jax.data.pictures import DamagedDataError, PictureSource
 from ddpm_jax.data.splits import NoSplitError
 from ddpm_jax.errors import UserError
@@ -47,6 +50,14 @@ class TfdsSource(PictureSource):
 
   def __len__(self):
     return len(self._records)
+
+  def labels(self, choice: str | None) -> Labels | None:
+    """The class of each picture, by one of the features: that named `label`, or the only one.
+
+    Raises:
+      UserError: no such feature, or several and none is named.
+    """
+    return _read_labels(self._folder, name=self.name, split=self.split, choice=choice)
 
   def version(self) -> str:
     """sha256 (hex) of the size and the time of each file of the data set."""
@@ -195,6 +206,40 @@ def _open(folder, *, name, split):
   others = ', '.join(key for key in images if key != chosen)
   remark = f'{name}: of its images, {chosen} is read, and not {others}'
   return records, chosen, (remark,) if others else ()
+
+
+def _read_labels(folder, *, name, split, choice):
+  """Labels of a split, or None where there are none; reads all records, and decodes no picture."""
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(folder)
+  features = builder.info.features
+  found = [key for key, value in features.items() if isinstance(value, tfds.features.ClassLabel)]
+  if choice is None:
+    if len(found) > 1 and 'label' not in found:
+      raise UserError(
+        f'data.source={name}: it has the labels {", ".join(found)}; name one, as in '
+        f'data.labels={found[0]}'
+      )
+    choice = 'label' if 'label' in found else next(iter(found), None)
+  if choice is None:
+    return None
+  if choice not in found:
+    has = f'the labels {", ".join(found)}' if found else 'no labels'
+    raise UserError(f'data.labels={choice}: {name} has {has}')
+  images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
+  decoders = {key: tfds.decode.SkipDecoding() for key in images}
+  records = builder.as_data_source(split=split, decoders=decoders)
+  ids, chunk = np.empty(len(records), np.int32), 1024
+  try:
+    for first in range(0, len(records), chunk):
+      rows = list(range(first, min(first + chunk, len(records))))
+      ids[rows] = [record[choice] for record in records.__getitems__(rows)]
+  except RuntimeError as error:  # array_record's, on a file that is missing or cut
+    raise DamagedDataError(_damaged(folder, error)) from error
+  if ids.min() < 0:  # as TFDS has it where a split's labels are kept back
+    raise UserError(f'data.source={name}: pictures of {split} have no label; take another split')
+  return Labels(ids, tuple(features[choice].names))
 
 
 def _check_split(splits, *, name, split):

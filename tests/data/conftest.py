@@ -14,7 +14,9 @@ def write_tfds():
   import PIL.Image
   import tensorflow_datasets as tfds
 
-  def write(root, name, images, *, version='1.0.0', config=None, feature='image'):
+  def write(root, name, images, *, version='1.0.0', config=None, feature='image', labels=None):
+    labels = labels or {}  # {feature: (names, a class for each image)}
+
     class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       VERSION = tfds.core.Version(version)
       BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
@@ -24,6 +26,8 @@ def write_tfds():
         features = {'index': tfds.features.Scalar(np.int64)}
         if feature:
           features[feature] = tfds.features.Image(shape=(None, None, 3))
+        for label, (names, _) in labels.items():
+          features[label] = tfds.features.ClassLabel(names=names)
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
       def _split_generators(self, dl_manager):
@@ -32,7 +36,7 @@ def write_tfds():
       def _generate_examples(self):
         for i, image in enumerate(images):
           picture = {feature: PIL.Image.fromarray(image)} if feature else {}
-          yield i, {'index': i, **picture}
+          yield i, {'index': i, **picture} | {label: ids[i] for label, (_, ids) in labels.items()}
 
     Tiny.name = name
     Tiny(data_dir=root, file_format='array_record').download_and_prepare()
