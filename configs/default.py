@@ -24,6 +24,9 @@ def get_config():
         'random_flip': True,  # mirror left-right with probability 1/2, in training
         'memory_limit_gib': 4.0,  # sets up to this size are decoded once and held in memory
         'device_limit_gib': 1.0,  # and up to this size on accelerators, which gather the batches
+        # Of model.num_classes. None: those that the data bring; folders: the folder that a picture
+        # lies in, of folder:PATH; or the name of a label of TFDS
+        'labels': placeholder(str),
         'on_damage': 'stop',  # stop | skip: the next picture takes a damaged one's place, up to 1%
         'num_workers': 4,  # processes that read sets beyond it; 0: none
       },
@@ -43,6 +46,8 @@ def get_config():
         'attn_resolutions': (16,),  # pixels
         'dropout': 0.1,  # rate
         'resamp_with_conv': True,
+        # Of labels: a number, or data: as many as the data have. None: a model without labels
+        'num_classes': placeholder(object),
         'remat': False,  # compute blocks anew in the backward pass: less memory, more time
         'dtype': 'float32',  # float32 | bfloat16, of the computation; parameters are float32
       },
@@ -58,6 +63,7 @@ def get_config():
       'train': {
         'global_batch_size': 128,  # images a step, over all devices and processes
         'grad_accum_steps': 1,  # parts of a device's batch, one after another: less memory
+        'label_dropout': placeholder(float),  # part of the examples without label; none: 0.1
         'num_steps': 800_000,  # 800,000 steps * 128 = 102.4M examples
         'steps_per_dispatch': placeholder(int),  # none: 1 on a CPU, else as many as all of the
         # intervals below divide by, up to 20
@@ -87,6 +93,14 @@ def get_config():
         # trailing for the others
         'spacing': placeholder(str),
         'eta': placeholder(float),  # ddim's, in [0, 1]; none: 0, no noise
+        # Of a model with labels: classes by name or number, each, or none, one or several; with
+        # counts, as cat*10,dog*5, these are all samples. None: each in turn
+        'labels': placeholder(str),
+        'guidance': placeholder(float),  # scale; none: 1, no guidance
+        'guidance_interval': placeholder(tuple),  # (low, high), noise levels that are; none: all
+        'guidance_rescale': placeholder(float),  # in [0, 1], of the deviation of x_0; none: 0
+        # Model to be guided away from, WORKDIR or WORKDIR@STEP; none: this one, without labels
+        'guide': placeholder(str),
         'clip': 'static',  # of the predicted x_0: none | static, to [-1, 1] | dynamic, Imagen's
         'files': placeholder(str),  # png: each sample as a file of its own, too
         'animate': False,  # also an animated GIF of the chain's predictions of x_0
@@ -112,6 +126,7 @@ def get_config():
         'seed': 0,  # of the noise of the bound
         'bpd_splits': ('train', 'test'),
         'bpd_examples': placeholder(int),  # a split; none: all of it
+        'bpd_labels': placeholder(str),  # given | none: without them; none: given
         'bpd_terms': placeholder(int),  # K of the T terms, an unbiased estimate; none: all
         'num_samples': 50_000,  # images for the other metrics, drawn as sample says
         'samples': placeholder(str),  # folder or .npz of images to score instead of our own

@@ -5,15 +5,16 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import devices, numerics
-from ddpm_jax.config import build, checks, origins
+from ddpm_jax.config import build, checks, classes, origins
 from ddpm_jax.config.fields import check_fields
 from ddpm_jax.config.files import load_config
 from ddpm_jax.diffusion import Denoiser, timestep_subsequence
@@ -42,6 +43,12 @@ if TYPE_CHECKING:
   import PIL.Image
 
 Rows = dict[str, np.ndarray]
+# Of what a call chooses, as config.sample has it.
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+  'guidance': float,
+  'guidance_interval': lambda levels: tuple(map(float, levels)),
+}
+Labels = int | str | Sequence[int | str] | np.ndarray | None
 
 
 @numerics.pinned()
@@ -76,16 +83,18 @@ def load(
   elif isinstance(config, str):
     config = load_config(config)
   check_fields(config)
+  config = origins.with_classes(config, given)
   if not jax.config.jax_compilation_cache_dir:
     devices.use_compilation_cache(config.compilation_cache, default_cache_dir)
   own = None
   if network is not None:
     if params is None:
       raise UserError('network is given without params: give a tree of the shapes that it takes')
-    own = OwnNetwork(network)
+    own = OwnNetwork(network, config.model.num_classes)
     build.check_network(config, own, params)
   weights = origins.read_weights(given, config, step=step, ema=ema, params_like=params)
-  return Model(config, weights, name=given, network=own)
+  names = origins.class_names(given)
+  return Model(config, weights, name=given, network=own, class_names=names)
 
 
 class Model:
@@ -100,16 +109,26 @@ class Model:
     step: training step of the weights.
     params: the parameters.
     schedule: NoiseSchedule.
+    class_names: of the labels 0, 1, ...; None for a model without labels.
     drawn: uint8 samples that the last call had drawn when it was interrupted; None if it was not.
   """
 
   def __init__(
-    self, config: ConfigDict, weights: Weights, *, name: str, network: OwnNetwork | None = None
+    self,
+    config: ConfigDict,
+    weights: Weights,
+    *,
+    name: str,
+    network: OwnNetwork | None = None,
+    class_names: Sequence[str] | None = None,
   ):
     """Holds parameters that are on all devices; `load` is how to make one."""
     self.config = config.copy_and_resolve_references()
     self.step, self.params = weights.step, weights.params
     self.schedule = build.schedule(config)
+    self.class_names: tuple[str, ...] | None = None
+    if build.num_classes(config) is not None:
+      self.class_names = tuple(build.class_names(config, class_names))
     self.drawn: np.ndarray | None = None
     self._config = config.copy_and_resolve_references().lock()
     self._name, self._network = name, network
@@ -133,9 +152,12 @@ class Model:
     num: int,
     *,
     seed: int = 0,
-    labels: None = None,
+    labels: Labels = None,
     sampler: str | None = None,
     num_steps: int | None = None,
+    guidance: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    guide: str | None = None,
     batch_size: int | None = None,
     progress: bool = False,
   ) -> np.ndarray:
@@ -144,9 +166,15 @@ class Model:
     Args:
       num: samples.
       seed: of them.
-      labels: none: no model has labels yet.
+      labels: the class of all samples, by number or name, 'none' for no label, or [num] of them,
+        one for each; or a text as config.sample.labels has it, such as 'each' or 'cat,dog', which
+        the samples take in turn. None for each in turn.
       sampler: one of sampling.SAMPLERS.
       num_steps: steps of it; for another sampler than the config's, None is its usual number.
+      guidance: scale; 1 is none.
+      guidance_interval: noise levels (low, high] that are guided; None for all.
+      guide: a model to be guided away from, WORKDIR or WORKDIR@STEP; None for this one without
+        labels.
       batch_size: samples that go through together, over all devices.
       progress: whether to print how far it is.
 
@@ -156,15 +184,22 @@ class Model:
     Raises:
       UserError: a number or name that cannot be used.
     """
-    if labels is not None:
-      raise UserError('labels are given, but this model was trained without any: leave them out')
-    config, drawer = self._drawer(num, seed, sampler, num_steps, batch_size)
+    choices = {
+      'sampler': sampler,
+      'num_steps': num_steps,
+      'batch_size': batch_size,
+      'guidance': guidance,
+      'guidance_interval': guidance_interval,
+      'guide': guide,
+    }
+    config, drawer = self._drawer(num, seed, labels, **choices)
 
     def compute(ids, pauses):
       return {'samples': to_uint8(drawer.draw(self.params, ids, pauses))}
 
     what = 'samples' if progress else None
-    asked = 'sample', num, config.sample.to_json()
+    given = None if drawer.pattern is None else drawer.pattern.tobytes()
+    asked = 'sample', num, config.sample.to_json(), given
     return self._rows(asked, num, compute, drawer.sizes, what)['samples']
 
   def chain(
@@ -172,20 +207,23 @@ class Model:
     num: int,
     *,
     seed: int = 0,
+    labels: Labels = None,
     sampler: str | None = None,
     num_steps: int | None = None,
+    guidance: float | None = None,
   ) -> Iterator[tuple[int, np.ndarray]]:
     """Watches a chain: yields (t, the x_0 predicted at t) from noise on, and at last (-1, x_0).
 
     Args:
       num: samples, which go through together. The last of what is yielded is sample(num, ...), up
         to the rounding of another batch.
-      seed, sampler, num_steps: as sample.
+      seed, labels, sampler, num_steps, guidance: as sample.
 
     Yields:
       (int, uint8 [num, H, W, C]).
     """
-    _, drawer = self._drawer(num, seed, sampler, num_steps, num)
+    choices = {'sampler': sampler, 'num_steps': num_steps, 'guidance': guidance}
+    _, drawer = self._drawer(num, seed, labels, batch_size=num, **choices)
     ids = np.minimum(np.arange(drawer.sizes.host), num - 1)
     for t, x_0 in drawer.predictions(self.params, ids):
       yield t, to_uint8(x_0[:num])
@@ -196,11 +234,14 @@ class Model:
     num: int = 16,
     *,
     seed: int = 0,
+    labels: Labels = None,
     sampler: str | None = None,
     num_steps: int | None = None,
+    guidance: float | None = None,
   ) -> pathlib.Path:
     """Writes a chain's predictions of x_0 as an animated GIF, a grid a frame; Args as chain."""
-    _, drawer = self._drawer(num, seed, sampler, num_steps, num)
+    choices = {'sampler': sampler, 'num_steps': num_steps, 'guidance': guidance}
+    _, drawer = self._drawer(num, seed, labels, batch_size=num, **choices)
     return save_chain(pathlib.Path(file), drawer, self.params, num)
 
   def picture(self, examples: np.ndarray, *, columns: int | None = None) -> 'PIL.Image.Image':
@@ -213,6 +254,7 @@ class Model:
     self,
     examples: np.ndarray,
     *,
+    labels: Labels = None,
     seed: int = 0,
     num_terms: int | None = None,
     batch_size: int | None = None,
@@ -222,6 +264,8 @@ class Model:
 
     Args:
       examples: uint8 [N, H, W, C].
+      labels: the class of all examples, by number or name, or [N] of them, one for each: the bound
+        given the label. None for the bound without.
       seed: of the noise; row i depends on (seed, i) and the example alone.
       num_terms: K of the T terms, an unbiased estimate; None for all of them.
       batch_size: examples that go through together, over all devices.
@@ -246,26 +290,39 @@ class Model:
     sizes = devices.fitting_batch_sizes(
       _positive('batch_size', batch_size or self._config.eval.batch_size), len(examples)
     )
+    given = None if labels is None else self._labels(labels, len(examples))
 
     def compute(ids, pauses):
       batch = {'images': examples[ids], 'ids': ids.astype(np.int32)}
+      if given is not None:
+        batch['labels'] = given[ids]
       return stepwise.run(bound, self.params, batch, key, pauses=pauses)
 
-    asked = 'bpd', seed, num_terms, sizes, examples.tobytes()
+    of_labels = None if given is None else given.tobytes()
+    asked = 'bpd', seed, num_terms, sizes, examples.tobytes(), of_labels
     what = 'bits/dim' if progress else None
     rows = self._rows(asked, len(examples), compute, sizes, what)
     return {name: x if x.dtype.kind == 'i' else np.float64(x) for name, x in rows.items()}
 
-  def denoiser(self, labels: None = None, *, clip: str = 'none') -> Denoiser:
+  def denoiser(self, labels: Labels = None, *, clip: str = 'none') -> Denoiser:
     """(x_t, t) -> Prediction, for the samplers and functions of ddpm_jax.sampling.
 
     Args:
-      labels: none: no model has labels yet.
+      labels: the class of all examples, by number or name, or [B] of them, one for each. None for
+        no label.
       clip: one of sampling.CLIPS, of the predicted x_0.
     """
-    if labels is not None:
-      raise UserError('labels are given, but this model was trained without any: leave them out')
-    return build.denoiser_of(self._config, clip, self._network)(self.params)
+    denoiser_of = build.denoiser_of(self._config, clip, self._network)
+    if labels is None:
+      return denoiser_of(self.params)
+    count = np.size(labels)
+    given = self._labels(labels, count)
+
+    def denoiser(x_t, t):
+      of_rows = np.broadcast_to(given, x_t.shape[:1]) if count == 1 else given
+      return denoiser_of(self.params, jnp.asarray(of_rows))(x_t, t)
+
+    return denoiser
 
   def invert(self, examples: np.ndarray, *, num_steps: int = FEW_STEPS) -> np.ndarray:
     """DDIM's inversion (Song et al. 2021): the x_T that `decode` makes the examples of.
@@ -489,7 +546,7 @@ class Model:
     """uint8 [N, num, H, W, C]; fields are those of config.edit that are given."""
     if fields.get('method') == 'repaint':
       sampler = sampler or 'ancestral'
-    config = self._sampling(sampler, num_steps, batch_size)
+    config = self._sampling(sampler=sampler, num_steps=num_steps, batch_size=batch_size)
     given = {name: value for name, value in fields.items() if value is not None}
     config.edit.update(what=what, seed=seed, num=_positive('num', num), **given)
     checks.check_edit(config)
@@ -512,29 +569,67 @@ class Model:
     )
     return rows['samples'].reshape(num, count, *self.shape).swapaxes(0, 1)
 
-  def _sampling(self, sampler, num_steps, batch_size) -> ConfigDict:
-    """The config of a call, with the sampler that is asked for."""
+  def _sampling(self, **choices) -> ConfigDict:
+    """The config of a call, with its sampler; choices as config.sample has them."""
     config = self._config.copy_and_resolve_references()
+    sampler = choices.pop('sampler')
     if sampler is not None and sampler != config.sample.sampler:
       config.sample.update(sampler=sampler, num_steps=None, eta=None, spacing=None)
-    if num_steps is not None:
-      config.sample.num_steps = num_steps
-    if batch_size is not None:
-      config.sample.batch_size = _positive('batch_size', batch_size)
+    if choices.get('batch_size') is not None:
+      _positive('batch_size', choices['batch_size'])
+    for field, value in choices.items():
+      if value is not None:
+        convert = _CONVERT.get(field, lambda value: value)
+        config.sample[field] = convert(value)
     return config
 
-  def _drawer(self, num, seed, sampler, num_steps, batch_size) -> tuple[ConfigDict, Drawer]:
-    """The config of a call, and the compiled sampler for it."""
+  def _drawer(self, num, seed, labels, **choices) -> tuple[ConfigDict, Drawer]:
+    """The config of a call, and the compiled sampler for it; choices as config.sample has them."""
     _positive('num', num)
-    config = self._sampling(sampler, num_steps, batch_size)
+    config = self._sampling(**choices)
     config.sample.seed = seed
+    pattern = self._pattern(labels, num, config)
+    config.sample.labels = None
     checks.check_sample(config)
     size = devices.fitting_batch_sizes(config.sample.batch_size, num).global_
     of_program = {**config.sample.to_dict(), 'batch_size': size, 'seed': None, 'num_samples': None}
     drawer = self._keep(
-      ('sample', str(of_program)), lambda: build.drawer(config, num, self._network)
+      ('sample', str(of_program)),
+      lambda: build.drawer(config, num, self._network, self.class_names),
     )
-    return config, dataclasses.replace(drawer, key=devices.replicate(build.key(seed, 'sample')))
+    key = devices.replicate(build.key(seed, 'sample'))
+    return config, dataclasses.replace(drawer, key=key, pattern=pattern)
+
+  def _pattern(self, labels, num, config):
+    """int32 [n], the classes that samples have in turn; None of a model without labels."""
+    if labels is None:
+      labels = config.sample.labels
+    if self.class_names is None:
+      self._check_has_labels(labels)
+      return None
+    if labels is None or isinstance(labels, str):
+      config.sample.labels = labels
+      return classes.expanded(build.sample_labels(config, self.class_names)[0])
+    return self._labels(labels, num)
+
+  def _check_has_labels(self, labels):
+    if labels is not None and self.class_names is None:
+      raise UserError('labels are given, but this model was trained without any: leave them out')
+
+  def _labels(self, labels, count):
+    """int32 [count], classes by number or name, one for all or one for each.
+
+    Raises:
+      UserError: a model without labels, another number of them, or a class that is not there.
+    """
+    self._check_has_labels(labels)
+    given = np.asarray(labels).reshape(-1).tolist() if np.ndim(labels) else [labels] * count
+    if len(given) != count:
+      raise UserError(f'there are {len(given)} labels; there must be {count}, or one for all')
+    known = {x: classes.class_of(x, len(self.class_names), self.class_names) for x in set(given)}
+    if len(self.class_names) in known.values():
+      build.check_unconditional(self._config)
+    return np.array([known[x] for x in given], np.int32)
 
   def _timesteps(self, num_steps):
     return timestep_subsequence(self.schedule, num_steps, build.spacing(self._config, 'ddim'))

@@ -18,10 +18,12 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, numerics, processes
 from ddpm_jax.config import build, checks
+from ddpm_jax.config.fields import DATA
 from ddpm_jax.config.files import load_config
-from ddpm_jax.config.origins import Start, read_start, settled, split_step
-from ddpm_jax.data import batch_of_step, keep_record
+from ddpm_jax.config.origins import Start, read_start, settled, split_step, with_classes
+from ddpm_jax.data import Labels, batch_of_step, check_classes, keep_record
 from ddpm_jax.data.digits import ArraySource
+from ddpm_jax.data.labels import listed
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import NotFiniteError, UserError, check_system
 from ddpm_jax.evaluation.evaluator import Evaluator
@@ -59,6 +61,7 @@ def train(
   workdir: str | os.PathLike[str],
   data: np.ndarray | None = None,
   *,
+  labels: np.ndarray | None = None,
   config: str | ConfigDict | None = None,
   network: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None,
   params: Any = None,
@@ -72,10 +75,13 @@ def train(
   Args:
     workdir: folder of the run.
     data: uint8 [N, H, H, C], pictures to train on; None for those of config.data.
+    labels: int [N], the class of each picture, 0, 1, ...; None for a model without labels.
     config: name or path of a config, or a ConfigDict, such as load_config returns. With `data`, its
       data.image_size and data.channels are those of the pictures. None for that of the digits,
       without samples on the way, and with attention at half the size of the pictures.
     network: one's own, (params, x_t [B, H, H, C], t int [B]) -> [B, H, H, C]; None for the U-Net.
+      With labels it has a fourth argument, labels int [B], the number of classes where there is
+      none.
     params: its parameters before training, a tree of arrays.
     num_steps: of training; None for config.train.num_steps.
     progress: whether to print how it goes.
@@ -97,17 +103,27 @@ def train(
   if num_steps is not None:
     config.train.num_steps = num_steps
   if data is not None:
-    source = array_source(data)
+    source = array_source(data, labels)
     size, _, channels = source.image_shape
     config.data.update(source=OWN_DATA, image_size=size, channels=channels)
     if is_default and source.image_shape != (8, 8, 1):
       config.model.attn_resolutions = (size // 2,)
       config.eval.network = 'inception'  # the digits' network takes digits alone
+  elif labels is not None:
+    raise UserError('labels are given without data: give the pictures that they are of, too')
+  if data is not None and labels is None and config.model.num_classes is not None:
+    raise UserError(
+      f'model.num_classes is {config.model.num_classes}, but labels are not given: give the class '
+      'of each picture'
+    )
+  if labels is not None and config.model.num_classes in (None, DATA):
+    with config.ignore_type():  # it may be a text
+      config.model.num_classes = len(source.labels(None).names)
   own = None
   if network is not None:
     if params is None:
       raise UserError('network is given without params: give its parameters before training')
-    own = OwnNetwork(network)
+    own = OwnNetwork(network, config.model.num_classes)
     config.network = own.name
     params = jax.tree.map(np.asarray, params)
     build.check_network(config, own, params)
@@ -130,11 +146,11 @@ def train(
   return load(workdir, network=network, params=params)
 
 
-def array_source(data: np.ndarray) -> ArraySource:
-  """Pictures in an array as a source.
+def array_source(data: np.ndarray, labels: np.ndarray | None = None) -> ArraySource:
+  """Pictures in an array as a source, with their classes if these are given.
 
   Raises:
-    UserError: no pictures.
+    UserError: no pictures, or labels that are not theirs.
   """
   images = np.asarray(data)
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
@@ -144,7 +160,17 @@ def array_source(data: np.ndarray) -> ArraySource:
     )
   if not len(images):
     raise UserError('data holds no pictures')
-  return _GivenSource(OWN_DATA, 'train', images)
+  found = None
+  if labels is not None:
+    ids = np.asarray(labels)
+    if ids.dtype.kind not in 'iu' or ids.shape != images.shape[:1] or ids.min() < 0:
+      raise UserError(
+        f'labels is {ids.dtype}{list(ids.shape)}; it must be int [{len(images)}], a class 0, 1, '
+        '... for each picture'
+      )
+    names = tuple(str(i) for i in range(int(ids.max()) + 1))
+    found = Labels(ids.astype(np.int32), names)
+  return _GivenSource(OWN_DATA, 'train', images, found)
 
 
 class _GivenSource(ArraySource):
@@ -191,19 +217,22 @@ def run(
     stack.enter_context(devices.dividing(config.train.global_batch_size))
     if processes.is_primary():
       stack.enter_context(locked(path, 'train'))
-    config = settled(config, path)
-    begun = has_begun(path)
-    if processes.is_primary():
-      check_config(path, config)
-      check_finished(path)
     if source is not None and config.data.holdout is not None:
       raise UserError(
         'data.holdout is given, and the pictures are an array: leave out some of them'
       )
+    config = with_classes(settled(config, path), str(path))
+    begun = has_begun(path)
+    if processes.is_primary():
+      check_config(path, config)
+      check_finished(path)
     with terminal.waiting('opens the pictures'):
       source = source or build.source(config)
+      labels = build.labels_of(config, source)
+    if labels is not None:
+      check_classes(labels, source.name)
     if processes.is_primary():  # not before the pictures are there: a first try may fail
-      keep_record(path, source, has_begun=begun, say=say)
+      keep_record(path, source, has_begun=begun, say=say, labels=labels)
       store_config(path, config)
       store_arithmetic(path, numerics.arithmetic())
     checkpointer = stack.enter_context(build.checkpointer(config, path))
@@ -213,7 +242,7 @@ def run(
 
     with terminal.waiting('restores the state'):
       state = restore()
-    say_summary(config, path, source, state, say)
+    say_summary(config, path, source, state, say, labels)
     # The last step's samples may be missing: the run before may have been stopped in their midst.
     step = int(state.step)
     if step >= plan.num_steps and not (step == plan.num_steps and plan.is_visited(step)):
@@ -226,7 +255,8 @@ def run(
     key = devices.replicate(build.key(config.seed, 'train'))
     drawer = evaluator = None
     if plan.sample_every_steps:
-      drawer = build.drawer(config, config.train.num_samples, network)
+      names = None if labels is None else labels.names
+      drawer = build.drawer(config, config.train.num_samples, network, names)
     if plan.eval_every_steps:
       evaluator = build.training_evaluator(config, path)
       for line in evaluator.remarks():
@@ -234,7 +264,7 @@ def run(
     while True:
       skipped = read_skipped(path)
       with (
-        contextlib.closing(build.batches(config, source, skipped)) as batches,
+        contextlib.closing(build.batches(config, source, skipped, labels)) as batches,
         contextlib.closing(build.run_log(config, path, int(state.step), terminal)) as log,
       ):
         with terminal.waiting('reads the pictures'):
@@ -417,7 +447,12 @@ def restore_or_init(
 
 
 def say_summary(
-  config: ConfigDict, path: pathlib.Path, source: Source, state: TrainState, say: Say
+  config: ConfigDict,
+  path: pathlib.Path,
+  source: Source,
+  state: TrainState,
+  say: Say,
+  labels: Labels | None = None,
 ) -> None:
   """Says what is about to run, on what, and where it writes."""
   from clu import parameter_overview
@@ -444,6 +479,11 @@ def say_summary(
     f'steps       {step} done, {config.train.num_steps - step} to do\n'
     f'writes to   {path}'
   )
+  if labels is not None:
+    say(
+      f'labels      {listed(labels.names)}; left out of {build.label_dropout(config):g} of the '
+      'examples'
+    )
   for remark in getattr(source, 'remarks', ()):
     say(remark)
   if sizes.global_ > len(source):

@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ import optax
 from ml_collections import ConfigDict
 
 from ddpm_jax import data, devices, numerics, processes
-from ddpm_jax.config.fields import check_value
+from ddpm_jax.config import classes
+from ddpm_jax.config.fields import DATA, check_value
 from ddpm_jax.config.splits import measured, trained_on
 from ddpm_jax.diffusion import (
   Denoiser,
@@ -55,6 +56,8 @@ from ddpm_jax.sampling import (
   LinearOperator,
   clipped,
   depth_timesteps,
+  guided,
+  in_one_batch,
   repaint_chain,
 )
 from ddpm_jax.sampling.ancestral import ancestral
@@ -65,12 +68,13 @@ from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.identity import Identity
 from ddpm_jax.storage.logs import RunLog, Terminal
 from ddpm_jax.storage.run_record import RUN_FILE
-from ddpm_jax.storage.workdir import config_dict, deciding_fields
+from ddpm_jax.storage.workdir import config_dict, deciding_fields, differences, flatten
 from ddpm_jax.training import recipe
 from ddpm_jax.training.loop import Plan
 from ddpm_jax.training.step import TrainStep, make_train_step
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+LABEL_DROPOUT = 0.1  # by default
 MAX_STEPS_PER_DISPATCH = 20  # by default: a signal is heard after a dispatch
 STREAMS = (
   'init',
@@ -127,6 +131,26 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
   return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
+def num_classes(config: ConfigDict) -> int | None:
+  """Of the labels; None for a model without.
+
+  Raises:
+    UserError: it is left to the data, and nobody has counted them.
+  """
+  if config.model.num_classes == DATA:
+    raise UserError(f'model.num_classes={DATA}: give the number, for the data are not read here')
+  count: int | None = config.model.num_classes
+  return count
+
+
+def label_dropout(config: ConfigDict) -> float:
+  """Part of the training examples whose label is left out; 0 for a model without labels."""
+  if config.model.num_classes is None:
+    return 0.0
+  given = config.train.label_dropout
+  return LABEL_DROPOUT if given is None else given
+
+
 def model(config: ConfigDict) -> UNet:
   """UNet of config.model; with a learned variance it has twice the channels.
 
@@ -149,6 +173,7 @@ def model(config: ConfigDict) -> UNet:
     dtype=DTYPES[config.model.dtype],
     remat=config.model.remat,
     winograd=devices.on_cpu() and config.model.dtype == 'float32',
+    num_classes=num_classes(config),
   )
 
 
@@ -156,7 +181,10 @@ def check_network(config: ConfigDict, network: OwnNetwork, params: Any) -> None:
   """Raises a UserError if one's own network returns no array, or one of another shape."""
   x_t = jax.ShapeDtypeStruct((2, *image_shape(config)), jnp.float32)
   t = jax.ShapeDtypeStruct((2,), jnp.int32)
-  output = jax.eval_shape(lambda params, x, t: make_network(network, params)(x, t), params, x_t, t)
+  labels = None if network.num_classes is None else jnp.zeros(2, jnp.int32)
+  output = jax.eval_shape(
+    lambda params, x, t: make_network(network, params, labels=labels)(x, t), params, x_t, t
+  )
   if not isinstance(output, jax.ShapeDtypeStruct):
     raise UserError(f'{network.name} returned a {type(output).__name__}; it must return an array')
   parameterization(config.diffusion).check_output(output, x_t)
@@ -171,8 +199,8 @@ def init_params(config: ConfigDict) -> Any:
 
 def denoiser_of(
   config: ConfigDict, clip: str = 'static', network: OwnNetwork | None = None
-) -> Callable[[Any], Denoiser]:
-  """params -> Denoiser, its x_0 clipped.
+) -> Callable[..., Denoiser]:
+  """(params, labels=None) -> Denoiser, its x_0 clipped; labels int [B], none for a model without.
 
   Args:
     config: ConfigDict.
@@ -182,10 +210,127 @@ def denoiser_of(
   applied, noise = network or model(config), schedule(config)
   meaning = parameterization(config.diffusion)
 
-  def denoiser(params):
-    return clipped(make_denoiser(make_network(applied, params), meaning, noise), clip)
+  def denoiser(params, labels=None):
+    if labels is None:
+      check_unconditional(config)
+    return clipped(
+      make_denoiser(make_network(applied, params, labels=labels), meaning, noise), clip
+    )
 
   return denoiser
+
+
+def check_unconditional(config: ConfigDict) -> None:
+  """Raises a UserError for a model that has learned nothing without a label."""
+  if config.model.num_classes is not None and not label_dropout(config):
+    raise UserError(
+      'this model was trained with train.label_dropout=0, and has learned nothing without a label: '
+      'give labels'
+    )
+
+
+class Guide(NamedTuple):
+  """Another model, to be guided away from."""
+
+  config: ConfigDict
+  weights: Weights
+
+
+def guide(config: ConfigDict) -> Guide | None:
+  """The model that config.sample.guide names; None where there is none.
+
+  Raises:
+    UserError: it is not there, or of other data, classes or noise than this one.
+  """
+  given = config.sample.guide
+  if given is None:
+    return None
+  from ddpm_jax.config import origins  # not above: it imports this file
+
+  theirs = origins.config_of(given)
+  fields = ('data.image_size', 'data.channels', 'model.num_classes', 'diffusion.num_timesteps')
+  ours_flat, theirs_flat = flatten(config_dict(config)), flatten(config_dict(theirs))
+  differing = differences(
+    {name: theirs_flat[name] for name in fields},
+    {name: ours_flat[name] for name in fields},
+    ('there', 'here'),
+  )
+  if not differing and not np.allclose(betas(config.diffusion), betas(theirs.diffusion)):
+    differing = ['diffusion.schedule: other betas']
+  if differing:
+    raise UserError(
+      f'sample.guide={given} is a model of another shape ({"; ".join(differing)}): give one of the '
+      'same data, classes and noise, such as an earlier step of this one'
+    )
+  return Guide(theirs, origins.read_weights(given, theirs))
+
+
+def sampled_denoiser_of(
+  config: ConfigDict, network: OwnNetwork | None = None, guide: Guide | None = None
+) -> Callable[..., Denoiser]:
+  """(params, labels=None) -> Denoiser as config.sample guides and clips it.
+
+  With a guide, params are (params, params of the guide).
+  """
+  sample, own = config.sample, denoiser_of(config, 'none', network)
+  scale = 1.0 if sample.guidance is None else float(sample.guidance)
+  choices: dict[str, Any] = {
+    'schedule': schedule(config),
+    'interval': None if sample.guidance_interval is None else tuple(sample.guidance_interval),
+    'rescale': sample.guidance_rescale or 0.0,
+  }
+  other = None if guide is None else denoiser_of(guide.config, 'none')
+
+  def denoiser(params, labels=None):
+    if other is not None:
+      params, of_guide = params
+      led = guided(own(params, labels), other(of_guide, labels), scale, **choices)
+    elif scale == 1.0:
+      led = own(params, labels)
+    else:
+      none = jnp.full_like(labels, num_classes(config))
+
+      def of_labels(labels):
+        return own(params, labels)
+
+      both = in_one_batch(of_labels, labels, none)
+      led = guided(of_labels(labels), of_labels(none), scale, both=both, **choices)
+    return clipped(led, sample.clip)
+
+  return denoiser
+
+
+def sample_labels(
+  config: ConfigDict, names: Sequence[str] | None = None
+) -> tuple[classes.Pattern, bool] | None:
+  """What config.sample.labels asks for, as classes.parse_labels; None for a model without labels.
+
+  Args:
+    config: ConfigDict.
+    names: of the classes; None for their numbers.
+  """
+  count = num_classes(config)
+  if count is None:
+    return None
+  names = class_names(config, names)
+  pattern, has_counts = classes.parse_labels(config.sample.labels or classes.EACH, count, names)
+  if any(i == count for i, _ in pattern):
+    check_unconditional(config)
+  return pattern, has_counts
+
+
+def num_samples(config: ConfigDict, names: Sequence[str] | None = None) -> int:
+  """Of config.sample: those that its labels count, or num_samples."""
+  found = sample_labels(config, names)
+  if found is not None and found[1]:
+    return sum(count for _, count in found[0])
+  count: int = config.sample.num_samples
+  return count
+
+
+def class_names(config: ConfigDict, names: Sequence[str] | None) -> Sequence[str]:
+  """The names of the classes, or their numbers where there are none."""
+  return names if names is not None else [str(i) for i in range(num_classes(config) or 0)]
 
 
 # Data.
@@ -214,8 +359,38 @@ def source(config: ConfigDict, split: str | None = None, field: str = 'data.spli
   return opened
 
 
+def labels_of(
+  config: ConfigDict, source: data.Source, names: Sequence[str] | None = None
+) -> data.Labels | None:
+  """The labels of a source's pictures; None for a model without.
+
+  Args:
+    config: ConfigDict.
+    source: the source.
+    names: of the classes as the run numbers them; None to take the source's numbers.
+
+  Raises:
+    UserError: no labels, or other classes than the model's.
+  """
+  count = num_classes(config)
+  if count is None:
+    return None
+  labels = data.read_labels(source, config.data.labels)
+  if names is not None:
+    labels = data.renumbered(labels, names)
+  if len(labels.names) != count:
+    raise UserError(
+      f'model.num_classes is {count}, but {source.name} has {len(labels.names)} classes; '
+      f'model.num_classes={DATA} takes their number, in a new workdir'
+    )
+  return labels
+
+
 def batches(
-  config: ConfigDict, data_source: data.Source, skipped_batches: Sequence[int] = ()
+  config: ConfigDict,
+  data_source: data.Source,
+  skipped_batches: Sequence[int] = (),
+  labels: data.Labels | None = None,
 ) -> data.Batches:
   """The batches of each step, this process's share; those skipped are numbers of batches."""
   made = data.make_batches(
@@ -227,20 +402,26 @@ def batches(
     memory_limit_bytes=int(config.data.memory_limit_gib * 2**30),
     num_workers=config.data.num_workers,
     skipped_batches=skipped_batches,
+    labels=None if labels is None else labels.ids,
   )
+  if processes.count() > 1 and labels is not None:
+    processes.check_same('data', {data_source.name: f'sha256 of all labels {labels.sha256()[:12]}'})
   if processes.count() > 1 and (sha256 := made.sha256()) is not None:
     processes.check_same('data', {data_source.name: f'sha256 of all images {sha256[:12]}'})
   return made
 
 
 def device_data(config: ConfigDict, batches: data.Batches) -> Any:
-  """All images, replicated, where the devices gather the batches themselves; else None."""
+  """All images, replicated, where the devices gather the batches themselves; else None.
+
+  With labels, as Batches.examples.
+  """
   if devices.on_cpu():  # which has no use for them all before they are due
     return None
   images = batches.images
   if images is None or images.nbytes > config.data.device_limit_gib * 2**30:
     return None
-  return devices.replicate(images)
+  return devices.replicate(batches.examples)
 
 
 # Training.
@@ -317,6 +498,8 @@ def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainSt
     ema_decay=config.optim.ema_decay,
     random_flip=config.data.random_flip,
     grad_accum_steps=config.train.grad_accum_steps,
+    num_classes=num_classes(config),
+    label_dropout=label_dropout(config),
     axis_name=devices.AXIS,
   )
   return devices.compile_train_step(step, several=steps_per_dispatch(config) > 1)
@@ -416,6 +599,19 @@ def samples_identity(config: ConfigDict) -> Identity:
   return model_identity(config).but(sampler=sampler, seed=sample.seed)
 
 
+def guidance_facts(config: ConfigDict, guide: Guide | None) -> dict[str, Any]:
+  """What guidance decides of samples."""
+  sample = config.sample
+  if guide is None and sample.guidance in (None, 1):
+    return {}
+  return {
+    'guidance': float(sample.guidance),
+    'interval': None if sample.guidance_interval is None else list(sample.guidance_interval),
+    'rescale': sample.guidance_rescale or None,
+    'guide': None if guide is None else guide.weights.sha256,
+  }
+
+
 def sampler_words(config: ConfigDict) -> str:
   """The sampler for a report, such as 'ddim, 50 of 1000 steps (trailing), eta 0.0'."""
   sample, total = config.sample, config.diffusion.num_timesteps
@@ -435,24 +631,43 @@ def sampler_words(config: ConfigDict) -> str:
   return ', '.join(words)
 
 
-def drawer(config: ConfigDict, max_samples: int, network: OwnNetwork | None = None) -> Drawer:
+def drawer(
+  config: ConfigDict,
+  max_samples: int,
+  network: OwnNetwork | None = None,
+  names: Sequence[str] | None = None,
+) -> Drawer:
   """The compiled sampler of config.sample.
 
   Args:
     config: ConfigDict.
     max_samples: samples that are asked for at once; sample.batch_size at most go through together.
     network: as denoiser_of.
+    names: of the classes, of a model with labels; None for their numbers.
   """
   make_chain, noise_schedule = chain(config), schedule(config)
-  denoiser = denoiser_of(config, config.sample.clip, network)
+  away_from, found = guide(config), sample_labels(config, names)
+  facts, words = guidance_facts(config, away_from), [sampler_words(config)]
+  pattern = None
+  if found is not None:
+    pattern = classes.expanded(found[0])
+    facts['labels'] = [list(run) for run in found[0]]
+    words.append(classes.in_words(found[0], num_classes(config) or 0, class_names(config, names)))
+  if 'guidance' in facts:
+    words.append(guidance_words(config))
+  identity = samples_identity(config)
+  denoiser = sampled_denoiser_of(config, network, away_from)
   work = make_chain_fns(denoiser, noise_schedule, image_shape(config), make_chain)
   return Drawer(
     chain=stepwise.compiled(work),
     timesteps=make_chain(noise_schedule, None, None).timesteps,
     key=devices.replicate(key(config.sample.seed, 'sample')),
     sizes=devices.fitting_batch_sizes(config.sample.batch_size, max_samples),
-    identity=samples_identity(config),
-    words=sampler_words(config),
+    identity=identity.but(sampler={**(identity.sampler or {}), **facts}),
+    words=', '.join(words),
+    pattern=pattern,
+    class_names=None if pattern is None else tuple(class_names(config, names)),
+    guide=None if away_from is None else away_from.weights.params,
   )
 
 
@@ -548,6 +763,16 @@ def editor(config: ConfigDict, known: Known, num: int, work: Stepwise) -> Editor
   )
 
 
+def guidance_words(config: ConfigDict) -> str:
+  """Guidance for a report, such as 'guidance 2 at noise levels 0.3 to 5'."""
+  sample = config.sample
+  words = f'guidance {sample.guidance:g}'
+  words += f' away from {sample.guide}' if sample.guide else ''
+  if sample.guidance_interval is not None:
+    words += ' at noise levels {:g} to {:g}'.format(*sample.guidance_interval)
+  return words + (f', rescaled {sample.guidance_rescale:g}' if sample.guidance_rescale else '')
+
+
 # Evaluation.
 
 
@@ -622,7 +847,10 @@ def bpd_fns(
 
 
 def bounds(
-  config: ConfigDict, splits: Sequence[str | data.Source], num_terms: int | None
+  config: ConfigDict,
+  splits: Sequence[str | data.Source],
+  num_terms: int | None,
+  names: Sequence[str] | None = None,
 ) -> list[Bound]:
   """The bound on splits of the data, by one compiled step.
 
@@ -630,16 +858,23 @@ def bounds(
     config: ConfigDict.
     splits: their names, or the splits themselves.
     num_terms: K of the estimate, or None for all terms.
+    names: of the classes, of a model with labels; None for those of the split.
   """
+  if config.eval.bpd_labels == 'none':
+    check_unconditional(config)
   work = bpd_fns(config, num_terms)
   bounds = []
   for split in splits:
     opened = source(config, split) if isinstance(split, str) else split
     count = min(len(opened), config.eval.bpd_examples or len(opened))
+    choices: dict[str, Any] = {'terms': num_terms} if num_terms else {}
+    labels = None if config.eval.bpd_labels == 'none' else labels_of(config, opened, names)
+    if labels is not None:
+      choices['labels'] = labels.sha256()
     identity = model_identity(config).but(
       seed=config.eval.seed,
       data=references.source_identity(opened),
-      choices={'terms': num_terms} if num_terms else None,
+      choices=choices or None,
     )
     bounds.append(
       Bound(
@@ -651,6 +886,7 @@ def bounds(
         identity=identity,
         num_terms=num_terms,
         num_timesteps=config.diffusion.num_timesteps,
+        labels=labels,
       )
     )
   return bounds
@@ -683,12 +919,13 @@ def evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> Evaluator
     )
   sources, notes = measured_splits(config, path, splits, 'eval.bpd_splits')
   notes += [line for opened in sources for line in getattr(opened, 'remarks', ())]
-  bounds_of = bounds(config, sources, config.eval.bpd_terms) if sources else []
+  classes_of = None if path is None else data.read_class_names(path)
+  bounds_of = bounds(config, sources, config.eval.bpd_terms, classes_of) if sources else []
   identity, images_scorer, images_drawer = model_identity(config), None, None
   facts = {bound.split: bound.identity.data for bound in bounds_of}
   if of_images:
     images_scorer = scorer(config, of_images)
-    images_drawer = drawer(config, config.eval.num_samples)
+    images_drawer = drawer(config, config.eval.num_samples, names=classes_of)
     of_scorer = images_scorer.identity()
     identity = images_drawer.identity.but(network=of_scorer['network'])
     facts |= of_scorer['data']
@@ -771,8 +1008,8 @@ def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run
     is_paper_data='cifar10' in config.data.source and diffusion.num_timesteps == 1000,
     key_of=lambda stream: devices.replicate(key(config.sample.seed, stream)),
     open_training=lambda: source(config),
-    make_bound=lambda opened: bounds(config, [opened], None)[0],
+    make_bound=lambda opened: bounds(config, [opened], None, data.read_class_names(path))[0],
     make_scorer=lambda metrics: scorer(config, metrics),
-    make_drawer=lambda count: drawer(config, count),
+    make_drawer=lambda count: drawer(config, count, names=data.read_class_names(path)),
     make_evaluator=lambda: evaluator(config, path),
   )

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, numerics, processes
 from ddpm_jax.config import build
-from ddpm_jax.config.fields import check_fields
+from ddpm_jax.config.fields import DATA, check_fields
 from ddpm_jax.diffusion import make_betas
 from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.prediction import check_choice
@@ -21,6 +21,7 @@ from ddpm_jax.evaluation.scores import METRICS, check_count
 from ddpm_jax.nn.unet import NUM_GROUPS
 from ddpm_jax.sampling import CLIPS, depth_timesteps
 from ddpm_jax.sampling.editing import METHODS, check_repaint
+from ddpm_jax.sampling.guidance import check_interval
 from ddpm_jax.sampling.solvers import MAX_HEUN_RATIO, check_sampler, heun_ratio
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.workdir import config_dict, flatten
@@ -191,6 +192,7 @@ def check_sample(config: ConfigDict) -> None:
       'sample.clip=dynamic changes the predicted x_0, which a prediction of one step alone '
       'does not go through: use static'
     )
+  _check_labels(config)
   check_sampler(
     build.schedule(config),
     sample.sampler,
@@ -224,6 +226,41 @@ def check_edit(config: ConfigDict) -> None:
   check_sample(build.edit_config(config))
 
 
+def _check_labels(config):
+  """Whether labels and guidance go with the model; the names of classes are not known yet."""
+  sample, has_labels = config.sample, config.model.num_classes is not None
+  if sample.labels is not None and not has_labels:
+    raise UserError(
+      f'sample.labels is {sample.labels}, but this model was trained without labels: leave it out'
+    )
+  if sample.guidance is None:
+    for field in ('guide', 'guidance_interval', 'guidance_rescale'):
+      if sample[field] is not None:
+        raise UserError(
+          f'sample.{field} is {sample[field]}, but nothing is guided: give the scale, as in '
+          '--config.sample.guidance=2'
+        )
+    return
+  if sample.guidance_interval is not None:
+    check_interval(tuple(sample.guidance_interval))
+  if sample.guidance_rescale and build.parameterization(config.diffusion).is_step:
+    raise UserError(
+      'sample.guidance_rescale changes the predicted x_0, which a prediction of one step alone '
+      'does not go through: leave it out'
+    )
+  if sample.guide is None and not has_labels:
+    raise UserError(
+      f'sample.guidance is {sample.guidance}, but this model was trained without labels: name a '
+      'lesser model to be guided away from, --config.sample.guide=WORKDIR@STEP'
+    )
+  if sample.guide is None and sample.guidance != 1 and not build.label_dropout(config):
+    raise UserError(
+      f'sample.guidance is {sample.guidance}, but this model was trained with '
+      'train.label_dropout=0: it knows nothing without a label to be guided away from; name '
+      'another model, --config.sample.guide=WORKDIR@STEP'
+    )
+
+
 def _check_eval(config):
   for metric in build.names(config.eval.metrics):
     check_choice('eval.metrics', metric, ('bpd', *METRICS))
@@ -234,6 +271,12 @@ def _check_eval(config):
     check_count('train.eval_num_samples says', count, build.names(config.eval.metrics))
   for what in build.names(config.reproduce.what):
     check_choice('reproduce.what', what, FIGURES)
+  check_choice('eval.bpd_labels', config.eval.bpd_labels, (None, 'given', 'none'))
+  if config.eval.bpd_labels is not None and config.model.num_classes is None:
+    raise UserError(
+      f'eval.bpd_labels is {config.eval.bpd_labels}, but this model was trained without labels: '
+      'leave it out'
+    )
   check_choice('eval.rounding', config.eval.rounding, ('uint8', 'float'))
   check_choice('eval.network', config.eval.network, NETWORKS)
   if config.eval.network == 'digits' and build.image_shape(config) != (8, 8, 1):
@@ -252,6 +295,11 @@ def _check_eval(config):
 
 
 def _check_choices(config):
+  if config.data.labels is not None and config.model.num_classes is None:
+    raise UserError(
+      f'data.labels is {config.data.labels}, but model.num_classes is None, a model without '
+      f'labels; give --config.model.num_classes={DATA}, too'
+    )
   check_choice('data.channels', config.data.channels, (1, 3))
   check_choice('train.on_nonfinite', config.train.on_nonfinite, ('stop', 'skip'))
   check_choice('data.on_damage', config.data.on_damage, ('stop', 'skip'))

@@ -36,6 +36,7 @@ LIMITS: dict[str, tuple[float, float]] = {
   'model.num_res_blocks': (1, 2**10),
   'model.attn_resolutions': (1, 2**16),
   'model.dropout': (0, _BELOW_ONE),
+  'model.num_classes': (1, 10**6),
   'optim.learning_rate': (0, _MAX_FLOAT),
   'optim.warmup_steps': (0, _MAX_INT),
   'optim.grad_clip': (0, _MAX_FLOAT),
@@ -45,6 +46,7 @@ LIMITS: dict[str, tuple[float, float]] = {
   'optim.adam_eps': (_MIN_EPS, 1),
   'train.global_batch_size': (1, _MAX_INT),
   'train.grad_accum_steps': (1, _MAX_INT),
+  'train.label_dropout': (0, _BELOW_ONE),
   'train.num_steps': (0, _MAX_INT),
   'train.steps_per_dispatch': (1, _MAX_INT),
   'train.log_every_steps': (1, _MAX_INT),
@@ -70,6 +72,9 @@ LIMITS: dict[str, tuple[float, float]] = {
   'edit.depth': (0, 1),
   'edit.jump_length': (1, 10**6),
   'edit.resamplings': (1, 10**6),
+  'sample.guidance': (0, 10**6),
+  'sample.guidance_interval': (0, _MAX_FLOAT),
+  'sample.guidance_rescale': (0, 1),
   'eval.step': (0, _MAX_INT),
   'eval.batch_size': (1, _MAX_INT),
   'eval.seed': (0, MAX_SEED),
@@ -84,6 +89,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 NUMBERS = {int: 'an integer', float: 'a number'}
 TUPLES_OF_INTS = ('model.ch_mult', 'model.attn_resolutions')  # the others are of strings
+TUPLES_OF_FLOATS = ('sample.guidance_interval',)
+DATA = 'data'  # in place of a number: as many as the data have; the type of the field is object
 MAY_BE_EMPTY = ('data.source',)  # of a model that does not tell its data
 
 
@@ -162,12 +169,19 @@ def check_value(field: str, value: Any) -> None:
   elif kind is tuple:
     if not isinstance(value, list | tuple):
       raise UserError(f'{name} is {_short(value)}; it must be {_words(field, kind)}')
-    inner = int if field in TUPLES_OF_INTS else str
+    inner = str
+    if field in (*TUPLES_OF_INTS, *TUPLES_OF_FLOATS):
+      inner = int if field in TUPLES_OF_INTS else float
     for element in value:
       if not _is(element, inner):
         raise UserError(f'{name} has {_short(element)}; it must be {_words(field, kind)}')
-      if inner is int:
+      if inner is not str:
         _check_range(f'{name} has', field, element)
+  elif kind is object:
+    if not (isinstance(value, str) and value == DATA):
+      if not _is(value, int):
+        raise UserError(f'{name} is {_short(value)}; it must be {_words(field, kind)}')
+      _check_range(f'{name} is', field, value)
   elif not _is(value, kind):
     raise UserError(f'{name} is {_short(value)}; it must be {_words(field, kind)}')
   elif kind is str:
@@ -185,12 +199,16 @@ def _is(value, kind):
 
 def _words(field, kind):
   """What a field takes."""
+  if field in TUPLES_OF_FLOATS:
+    return 'a tuple of numbers, such as (0.3, 5.0), or None'
   if kind is tuple:
     example = '(1, 2, 2)' if field in TUPLES_OF_INTS else "('a', 'b')"
     inner = 'integers' if field in TUPLES_OF_INTS else 'names'
     return f'a tuple of {inner}, such as {example}'
-  words = {str: 'text', bool: 'True or False', **NUMBERS}[kind]
-  return f'{words}, or None' if field in OPTIONAL else words
+  words = {str: 'text', bool: 'True or False', object: f'an integer, {DATA}', **NUMBERS}[kind]
+  return (
+    f'{words} or None' if kind is object else f'{words}, or None' if field in OPTIONAL else words
+  )
 
 
 def _check_range(name_is, field, value):

@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
 from ddpm_jax.config import build
-from ddpm_jax.config.fields import check_value
+from ddpm_jax.config.fields import DATA, check_value
 from ddpm_jax.config.files import CONFIG_FILE, packaged_model, packaged_models
 from ddpm_jax.configs import default
+from ddpm_jax.data import read_class_names, read_labels
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.weights import Weights, make_weights, parameters_sha256
 from ddpm_jax.interop import diffusers, hub, tf_bundle
@@ -291,6 +292,49 @@ def _check_same_shapes(given, params, like):
       f'({"; ".join(differing[:MAX_LISTED])}{more}): leave the model, the channels and '
       'the kind of variance as they are there'
     )
+
+
+def class_names(given: str) -> tuple[str, ...] | None:
+  """The names of a model's classes; None where it has none, or tells none."""
+  folder = _local_folder(given)
+  return None if folder is None else read_class_names(folder)
+
+
+def _local_folder(given):
+  """As find_folder, but nothing is fetched."""
+  name, _ = split_step(given)
+  path = workdir_path(name)
+  return path if path.is_dir() else packaged_model(name)
+
+
+def with_classes(config: ConfigDict, *models: str | None) -> ConfigDict:
+  """The config with the number of classes where it is left to the data.
+
+  Args:
+    config: ConfigDict.
+    models: the first that is there, and has classes, decides: a run that has begun. Where there is
+      none, the classes of config.data are counted.
+  """
+  if config.model.num_classes != DATA:
+    return config
+  config = config.copy_and_resolve_references()
+  for given in filter(None, models):
+    folder = _local_folder(given)
+    stored = read_config(folder) if folder is not None and _has_model(folder) else None
+    if stored is not None and isinstance(stored.model.num_classes, int):
+      return _with_number(config, stored.model.num_classes)
+  labels = read_labels(build.source(config), config.data.labels)
+  return _with_number(config, len(labels.names))
+
+
+def _with_number(config, number):
+  with config.ignore_type():  # of the text that was there
+    config.model.num_classes = number
+  return config.lock()
+
+
+def _has_model(folder):
+  return has_begun(folder) if is_workdir(folder) else packaged_model(folder.name) == folder
 
 
 def settled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:

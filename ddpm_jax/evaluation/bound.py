@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import devices, processes
-from ddpm_jax.data import Source
+from ddpm_jax.data import Labels, Source, stand_ins
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule, all_terms, sampled_terms
 from ddpm_jax.diffusion.forward import scale_images
 from ddpm_jax.evaluation import stepwise
@@ -37,14 +37,16 @@ def make_bpd_fns(
   """The variational bound of a batch of images, a term a step.
 
   Args:
-    denoiser_of: params -> Denoiser, whose x_0 is clipped, as in the original program.
+    denoiser_of: params -> Denoiser, whose x_0 is clipped, as in the original program; (params,
+      labels) -> Denoiser where the batch has labels.
     schedule: NoiseSchedule.
     variance: as p_mean_variance.
     num_terms: K, for the estimate of bpd_estimate; None computes all T terms.
 
   Returns:
     Stepwise, whose state is in the end what bpd_loop or bpd_estimate returns. The batch has images
-    uint8 [B, ..., C] and ids int [B]; row i is a function of (params, images[i], key, ids[i]).
+    uint8 [B, ..., C], ids int [B] and, for the bound given them, labels int [B]; row i is a
+    function of (params, images[i], key, ids[i], labels[i]).
   """
 
   def terms(denoiser, batch, key):
@@ -63,7 +65,8 @@ def make_bpd_fns(
     return terms(None, batch, key).start
 
   def advance(params, state, batch, key, first, last):
-    step = terms(denoiser_of(params), batch, key).step
+    labels = (batch['labels'],) if 'labels' in batch else ()
+    step = terms(denoiser_of(params, *labels), batch, key).step
     return jax.lax.fori_loop(first, last, step, state)
 
   return Stepwise(num_terms or schedule.num_timesteps, start, advance)
@@ -82,6 +85,7 @@ class Bound:
     identity: of the bound, but for the parameters.
     num_terms: K of the estimate, or None for all terms.
     num_timesteps: T.
+    labels: of all images of the split, for the bound given them; None for the bound without.
   """
 
   source: Source
@@ -92,6 +96,7 @@ class Bound:
   identity: Identity
   num_terms: int | None
   num_timesteps: int
+  labels: Labels | None = None
 
   @property
   def split(self) -> str:
@@ -100,7 +105,8 @@ class Bound:
 
   def folder(self, parent: pathlib.Path, weights: Weights) -> pathlib.Path:
     """Where an evaluation's folder has it."""
-    name = f'bpd-{self.split}' + (f'-{self.num_terms}-terms' if self.num_terms else '')
+    name = f'bpd-{self.split}' + ('' if self.labels is None else '-labels')
+    name += f'-{self.num_terms}-terms' if self.num_terms else ''
     return weights.identify(self.identity).folder(parent, name)
 
   def collect(self, parent: pathlib.Path, weights: Weights) -> dict[str, np.ndarray]:
@@ -108,6 +114,8 @@ class Bound:
 
     def compute(ids, pauses):
       batch = {'images': self.source.read(ids), 'ids': ids.astype(np.int32)}
+      if self.labels is not None:
+        batch['labels'] = self.labels.ids[stand_ins(self.source, ids)]
       return stepwise.run(self.work, weights.params, batch, self.key, pauses=pauses)
 
     identity = weights.identify(self.identity)
@@ -130,7 +138,7 @@ class Bound:
     figure = {
       'metric': 'bpd',
       'bpd_split': self.split,
-      'name': f'bits/dim ({self.split})',
+      'name': f'bits/dim ({self.split}{"" if self.labels is None else ", given the label"})',
       'value': total,
       'standard_error': error,
       'count': self.count,

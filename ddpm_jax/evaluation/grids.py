@@ -9,6 +9,7 @@ from ddpm_jax.storage.files import written_whole
 
 FRAME_MS = 60  # of an animation
 LAST_FRAME_MS = 1_500
+MAX_CAPTION = 24  # characters
 MIN_CELL_PIXELS = 64  # smaller images are enlarged so that one can see them
 
 
@@ -17,13 +18,20 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
   return np.rint(np.clip(images, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
 
 
-def make_grid(images: np.ndarray, *, columns: int | None = None, padding: int = 2) -> np.ndarray:
+def make_grid(
+  images: np.ndarray,
+  *,
+  columns: int | None = None,
+  padding: int = 2,
+  captions: Sequence[str] | None = None,
+) -> np.ndarray:
   """Lays images out in rows.
 
   Args:
     images: uint8 [N, H, W, C], N at least 1.
     columns: images a row; by default the square root of N, rounded up.
     padding: pixels between images.
+    captions: a text beside each row.
 
   Returns:
     uint8 [height, width, 3]; missing cells and the padding are black.
@@ -41,7 +49,23 @@ def make_grid(images: np.ndarray, *, columns: int | None = None, padding: int = 
   for i, image in enumerate(images):
     top, left = padding + i // columns * height, padding + i % columns * width
     grid[top : top + image.shape[0], left : left + image.shape[1]] = image
-  return grid
+  return grid if captions is None else _with_captions(grid, captions, height, padding)
+
+
+def _with_captions(grid, captions, height, padding):
+  """The grid with a text on the left of each row, white on black."""
+  from PIL import Image, ImageDraw
+
+  shown = [text[:MAX_CAPTION] for text in captions]
+  draw = ImageDraw.Draw(Image.new('L', (1, 1)))
+  boxes = [draw.textbbox((0, 0), text) for text in shown]
+  margin = int(np.ceil(max(box[2] for box in boxes))) + 2 * padding
+  picture = Image.new('RGB', (margin + grid.shape[1], grid.shape[0]))
+  picture.paste(Image.fromarray(grid), (margin, 0))
+  draw = ImageDraw.Draw(picture)
+  for row, (text, box) in enumerate(zip(shown, boxes, strict=True)):
+    draw.text((padding, padding + row * height + (height - box[3]) // 2), text)
+  return np.array(picture)
 
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:

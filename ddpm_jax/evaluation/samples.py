@@ -5,7 +5,7 @@ Image i depends on the parameters and on (sample.seed, i) alone.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from ddpm_jax.storage.identity import Identity, sampler_name, step_folder
 from ddpm_jax.storage.shards import Pauses
 
 MAX_GRID_IMAGES = 100
+MAX_COLUMNS = 10  # of a grid by class
 MAX_FRAMES = 60  # of an animation
 
 
@@ -36,26 +37,33 @@ def make_chain_fns(
   """The chains of a sampler, from x_T to x_0, an evaluation of the network a step.
 
   Args:
-    denoiser_of: params -> Denoiser.
+    denoiser_of: params -> Denoiser; (params, labels) -> Denoiser where the batch has labels.
     schedule: NoiseSchedule.
     shape: of one example.
     make_chain: (schedule, denoiser, noise_fn) -> Chain, such as one of CHAINS with its choices.
 
   Returns:
-    Stepwise of a batch of ids int [B], whose state is a ChainState.
+    Stepwise of a batch of ids int [B], or of {'ids': these, 'labels': int [B]}, whose state is a
+    ChainState.
   """
   facts = make_chain(schedule, None, None)
 
-  def start(ids, key):
-    noise_fn = make_noise_fn(fold_rows(key, ids), shape)
+  def start(batch, key):
+    noise_fn = make_noise_fn(fold_rows(key, _split(batch)[0]), shape)
     return facts.start(noise_fn(schedule.num_timesteps))  # steps use t < T, so T is free for x_T
 
-  def advance(params, state, ids, key, first, last):
+  def advance(params, state, batch, key, first, last):
+    ids, labels = _split(batch)
     noise_fn = make_noise_fn(fold_rows(key, ids), shape)
-    chain = make_chain(schedule, denoiser_of(params), noise_fn)
+    chain = make_chain(schedule, denoiser_of(params, *labels), noise_fn)
     return jax.lax.fori_loop(first, last, chain.step, state)
 
   return Stepwise(facts.num_steps, start, advance)
+
+
+def _split(batch):
+  """(ids, (labels,)), or (ids, ()) of a batch without."""
+  return (batch['ids'], (batch['labels'],)) if isinstance(batch, dict) else (batch, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +77,9 @@ class Drawer:
     sizes: of a batch.
     identity: of the samples, but for the parameters.
     words: the sampler in words, for reports.
+    pattern: int32 [n], of a model with labels: sample i has the class pattern[i % n].
+    class_names: of such a model.
+    guide: parameters of another model, replicated, to be guided away from.
   """
 
   chain: Stepwise
@@ -77,18 +88,33 @@ class Drawer:
   sizes: devices.BatchSizes
   identity: Identity
   words: str
+  pattern: np.ndarray | None = None
+  class_names: tuple[str, ...] | None = None
+  guide: Any = None
+
+  def labels(self, ids: np.ndarray) -> np.ndarray | None:
+    """The classes of samples, int32; None of a model without labels."""
+    return None if self.pattern is None else self.pattern[ids % len(self.pattern)]
+
+  def _batch(self, ids):
+    labels = self.labels(ids)
+    return ids if labels is None else {'ids': ids, 'labels': labels}
+
+  def _params(self, params):
+    return params if self.guide is None else (params, self.guide)
 
   def draw(self, params: Any, ids: np.ndarray, pauses: Pauses | None = None) -> np.ndarray:
     """x_0 of ids [sizes.host], this process's share: float32 [n, ...], unclipped."""
-    return stepwise.run(self.chain, params, ids, self.key, pauses=pauses).x
+    batch, params = self._batch(ids), self._params(params)
+    return stepwise.run(self.chain, params, batch, self.key, pauses=pauses).x
 
   def predictions(self, params: Any, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (t, x_0 predicted at t float32 [n, ...]) at each evaluation of a chain, then x_0
     itself as (-1, x_0)."""
-    ids = devices.split_over_devices(ids)
-    state = self.chain.start(ids, self.key)
+    batch, params = devices.split_over_devices(self._batch(ids)), self._params(params)
+    state = self.chain.start(batch, self.key)
     for i, t in enumerate(self.timesteps):
-      state = stepwise.advance(self.chain, params, state, ids, self.key, i, i + 1)
+      state = stepwise.advance(self.chain, params, state, batch, self.key, i, i + 1)
       yield int(t), devices.gather_from_devices(state.predictions[0])
     yield -1, devices.gather_from_devices(state.x)
 
@@ -121,11 +147,20 @@ def write_samples(
 
   def compute(ids, pauses):
     x_0 = drawer.draw(weights.params, ids, pauses)
-    return {'samples': to_uint8(x_0) if rounding == 'uint8' else x_0}
+    arrays = {'samples': to_uint8(x_0) if rounding == 'uint8' else x_0}
+    labels = drawer.labels(ids)
+    return arrays if labels is None else arrays | {'labels': labels}
 
   def draw_grid(file):
-    images = npz.open_npz(file)['samples'][:MAX_GRID_IMAGES]
-    save_png(folder / 'grid.png', make_grid(images if rounding == 'uint8' else to_uint8(images)))
+    arrays = npz.open_npz(file)
+    rows, layout = np.arange(min(MAX_GRID_IMAGES, len(arrays['samples']))), {}
+    if drawer.class_names is not None:
+      labels = np.asarray(arrays['labels'])
+      rows, layout = by_class(labels, drawer.class_names, MAX_GRID_IMAGES)
+    images = arrays['samples'][np.maximum(rows, 0)]
+    images = images if rounding == 'uint8' else to_uint8(images)
+    images[rows < 0] = 0
+    save_png(folder / 'grid.png', make_grid(images, **layout))
 
   identity = samples_identity(drawer, weights, rounding)
   name = sampler_name(identity.sampler) + ('' if rounding == 'uint8' else '-float')
@@ -148,6 +183,31 @@ def samples_identity(drawer: Drawer, weights: Weights, rounding: str) -> Identit
   """Of samples, rounded to uint8 or not."""
   identity = weights.identify(drawer.identity)
   return identity if rounding == 'uint8' else identity.but(choices={'rounding': rounding})
+
+
+def by_class(
+  labels: np.ndarray, names: Sequence[str], most: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Which samples a grid shows whose every row is of one class.
+
+  Args:
+    labels: int [N], of the samples; the number of the names for those without a label.
+    names: of the classes.
+    most: images of the grid, about; each class has one at least.
+
+  Returns:
+    (samples int [n], -1 where a cell stays empty; the columns and the captions that make_grid
+    takes).
+  """
+  found, counts = np.unique(labels, return_counts=True)
+  of_class = max(1, most // len(found))
+  columns = min(of_class, MAX_COLUMNS, int(counts.max()))
+  cells, captions = [], []
+  for class_ in found[:most]:
+    own = np.flatnonzero(labels == class_)[:of_class]
+    cells.append(np.pad(own, (0, -len(own) % columns), constant_values=-1))
+    captions += [[*names, 'none'][class_], *[''] * (len(cells[-1]) // columns - 1)]
+  return np.concatenate(cells), {'columns': columns, 'captions': captions}
 
 
 def load_samples(folder: pathlib.Path, num_samples: int | None = None) -> np.ndarray:

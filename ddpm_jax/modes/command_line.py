@@ -139,7 +139,8 @@ def _value_of(field, text):
   if text == 'None' and (field in fields.OPTIONAL or fields.TYPES[field] is not str):
     value = None
   elif isinstance(text, str):
-    value = _read(fields.TYPES[field], text, is_of_names=field not in fields.TUPLES_OF_INTS)
+    of_numbers = fields.TUPLES_OF_INTS + fields.TUPLES_OF_FLOATS
+    value = _read(fields.TYPES[field], text, is_of_names=field not in of_numbers)
   fields.check_value(field, value)
   return value
 
@@ -151,6 +152,8 @@ def _read(kind, text, *, is_of_names):
   try:
     if kind in (int, float):
       return kind(text)
+    if kind is object:
+      return text if text == fields.DATA else int(text)
     if kind is tuple:
       # `is` is a word of Python, too: 'fid,is' is not one of its tuples.
       if is_of_names and re.fullmatch(_NAMES, text):

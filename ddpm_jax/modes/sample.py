@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
-from ddpm_jax.config.origins import is_workdir, read_weights
+from ddpm_jax.config.origins import class_names, is_workdir, read_weights, with_classes
 from ddpm_jax.evaluation.samples import write_animation, write_pictures, write_samples
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.paths import expanded
@@ -24,11 +24,14 @@ def sample(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: no checkpoint, or one of another model.
   """
+  config = with_classes(config, workdir, config.init_from)
   checks.prepare(config)
   with Terminal().waiting('reads the checkpoint'):
     path, weights = find_weights(config, workdir)
-  count = config.sample.num_samples
-  drawer = build.drawer(config, count)
+  begins = config.init_from and not is_workdir(expanded(workdir))
+  names = class_names(config.init_from if begins else workdir)
+  count = build.num_samples(config, names)
+  drawer = build.drawer(config, count, names=names)
   processes.say(
     f'{count} samples of step {weights.step}, seed {config.sample.seed}: {drawer.words}'
   )

@@ -4,6 +4,7 @@ format.json      the version of this layout; a workdir of a newer program is ref
 run.json         the name of the run, and whether it has saved a step
 config.json      the config of the run
 data.json        what its pictures were when it was last begun
+classes.json     the names of their classes, of a model with labels
 arithmetic.json  what chose another arithmetic than the usual one, if anything did
 import.json      where its first checkpoint came from, if from another program
 metrics.jsonl    one object a logged step; metrics.dropped.jsonl has what a run that goes on from an
@@ -53,11 +54,13 @@ FIXED_FIELDS = (
   'data.holdout',
   'data.image_size',
   'data.channels',
+  'data.labels',
   'data.random_flip',
   'diffusion',
   'model',
   'optim',
   'train.global_batch_size',
+  'train.label_dropout',
 )
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from ddpm_jax import devices
@@ -114,9 +115,9 @@ def dispatches(
     gather: whether the devices have the data, and take indices.
 
   Yields:
-    (step after it, batch [D, B, ...] of images or of indices); where plan.steps_per_dispatch is
-    more than one, batches [K, D, B, ...]. K is that number, but less where the run starts between
-    its multiples, and at the end.
+    (step after it, batch [D, B, ...] of images, with labels if there are any, or of indices); where
+    plan.steps_per_dispatch is more than one, batches [K, D, B, ...]. K is that number, but less
+    where the run starts between its multiples, and at the end.
   """
   several, step = plan.steps_per_dispatch, start_step
   images = None if gather else batches.iterate(start_step)
@@ -130,7 +131,7 @@ def dispatches(
     if several == 1:
       yield step, devices.split_over_devices(block[0])
     else:
-      yield step, devices.split_over_devices(np.stack(block), axis=1)
+      yield step, devices.split_over_devices(jax.tree.map(lambda *of: np.stack(of), *block), axis=1)
 
 
 def save(checkpointer: Checkpointer, log: RunLog, step: int, state: TrainState) -> None:

@@ -54,7 +54,9 @@ def use(config, field):
 
 def test_every_number_has_its_limits_and_the_default_lies_within():
   numbers = {field for field, kind in fields.TYPES.items() if kind in fields.NUMBERS}
-  assert set(fields.LIMITS) == numbers | set(fields.TUPLES_OF_INTS)
+  numbers |= {field for field, kind in fields.TYPES.items() if kind is object}
+  tuples = fields.TUPLES_OF_INTS + fields.TUPLES_OF_FLOATS
+  assert set(fields.LIMITS) == numbers | set(tuples)
   fields.check_fields(default.get_config())
 
 

@@ -42,3 +42,14 @@ def test_png_holds_the_pixels(tmp_path):
   grids.save_png(tmp_path / 'grid.png', image)
   np.testing.assert_array_equal(np.asarray(PIL.Image.open(tmp_path / 'grid.png')), image)
   assert [path.name for path in tmp_path.iterdir()] == ['grid.png']
+
+
+def test_captions_stand_beside_the_rows():
+  images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
+  plain = grids.make_grid(images, columns=2)
+  captioned = grids.make_grid(images, columns=2, captions=['cat', ''])
+  margin = captioned.shape[1] - plain.shape[1]
+  assert margin > 10
+  np.testing.assert_array_equal(captioned[:, margin:], plain)
+  assert captioned[:66, :margin].max() > 200  # a text, beside the first row alone
+  assert captioned[66:, :margin].max() == 0
