@@ -1,4 +1,5 @@
 # make digits     trains on the embedded digits, draws samples, measures them: runs/digits/
+# make digits-labels  trains on them with their labels, draws each digit, measures: runs/digits-labels/
 # make test       lint and the whole suite but the slow tests
 # make test-slow  the slow tests
 # make test-newest  the suite on the newest Python that is there, in .venv-newest
@@ -11,7 +12,7 @@ NEWEST = $(shell scripts/newest_python)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: digits test test-slow test-newest suite lint clean
+.PHONY: digits digits-labels test test-slow test-newest suite lint clean
 
 DIGITS := main.py --config=configs/digits.py --workdir=runs/digits
 
@@ -20,6 +21,13 @@ digits: $(VENV)/run
 	$(RUN) $(DIGITS) --mode=sample
 	$(RUN) $(DIGITS) --mode=eval
 	$(RUN) $(DIGITS) --mode=reproduce --config.reproduce.what=compression
+
+DIGITS_LABELS := main.py --config=configs/digits.py:labels --workdir=runs/digits-labels
+
+digits-labels: $(VENV)/run
+	$(RUN) $(DIGITS_LABELS)
+	$(RUN) $(DIGITS_LABELS) --mode=sample --config.sample.guidance=1.5
+	$(RUN) $(DIGITS_LABELS) --mode=eval
 
 test: lint suite
 

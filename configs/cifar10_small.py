@@ -3,13 +3,14 @@
   python main.py --config=configs/cifar10_small.py --workdir=DIR
 
 4,800 steps * 32 = 153,600 examples, 3.1 epochs. The curve, samples and numbers of such a run are in
-docs/results.md.
+docs/results.md. configs/cifar10_small.py:labels is a model given the label: docs/labels.md.
 """
 
 from ddpm_jax.configs import default
+from ddpm_jax.errors import UserError
 
 
-def get_config():
+def get_config(kind=''):
   config = default.get_config()
   config.model.update(
     ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0
@@ -25,4 +26,9 @@ def get_config():
     num_samples=16,
   )
   config.sample.update(num_samples=64, batch_size=64)
+  if kind not in ('', 'labels'):
+    raise UserError(f'configs/cifar10_small.py:{kind} is not known; its only argument is labels')
+  if kind:
+    config.model.num_classes = 10
+    config.train.label_dropout = 0.1
   return config

@@ -12,7 +12,8 @@ average, unet_ema/.
 The network is ours for one choice of its settings: convolutions of stride 2 pad at the end alone
 (downsample_padding 0), embeddings are [sin | cos] (flip_sin_to_cos False) with half - 1 in the
 denominator (freq_shift 1), and attention has one head (attention_head_dim null, or as many as the
-channels).
+channels). Of a model with labels, the table of classes (num_class_embeds) has all our rows, the
+last without a label, as _row_without_label says; where train.label_dropout is 0, it has not that.
 """
 
 import json
@@ -37,9 +38,12 @@ WEIGHTS = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')
 UNET_CONFIG = 'config.json'
 SCHEDULER_CONFIG = 'scheduler_config.json'
 _VERSION = '0.42.1'  # the library whose files these are like
+_TABLE = 'class_embedding.weight'  # of labels
+_NO_LABEL = '_row_without_label'  # of what we write: the last row of the table is of no class
 EMA = 'unet_ema'  # folder of the moving average, in a checkpoint of training
 _RAW = 'non_ema'  # variant of the weights, where the file without a variant is their average
 _MAX_STEP = 2**31
+_MAX_CLASSES = 10**6
 _MAX_JSON_BYTES = 1 << 20
 _MAX_SHOWN = 100
 _MAX_LISTED = 8
@@ -137,6 +141,7 @@ _UNET_FIELDS = {
   'down_block_types': 'model.attn_resolutions',
   'in_channels': 'data.channels',
   'layers_per_block': 'model.num_res_blocks',
+  'num_class_embeds': 'model.num_classes',
   'out_channels': 'data.channels and diffusion.var_type',
   'sample_size': 'data.image_size',
   'up_block_types': 'model.attn_resolutions',
@@ -159,6 +164,7 @@ _LAYERS = {
   'proj_out': 'to_out.0',
 }
 _MODULES = {
+  'class_embedding': 'class_embedding',
   'norm_out': 'conv_norm_out',
   'temb_dense0': 'time_embedding.linear_1',
   'temb_dense1': 'time_embedding.linear_2',
@@ -312,6 +318,16 @@ def read_config(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
       'model instead'
     )
   blocks = theirs['down_block_types']
+  num_rows = theirs['num_class_embeds']
+  if num_rows is not None:
+    has_row = theirs.get(_NO_LABEL) is True
+    if type(num_rows) is not int or not has_row < num_rows <= _MAX_CLASSES:
+      raise UserError(
+        f'{unet / UNET_CONFIG}: num_class_embeds={_shown(num_rows)} is no number of classes'
+      )
+    config.model.num_classes = num_rows - has_row
+    if not has_row:
+      config.train.label_dropout = 0.0
   config.data.update(source='', image_size=size, channels=theirs['in_channels'])
   config.model.update(
     ch=widths[0],
@@ -382,7 +398,10 @@ def write_pipeline(path: pathlib.Path, config: ConfigDict, params: Any) -> None:
   ):
     (path / name).parent.mkdir(parents=True, exist_ok=True)
     (path / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + '\n')
-  write_safetensors(path / 'unet' / WEIGHTS[0], state_dict_from_params(params))
+  state_dict = state_dict_from_params(params)
+  if _TABLE in state_dict:
+    state_dict[_TABLE] = state_dict[_TABLE][: num_class_embeds(config)]
+  write_safetensors(path / 'unet' / WEIGHTS[0], state_dict)
 
 
 def params_from_state_dict(state_dict: Mapping[str, np.ndarray], params_like: Any) -> Any:
@@ -396,6 +415,11 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray], params_like: An
   }
   if len(renamed) != len(state_dict):
     raise UserError('it has layers of attention under old and new names')
+  if _TABLE in renamed and 'class_embedding' in params_like:
+    rows = params_like['class_embedding']['embedding'].shape[0]
+    table = np.asarray(renamed[_TABLE])
+    if table.ndim == 2 and len(table) == rows - 1:  # all of them are classes
+      renamed[_TABLE] = np.pad(table, ((0, 1), (0, 0)))
   return params_from_tensors(renamed, params_like, _make_place(params_like))
 
 
@@ -454,10 +478,18 @@ def unet_settings(config: ConfigDict) -> dict[str, Any]:
     'in_channels': config.data.channels,
     'layers_per_block': config.model.num_res_blocks,
     'norm_eps': 1e-6,
+    'num_class_embeds': (num_rows := num_class_embeds(config)),
+    **({_NO_LABEL: True} if num_rows not in (None, config.model.num_classes) else {}),
     'out_channels': config.data.channels * (2 if learned else 1),
     'sample_size': config.data.image_size,
     'up_block_types': ['AttnUpBlock2D' if attend else 'UpBlock2D' for attend in attends[::-1]],
   }
+
+
+def num_class_embeds(config: ConfigDict) -> int | None:
+  """Rows of the table of classes there: ours, whose last is of no class if that was trained."""
+  count = config.model.num_classes
+  return None if count is None else count + (config.train.label_dropout != 0)
 
 
 def scheduler_settings(diffusion: ConfigDict, clip: str = 'static') -> dict[str, Any]:

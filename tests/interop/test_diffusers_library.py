@@ -55,6 +55,25 @@ def test_library_computes_the_same_with_what_we_write(
   assert pipeline.scheduler.config.variance_type == 'fixed_large'
 
 
+@pytest.mark.parametrize('label_dropout', [0.0, 0.1])
+def test_library_computes_the_same_with_labels(
+  pipeline_config, label_dropout, tmp_path, relative_error
+):
+  config = pipeline_config.copy_and_resolve_references()
+  config.model.num_classes = 3
+  config.train.label_dropout = label_dropout
+  params, x, t = draw(config, 0)
+  diffusers.write_pipeline(tmp_path / 'written', config, params)
+  unet = library.UNet2DModel.from_pretrained(tmp_path / 'written/unet')
+  labels = np.array([2, 0 if label_dropout == 0 else 3])
+  output = build.model(config).apply({'params': params}, x, t, labels=labels)
+  with torch.no_grad():
+    found = unet(
+      torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t), class_labels=torch.tensor(labels)
+    ).sample.numpy()
+  assert relative_error(found.transpose(0, 2, 3, 1), output) < 1e-5
+
+
 def test_we_compute_the_same_with_what_the_library_writes(
   pipeline_config, tmp_path, relative_error
 ):
