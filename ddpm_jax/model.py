@@ -48,6 +48,7 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
   'guidance': float,
   'guidance_interval': lambda levels: tuple(map(float, levels)),
 }
+_CHOICES = ('num_steps', 'guidance', 'guidance_interval', 'guide', 'batch_size')
 Labels = int | str | Sequence[int | str] | np.ndarray | None
 
 
@@ -496,8 +497,9 @@ class Model:
       operator: of ddpm_jax.sampling: average_pooling, channel_mean, blur, or linear_operator of any
         linear function. Given again, the same object compiles nothing anew.
       method: ddnm or pigdm.
-      **choices: num=1, samples of each; seed=0; sampler, num_steps, batch_size and progress as
-        sample.
+      **choices: num=1, samples of each; seed=0; labels, the class of all samples or [N], one for
+        each picture, or a text as of sample, whose labels the samples of a picture have in turn;
+        sampler, num_steps, guidance, guidance_interval, guide, batch_size and progress as sample.
 
     Returns:
       uint8 [N, num, H, W, C].
@@ -538,28 +540,38 @@ class Model:
     *,
     num=1,
     seed=0,
+    labels=None,
     sampler=None,
-    num_steps=None,
-    batch_size=None,
     progress=False,
+    **choices,
   ):
     """uint8 [N, num, H, W, C]; fields are those of config.edit that are given."""
     if fields.get('method') == 'repaint':
       sampler = sampler or 'ancestral'
-    config = self._sampling(sampler=sampler, num_steps=num_steps, batch_size=batch_size)
+    if unknown := [name for name in choices if name not in _CHOICES]:
+      raise TypeError(f'{what} has no argument {unknown[0]}')
+    config = self._sampling(sampler=sampler, **choices)
     given = {name: value for name, value in fields.items() if value is not None}
     config.edit.update(what=what, seed=seed, num=_positive('num', num), **given)
     checks.check_edit(config)
     config = build.edit_config(config)
-    count = len(known.values)
-    sample = {**config.sample.to_dict(), 'seed': None, 'num_samples': None}
+    count, of_pictures = len(known.values), None
+    self._check_has_labels(labels)
+    config.sample.labels = labels if isinstance(labels, str) else None
+    if labels is not None and not isinstance(labels, str):
+      of_pictures = self._labels(labels, count)
+    sample = {**config.sample.to_dict(), 'seed': None, 'num_samples': None, 'labels': None}
     edit = {**config.edit.to_dict(), 'seed': None, 'num': None}
-    work = self._keep(
-      ('edit', str(sample), str(edit), known.operator),
-      lambda: build.edit_work(config, known.operator, self._network),
-    )
-    editor = build.editor(config, known, num, work)
-    asked = 'edit', str(edit), str(sample), known.operator, seed, num, known.sha256()
+
+    def compile_work():
+      guide = build.guide(config)
+      return guide, build.edit_work(config, known.operator, self._network, guide)
+
+    guide, work = self._keep(('edit', str(sample), str(edit), known.operator), compile_work)
+    given = {'guide': guide, 'names': self.class_names, 'labels': of_pictures}
+    editor = build.editor(config, known, num, work, **given)
+    of_labels = None if editor.labels is None else editor.labels.tobytes()
+    asked = 'edit', str(edit), str(sample), known.operator, seed, num, known.sha256(), of_labels
     rows = self._rows(
       asked,
       num * count,

@@ -265,10 +265,10 @@ def guide(config: ConfigDict) -> Guide | None:
   return Guide(theirs, origins.read_weights(given, theirs))
 
 
-def sampled_denoiser_of(
+def guided_denoiser_of(
   config: ConfigDict, network: OwnNetwork | None = None, guide: Guide | None = None
 ) -> Callable[..., Denoiser]:
-  """(params, labels=None) -> Denoiser as config.sample guides and clips it.
+  """(params, labels=None) -> Denoiser as config.sample guides it, not clipped.
 
   With a guide, params are (params, params of the guide).
   """
@@ -284,18 +284,16 @@ def sampled_denoiser_of(
   def denoiser(params, labels=None):
     if other is not None:
       params, of_guide = params
-      led = guided(own(params, labels), other(of_guide, labels), scale, **choices)
-    elif scale == 1.0:
-      led = own(params, labels)
-    else:
-      none = jnp.full_like(labels, num_classes(config))
+      return guided(own(params, labels), other(of_guide, labels), scale, **choices)
+    if scale == 1.0:
+      return own(params, labels)
+    none = jnp.full_like(labels, num_classes(config))
 
-      def of_labels(labels):
-        return own(params, labels)
+    def of_labels(labels):
+      return own(params, labels)
 
-      both = in_one_batch(of_labels, labels, none)
-      led = guided(of_labels(labels), of_labels(none), scale, both=both, **choices)
-    return clipped(led, sample.clip)
+    both = in_one_batch(of_labels, labels, none)
+    return guided(of_labels(labels), of_labels(none), scale, both=both, **choices)
 
   return denoiser
 
@@ -656,8 +654,12 @@ def drawer(
   if 'guidance' in facts:
     words.append(guidance_words(config))
   identity = samples_identity(config)
-  denoiser = sampled_denoiser_of(config, network, away_from)
-  work = make_chain_fns(denoiser, noise_schedule, image_shape(config), make_chain)
+  denoiser_of = guided_denoiser_of(config, network, away_from)
+
+  def clipped_of(*of):
+    return clipped(denoiser_of(*of), config.sample.clip)
+
+  work = make_chain_fns(clipped_of, noise_schedule, image_shape(config), make_chain)
   return Drawer(
     chain=stepwise.compiled(work),
     timesteps=make_chain(noise_schedule, None, None).timesteps,
@@ -701,7 +703,10 @@ def edit_config(config: ConfigDict) -> ConfigDict:
 
 
 def edit_work(
-  config: ConfigDict, operator: LinearOperator | None = None, network: OwnNetwork | None = None
+  config: ConfigDict,
+  operator: LinearOperator | None = None,
+  network: OwnNetwork | None = None,
+  guide: Guide | None = None,
 ) -> Stepwise:
   """The compiled chains of an edit.
 
@@ -709,6 +714,7 @@ def edit_work(
     config: ConfigDict, as edit_config returns it.
     operator: of what is known; None with a mask and for sdedit.
     network: as denoiser_of.
+    guide: of config.sample.
   """
   method, edit, noise_schedule = edit_method(config), config.edit, schedule(config)
   make_chain = chain(config)
@@ -720,7 +726,7 @@ def edit_work(
     make_chain = functools.partial(repaint_chain, **make_chain.keywords, **jumps)
   return stepwise.compiled(
     make_edit_fns(
-      denoiser_of(config, 'none', network),
+      guided_denoiser_of(config, network, guide),
       noise_schedule,
       image_shape(config),
       make_chain,
@@ -732,7 +738,48 @@ def edit_work(
   )
 
 
-def editor(config: ConfigDict, known: Known, num: int, work: Stepwise) -> Editor:
+def edit_labels(
+  config: ConfigDict, names: Sequence[str] | None = None
+) -> tuple[classes.Pattern, str] | None:
+  """The classes that the samples of each picture have in turn, and these in words.
+
+  None without sample.labels: the class is left open.
+
+  Raises:
+    UserError: counts; or no labels where they are needed.
+  """
+  if config.sample.labels is None:
+    check_unconditional(config)
+    if config.sample.guidance not in (None, 1) and config.sample.guide is None:
+      raise UserError(
+        f'sample.guidance is {config.sample.guidance}, but no labels are given to be guided to: '
+        'name some, as in --config.sample.labels=each'
+      )
+    return None
+  pattern, has_counts = classes.parse_labels(
+    config.sample.labels, num_classes(config) or 0, class_names(config, names)
+  )
+  if has_counts:
+    raise UserError(
+      f'sample.labels is {config.sample.labels}; an edit takes no counts: edit.num samples of each '
+      'picture have the labels in turn'
+    )
+  if any(i == num_classes(config) for i, _ in pattern):
+    check_unconditional(config)
+  words = classes.in_words(pattern, num_classes(config) or 0, class_names(config, names))
+  return pattern, words
+
+
+def editor(
+  config: ConfigDict,
+  known: Known,
+  num: int,
+  work: Stepwise,
+  *,
+  guide: Guide | None = None,
+  names: Sequence[str] | None = None,
+  labels: np.ndarray | None = None,
+) -> Editor:
   """An edit of pictures.
 
   Args:
@@ -740,18 +787,31 @@ def editor(config: ConfigDict, known: Known, num: int, work: Stepwise) -> Editor
     known: Known, of N pictures.
     num: samples of each.
     work: of edit_work.
+    guide: of config.sample.
+    names: of the classes, of a model with labels; None for their numbers.
+    labels: int32 [N], of the pictures, in place of sample.labels.
   """
-  method, edit = edit_method(config), config.edit
+  method, edit, facts = edit_method(config), config.edit, guidance_facts(config, guide)
+  words = [edit.what, *([method] if method else []), sampler_words(config)]
+  if labels is not None:
+    facts['labels'] = [[label, 1] for label in labels.tolist()]
+    labels = np.tile(labels, num)
+  elif (found := edit_labels(config, names)) is not None:
+    facts['labels'] = [list(run) for run in found[0]]
+    in_turn = np.resize(classes.expanded(found[0]), num)
+    labels = np.repeat(in_turn, len(known.values))
+    words.append(found[1])
   fields = EDITS[edit.what] + (OF_REPAINT if method == 'repaint' else ())
+  identity = samples_identity(config)
   identity = edit_identity(
-    samples_identity(config).but(seed=edit.seed),
+    identity.but(seed=edit.seed, sampler={**(identity.sampler or {}), **facts}),
     known,
     what=edit.what,
     method=method,
     choices={name: edit[name] for name in fields},
   )
-  words = [edit.what, *([method] if method else []), sampler_words(config)]
   words += [f'{name} {edit[name]}' for name in fields]
+  words += [guidance_words(config)] if 'guidance' in facts else []
   return Editor(
     work=work,
     key=devices.replicate(key(edit.seed, 'edit')),
@@ -760,6 +820,8 @@ def editor(config: ConfigDict, known: Known, num: int, work: Stepwise) -> Editor
     identity=identity,
     name=edit_name(edit.what, method, identity),
     words=', '.join(words),
+    labels=labels,
+    guide=None if guide is None else guide.weights.params,
   )
 
 

@@ -46,7 +46,7 @@ Rows = dict[str, np.ndarray]
 
 
 def make_edit_fns(
-  denoiser_of: Callable[[Any], Denoiser],
+  denoiser_of: Callable[..., Denoiser],
   schedule: NoiseSchedule,
   shape: tuple[int, ...],
   make_chain: Callable[..., Chain],
@@ -59,7 +59,8 @@ def make_edit_fns(
   """The chains of an edit, an evaluation of the network a step.
 
   Args:
-    denoiser_of: params -> Denoiser, not clipped.
+    denoiser_of: params -> Denoiser, not clipped; (params, labels) -> Denoiser where the batch has
+      labels.
     schedule: NoiseSchedule.
     shape: of one example.
     make_chain: (schedule, denoiser, noise_fn) -> Chain; of repaint also with `known` and `mask`.
@@ -70,7 +71,8 @@ def make_edit_fns(
 
   Returns:
     Stepwise, whose state is a ChainState. The batch has ids int [B] and known float32 [B, ...] and,
-    without an operator, mask bool [B, ..., 1], True where a pixel is known; not for sdedit.
+    without an operator, mask bool [B, ..., 1], True where a pixel is known; not for sdedit. It may
+    have labels int [B].
   """
   nothing = {'known': None, 'mask': None} if method == 'repaint' else {}
   facts = make_chain(schedule, None, None, **nothing)
@@ -95,7 +97,8 @@ def make_edit_fns(
 
   def advance(params, state, batch, key, first, last):
     noise_fn = make_noise_fn(fold_rows(key, batch['ids']), shape)
-    chain = chain_of(denoiser_of(params), noise_fn, batch)
+    denoiser = denoiser_of(params, batch['labels']) if 'labels' in batch else denoiser_of(params)
+    chain = chain_of(denoiser, noise_fn, batch)
     return jax.lax.fori_loop(first, last, chain.step, state)
 
   return Stepwise(facts.num_steps, start, advance)
@@ -150,6 +153,8 @@ class Editor:
     identity: of the samples, but for the parameters.
     name: what is done and how, for the folder.
     words: the same for people.
+    labels: int32 [num * N], of the rows; None for none.
+    guide: parameters of another model, replicated, to be guided away from.
   """
 
   work: Stepwise
@@ -159,6 +164,8 @@ class Editor:
   identity: Identity
   name: str
   words: str
+  labels: np.ndarray | None = None
+  guide: Any = None
 
   def draw(self, params: Any, ids: np.ndarray, pauses: Pauses | None = None) -> Rows:
     """{'samples': uint8 [n, ...]} of rows; row k N + p is sample k of picture p.
@@ -167,6 +174,9 @@ class Editor:
     """
     rows = self.known.rows(ids % len(self.known.values))
     batch = rows | {'ids': ids.astype(np.int32)}
+    if self.labels is not None:
+      batch['labels'] = self.labels[ids]
+    params = params if self.guide is None else (params, self.guide)
     samples = to_uint8(stepwise.run(self.work, params, batch, self.key, pauses=pauses).x)
     if self.known.mask is not None:
       samples = np.where(rows['mask'], to_uint8(rows['known']), samples)

@@ -5,10 +5,11 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
+from ddpm_jax.config.origins import class_names, with_classes
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.editing import known_of, write_edits
 from ddpm_jax.evaluation.own_pictures import OwnPictures, read_masks, read_pictures
-from ddpm_jax.modes.sample import find_weights
+from ddpm_jax.modes.sample import find_weights, model_of
 from ddpm_jax.sampling import (
   LinearOperator,
   average_pooling,
@@ -29,6 +30,7 @@ def edit(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: pictures or a mask that cannot be used, no checkpoint, or one of another model.
   """
+  config = with_classes(config, workdir, config.init_from)
   checks.prepare(config)
   checks.check_edit(config)
   config = build.edit_config(config)
@@ -39,7 +41,10 @@ def edit(config: ConfigDict, workdir: str) -> None:
   known = known_of(what, pictures.images, masks, shape=shape, operator=operator)
   with Terminal().waiting('reads the checkpoint'):
     path, weights = find_weights(config, workdir)
-  editor = build.editor(config, known, config.edit.num, build.edit_work(config, operator))
+  guide = build.guide(config)
+  work = build.edit_work(config, operator, guide=guide)
+  names = class_names(model_of(config, str(workdir)))
+  editor = build.editor(config, known, config.edit.num, work, guide=guide, names=names)
   for line in pictures.remarks:
     processes.say(line)
   processes.say(

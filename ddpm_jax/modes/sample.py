@@ -28,8 +28,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
   checks.prepare(config)
   with Terminal().waiting('reads the checkpoint'):
     path, weights = find_weights(config, workdir)
-  begins = config.init_from and not is_workdir(expanded(workdir))
-  names = class_names(config.init_from if begins else workdir)
+  names = class_names(model_of(config, workdir))
   count = build.num_samples(config, names)
   drawer = build.drawer(config, count, names=names)
   processes.say(
@@ -44,9 +43,15 @@ def sample(config: ConfigDict, workdir: str) -> None:
   processes.say(f'done: {" and ".join(map(str, written))}')
 
 
+def model_of(config: ConfigDict, workdir: str) -> str:
+  """WORKDIR, or config.init_from where it has no model."""
+  begins = config.init_from and not is_workdir(expanded(workdir))
+  return config.init_from if begins else workdir
+
+
 def find_weights(config: ConfigDict, workdir: str) -> tuple[pathlib.Path, Weights]:
   """(WORKDIR, the weights of its checkpoint, or of config.init_from where it has none)."""
-  if config.init_from and not is_workdir(expanded(workdir)):
+  if model_of(config, workdir) != workdir:
     path = open_workdir(workdir)
     return path, read_weights(config.init_from, config, step=config.sample.step)
   path = open_workdir(find_workdir(workdir))

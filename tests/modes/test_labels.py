@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 import ddpm_jax
@@ -13,6 +14,7 @@ from ddpm_jax.config.origins import config_of, with_classes
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.samples import by_class
+from ddpm_jax.modes.edit import edit
 from ddpm_jax.modes.evaluate import evaluate
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.storage.workdir import config_dict
@@ -126,6 +128,36 @@ def test_a_denoiser_takes_the_label_of_each_example_or_one_for_all(model):
   np.testing.assert_allclose(mixed[0], same[0], rtol=1e-5)
   np.testing.assert_allclose(mixed[1], model.denoiser()(x, t).x_0[1], rtol=1e-5)
   assert not np.allclose(mixed[1], same[1])
+
+
+def test_pictures_are_edited_given_labels_and_guidance(workdir, model, tmp_path):
+  images, mask = load_digits('test')[0][:2].reshape(2, 8, 8, 1), np.arange(64).reshape(8, 8) < 32
+  ddnm = {'num': 2, 'method': 'ddnm'}
+  plain = model.inpaint(images, mask, **ddnm)
+  given = model.inpaint(images, mask, labels=[3, 7], **ddnm)
+  np.testing.assert_array_equal(model.inpaint(images, mask, labels='none', **ddnm), plain)
+  in_turn = model.inpaint(images, mask, labels='3,7', **ddnm)
+  np.testing.assert_array_equal(in_turn[0, 0], given[0, 0])
+  np.testing.assert_array_equal(in_turn[1, 1], given[1, 1])
+  assert (given[:, :, ~mask] != plain[:, :, ~mask]).any()
+  led = model.inpaint(images, mask, labels='3,7', guidance=3.0, **ddnm)
+  assert (led[:, :, ~mask] != in_turn[:, :, ~mask]).any()
+  with pytest.raises(UserError, match=r'guidance is 3\.0, but no labels are given'):
+    model.inpaint(images, mask, guidance=3.0)
+  with pytest.raises(UserError, match='there are 3 labels; there must be 2, or one for all'):
+    model.inpaint(images, mask, labels=[1, 2, 3])
+  with pytest.raises(UserError, match='an edit takes no counts'):
+    model.inpaint(images, mask, labels='3*2')
+  for i, image in enumerate(images):
+    PIL.Image.fromarray(np.dstack([image, np.uint8(255 * mask)])).save(tmp_path / f'{i}.png')
+  config = config_of(str(workdir))
+  config.edit.update(images=str(tmp_path), num=2, method='ddnm')
+  config.sample.update(labels='3,7', guidance=3.0)
+  edit(config, str(workdir))
+  (file,) = workdir.glob('edits/*/*/edited.npz')
+  with np.load(file) as arrays:
+    rows = arrays['samples'].reshape(2, 2, 8, 8, 1).swapaxes(0, 1)
+  np.testing.assert_array_equal(rows, led)
 
 
 @pytest.mark.parametrize(
