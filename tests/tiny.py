@@ -51,6 +51,8 @@ def tiny_config(**overrides):
 class OneLayer(nn.Module):
   """A network that compiles at once."""
 
+  winograd: bool = False  # as the U-Net's
+
   @nn.compact
   def __call__(self, x, t, train=False, rows=None):
     return nn.Conv(x.shape[-1], (3, 3))(x) * (1 + t[:, None, None, None])

@@ -194,7 +194,8 @@ def init_params(config: ConfigDict) -> Any:
   """Fresh parameters; wrap it in jax.jit or jax.eval_shape."""
   x = jnp.zeros((1, *image_shape(config)))
   t = jnp.zeros((1,), jnp.int32)
-  return model(config).init(key(config.seed, 'init'), x, t)['params']
+  network = model(config).clone(winograd=False)  # the same parameters, with less to trace
+  return network.init(key(config.seed, 'init'), x, t)['params']
 
 
 def denoiser_of(

@@ -162,7 +162,7 @@ def test_a_config_may_be_named_by_a_workdir_or_its_file(parse, tmp_path):
   for given in (stored, stored / 'config.json'):
     config = parse(f'--config={given}', '--config.train.num_steps=3')
     assert (config.seed, config.diffusion.num_timesteps, config.train.num_steps) == (7, 10, 3)
-  assert 'takes no argument, but' in refusal(parse, '--config=digits:more')
+  assert 'takes no argument, but' in refusal(parse, '--config=celebahq256:more')
   (tmp_path / 'notes.txt').write_text('seed = 7')
   assert 'notes.txt is no config' in refusal(parse, f'--config={tmp_path}/notes.txt')
 
