@@ -294,7 +294,7 @@ def _check_same_shapes(given, params, like):
     )
 
 
-def class_names(given: str) -> tuple[str, ...] | None:
+def class_names(given: str | os.PathLike[str]) -> tuple[str, ...] | None:
   """The names of a model's classes; None where it has none, or tells none."""
   folder = _local_folder(given)
   return None if folder is None else read_class_names(folder)
@@ -302,12 +302,12 @@ def class_names(given: str) -> tuple[str, ...] | None:
 
 def _local_folder(given):
   """As find_folder, but nothing is fetched."""
-  name, _ = split_step(given)
+  name, _ = split_step(os.fspath(given))
   path = workdir_path(name)
   return path if path.is_dir() else packaged_model(name)
 
 
-def with_classes(config: ConfigDict, *models: str | None) -> ConfigDict:
+def with_classes(config: ConfigDict, *models: str | os.PathLike[str] | None) -> ConfigDict:
   """The config with the number of classes where it is left to the data.
 
   Args:

@@ -43,7 +43,7 @@ def edit(config: ConfigDict, workdir: str) -> None:
     path, weights = find_weights(config, workdir)
   guide = build.guide(config)
   work = build.edit_work(config, operator, guide=guide)
-  names = class_names(model_of(config, str(workdir)))
+  names = class_names(model_of(config, workdir))
   editor = build.editor(config, known, config.edit.num, work, guide=guide, names=names)
   for line in pictures.remarks:
     processes.say(line)
