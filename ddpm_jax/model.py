@@ -48,7 +48,6 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
   'guidance': float,
   'guidance_interval': lambda levels: tuple(map(float, levels)),
 }
-_CHOICES = ('num_steps', 'guidance', 'guidance_interval', 'guide', 'batch_size')
 Labels = int | str | Sequence[int | str] | np.ndarray | None
 
 
@@ -542,15 +541,24 @@ class Model:
     seed=0,
     labels=None,
     sampler=None,
+    num_steps=None,
+    guidance=None,
+    guidance_interval=None,
+    guide=None,
+    batch_size=None,
     progress=False,
-    **choices,
   ):
     """uint8 [N, num, H, W, C]; fields are those of config.edit that are given."""
     if fields.get('method') == 'repaint':
       sampler = sampler or 'ancestral'
-    if unknown := [name for name in choices if name not in _CHOICES]:
-      raise TypeError(f'{what} has no argument {unknown[0]}')
-    config = self._sampling(sampler=sampler, **choices)
+    config = self._sampling(
+      sampler=sampler,
+      num_steps=num_steps,
+      guidance=guidance,
+      guidance_interval=guidance_interval,
+      guide=guide,
+      batch_size=batch_size,
+    )
     given = {name: value for name, value in fields.items() if value is not None}
     config.edit.update(what=what, seed=seed, num=_positive('num', num), **given)
     checks.check_edit(config)

@@ -86,7 +86,7 @@ def test_steps_and_raw_weights_are_chosen(workdir, model):
 
 def test_an_interrupted_call_goes_on_from_where_it_was(model, monkeypatch):
   whole = model.sample(12, seed=9, batch_size=4)
-  _, drawer = model._drawer(12, 9, None, None, 4)
+  _, drawer = model._drawer(12, 9, None, sampler=None, batch_size=4)
   calls, draw = [], type(drawer).draw
 
   def interrupted(self, params, ids, pauses):
