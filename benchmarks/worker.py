@@ -82,7 +82,13 @@ def random_source(config, count):
   """So many pictures of noise."""
   shape = (count, *build.image_shape(config))
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-  return ArraySource('random', 'train', images)
+  num_classes = config.model.get('num_classes')  # earlier checkouts have no labels
+  if num_classes is None:
+    return ArraySource('random', 'train', images)
+  from ddpm_jax.data import Labels
+
+  ids = np.arange(count, dtype=np.int32) % num_classes
+  return ArraySource('random', 'train', images, Labels(ids, tuple(map(str, range(num_classes)))))
 
 
 def versions():
@@ -99,7 +105,10 @@ class Training:
     self._train_step = program.train_step(config)
     self._key = devices.replicate(build.key(config.seed, 'train'))
     batch, pixels = config.train.global_batch_size, math.prod(build.image_shape(config))
-    batches = build.batches(config, random_source(config, max(DATA_BYTES // pixels, 2 * batch)))
+    source = random_source(config, max(DATA_BYTES // pixels, 2 * batch))
+    has_labels = config.model.get('num_classes') is not None
+    labels = {'labels': build.labels_of(config, source)} if has_labels else {}
+    batches = build.batches(config, source, **labels)
     self._data = build.device_data(config, batches)
     self._dispatches = program.dispatches(config, batches, gather=self._data is not None)
     self._done = 0
