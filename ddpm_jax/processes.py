@@ -19,7 +19,8 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 
 import jax
 import numpy as np
@@ -32,6 +33,8 @@ JOIN_SECS = 300  # for the slowest to start
 PATIENCE_SECS = 5  # after which a process says that it waits for others
 PRIMARY_STAYS_SECS = 2
 ABORT_SECS = 2  # in which JAX ends a process by abort(), if it does: that has many lines
+
+_is_silent: ContextVar[bool] = ContextVar('is_silent', default=False)
 
 LOST = (
   'error: another process of this run was lost (ended, killed, or cut off from the network), or '
@@ -445,9 +448,24 @@ def is_primary() -> bool:
   return jax.process_index() == 0
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+  """Nothing is said meanwhile, nor shown of how far work is, in this thread."""
+  token = _is_silent.set(True)
+  try:
+    yield
+  finally:
+    _is_silent.reset(token)
+
+
+def is_silent() -> bool:
+  """Whether nothing is said."""
+  return _is_silent.get()
+
+
 def say(text: str) -> None:
   """Prints a line on the first process."""
-  if is_primary():
+  if is_primary() and not is_silent():
     print(text, flush=True)
 
 

@@ -34,7 +34,7 @@ from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.signals import Signals, Stops
 from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.files import damaged, read_json, write_text
-from ddpm_jax.storage.logs import RunLog, Silence, Terminal
+from ddpm_jax.storage.logs import RunLog, Terminal
 from ddpm_jax.storage.workdir import (
   check_config,
   has_begun,
@@ -130,9 +130,9 @@ def train(
   stops = Stops()
 
   def work():
-    talk = Terminal() if progress else Silence()
-    with numerics.pinned():
-      run(config, workdir, signals=stops, source=source, network=own, params=params, terminal=talk)
+    talk = contextlib.nullcontext() if progress else processes.silent()
+    with numerics.pinned(), talk:
+      run(config, workdir, signals=stops, source=source, network=own, params=params)
 
   # In a thread: Ctrl-C cannot tear a step apart, and no signal handler is needed.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -189,7 +189,6 @@ def run(
   source: Source | None = None,
   network: OwnNetwork | None = None,
   params: Any = None,
-  terminal: Terminal | None = None,
 ) -> None:
   """Trains from the newest checkpoint, or from the start, to config.train.num_steps.
 
@@ -201,14 +200,13 @@ def run(
     source: of the pictures; None for config.data's.
     network: one's own; None for config.model's.
     params: its parameters before training.
-    terminal: how the run talks; None for Terminal.
 
   Raises:
     UserError: a config, a data set or a workdir that cannot be used.
     NotFiniteError: the loss is not finite.
     WriteError: a file cannot be written.
   """
-  terminal = terminal or Terminal()
+  terminal = Terminal()
   say = terminal.say
   checks.prepare(config, say, trains=True)
   path = open_workdir(workdir, saves_steps=True)

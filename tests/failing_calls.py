@@ -26,7 +26,7 @@ from ddpm_jax import processes
 from ddpm_jax.devices import BatchSizes
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.checkpoints import Checkpointer
-from ddpm_jax.storage.logs import RunLog, Silence
+from ddpm_jax.storage.logs import RunLog
 from ddpm_jax.storage.workdir import locked, open_workdir, steps_on_disk, store_config
 from tests.storage.test_checkpoints import CONFIG, bits, make_state
 from tests.tiny import tiny_config
@@ -62,6 +62,7 @@ def work(folder):
   """What a run does to files, from where it stopped; says each step once it is saved."""
   path = open_workdir(folder, saves_steps=True)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(processes.silent())
     stack.enter_context(locked(path, 'train'))
     store_config(path, tiny_config())
     checkpointer = stack.enter_context(
@@ -70,9 +71,7 @@ def work(folder):
     restored = checkpointer.restore_latest(make_state(0))
     start = 0 if restored is None else int(restored.step)
     log = stack.enter_context(
-      contextlib.closing(
-        RunLog(path, start_step=start, num_steps=STEPS[-1], images_per_step=1, terminal=Silence())
-      )
+      contextlib.closing(RunLog(path, start_step=start, num_steps=STEPS[-1], images_per_step=1))
     )
     for step in STEPS:
       if step > start:

@@ -40,6 +40,9 @@ def handlers():
 def test_any_array_trains_quietly_and_goes_on(tmp_path, capfd):
   before, hook = handlers(), threading.excepthook
   model = ddpm_jax.train(tmp_path, PICTURES, config=tiny_config(), num_steps=3, progress=False)
+  measured = {'train.eval_every_steps': 2, 'eval.metrics': ('bpd',), 'eval.bpd_splits': ('train',)}
+  config = tiny_config(**measured, **{'train.sample_every_steps': 2})
+  ddpm_jax.train(tmp_path / 'measured', config=config, num_steps=2, progress=False)
   assert capfd.readouterr() == ('', '')
   assert (handlers(), threading.excepthook) == (before, hook)
   assert model.step == 3

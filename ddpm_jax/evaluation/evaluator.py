@@ -225,4 +225,4 @@ def note_best(
     write_text(file, json.dumps(records, indent=2) + '\n')
     steps = sorted({best['step'] for best in records.values()})
     keep_steps(workdir / 'checkpoints', 'best', steps)
-  print(f'best so far: step {step}, {name} {value:.4f}', flush=True)
+  processes.say(f'best so far: step {step}, {name} {value:.4f}')

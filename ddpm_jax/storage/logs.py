@@ -35,7 +35,7 @@ class Terminal:
   @property
   def is_live(self) -> bool:
     """Whether somebody looks on."""
-    return processes.is_primary() and sys.stdout.isatty()
+    return processes.is_primary() and sys.stdout.isatty() and not processes.is_silent()
 
   def show(self, text: str) -> None:
     """Shows a line on a terminal, until another one takes its place."""
@@ -64,15 +64,6 @@ class Terminal:
       self.show('')
 
 
-class Silence(Terminal):
-  """Says nothing."""
-
-  is_live = False
-
-  def say(self, text: str) -> None:
-    """Does nothing."""
-
-
 class Progress:
   """How far a long job is: a bar on a terminal; in a log, a line every ten seconds."""
 
@@ -90,7 +81,9 @@ class Progress:
     self._what, self._total, self._before, self._done = what, total, done, done
     self._start = self._last_print = time.perf_counter()
     bar = dict(total=total, initial=done, desc=what, unit=f' {unit}', file=sys.stdout)
-    self._bar = tqdm(**bar, disable=None, leave=False)  # None: only on a terminal
+    self._is_silent = processes.is_silent()
+    disable = True if self._is_silent else None  # None: only on a terminal
+    self._bar = tqdm(**bar, disable=disable, leave=False)
     self._closed = threading.Event()
     if not self._bar.disable:  # its clock goes while a program compiles
       threading.Thread(target=self._tick, daemon=True).start()
@@ -105,6 +98,8 @@ class Progress:
     done = self._done + int(count)
     if not self._bar.disable:
       self._bar.update(done - self._bar.n)
+      return
+    if self._is_silent:
       return
     now = time.perf_counter()
     if now - self._last_print >= LOG_EVERY_SECS or self._done == self._total:

@@ -1,5 +1,6 @@
 """What a run tells."""
 
+import contextlib
 import errno
 import io
 import json
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from ddpm_jax import processes
 from ddpm_jax.errors import WriteError
 from ddpm_jax.storage import logs
 
@@ -308,13 +310,17 @@ def test_the_clock_of_a_bar_goes_before_anything_is_done(screen):
 
 
 def test_in_a_log_and_in_silence_nothing_is_shown(capsys, screen):
-  for terminal in (logs.Terminal(), logs.Silence()):
-    if isinstance(terminal, logs.Silence):
-      shown = screen('anything')
-    with terminal.waiting('compiles'):
+  terminal = logs.Terminal()
+  for talk in (contextlib.nullcontext(), processes.silent()):
+    with talk, terminal.waiting('compiles'):
       time.sleep(0.05)
-    terminal.show('step 1/10')
-  logs.Silence().say('a line')
+      terminal.show('step 1/10')
+      shown = screen('anything')
+  with processes.silent():
+    terminal.say('a line')
+    progress = logs.Progress('samples', 2)
+    progress.add(2)
+    progress.close()
   assert capsys.readouterr().out == shown.getvalue() == ''
 
 
