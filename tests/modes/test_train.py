@@ -332,9 +332,9 @@ def test_a_clock_that_is_set_back_changes_nothing(undisturbed, tmp_path, monkeyp
 def test_a_slow_disk_changes_nothing(undisturbed, tmp_path, monkeypatch):
   write_manifest = checkpoints.write_manifest
 
-  def slowly(folder):
+  def slowly(*args):
     time.sleep(1)
-    write_manifest(folder)
+    write_manifest(*args)
 
   monkeypatch.setattr(checkpoints, 'write_manifest', slowly)
   train(tiny_config(), tmp_path)
