@@ -77,6 +77,8 @@ def load(
     UserError: nothing is there, a step that is not there, or another model than the config's.
   """
   check_system(sys.platform)
+  if not isinstance(workdir, str | os.PathLike):
+    raise UserError(f'workdir is {workdir!r}; it must be the path of a run, or the name of a model')
   given = os.fspath(workdir)
   if config is None:
     config = origins.config_of(given)
@@ -240,9 +242,12 @@ class Model:
     guidance: float | None = None,
   ) -> pathlib.Path:
     """Writes a chain's predictions of x_0 as an animated GIF, a grid a frame; Args as chain."""
+    path = pathlib.Path(file)
+    if not path.parent.is_dir():  # before the chain is computed
+      raise UserError(f'{path}: there is no folder {path.parent}')
     choices = {'sampler': sampler, 'num_steps': num_steps, 'guidance': guidance}
     _, drawer = self._drawer(num, seed, labels, batch_size=num, **choices)
-    return save_chain(pathlib.Path(file), drawer, self.params, num)
+    return save_chain(path, drawer, self.params, num)
 
   def picture(self, examples: np.ndarray, *, columns: int | None = None) -> 'PIL.Image.Image':
     """Examples uint8 [N, H, W, C] in a grid, small ones enlarged, as a PIL image."""
@@ -667,7 +672,9 @@ class Model:
       UserError: not such as the model was trained on.
     """
     array = np.asarray(examples)
-    if array.dtype != np.uint8 or array.shape[1:] != self.shape or not len(array):
+    if not array.size:
+      raise UserError('examples are none: give one image at least')
+    if array.dtype != np.uint8 or array.shape[1:] != self.shape:
       shape = ', '.join(map(str, ('N', *self.shape)))
       raise UserError(
         f'examples are {array.dtype}{list(array.shape)}; this model takes uint8 [{shape}], of '
@@ -733,6 +740,6 @@ class _Batch(Pauses):
 
 
 def _positive(name, value):
-  if value < 1:
-    raise UserError(f'{name} is {value}; it must be at least 1')
-  return value
+  if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+    raise UserError(f'{name} is {value!r}; it must be an integer, at least 1')
+  return int(value)

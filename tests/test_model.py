@@ -224,8 +224,11 @@ def test_model_of_the_package_is_small_and_as_measured(digits):
 @pytest.mark.parametrize(
   ('call', 'message'),
   [
-    (lambda m: m.sample(0), 'num is 0; it must be at least 1'),
-    (lambda m: m.sample(1, batch_size=-1), 'batch_size is -1; it must be at least 1'),
+    (lambda m: m.sample(0), 'num is 0; it must be an integer, at least 1'),
+    (lambda m: m.sample('4'), "num is '4'; it must be an integer, at least 1"),
+    (lambda m: m.sample(2.5), 'num is 2.5; it must be an integer, at least 1'),
+    (lambda m: m.sample(1, batch_size=-1), 'batch_size is -1; it must be an integer, at least 1'),
+    (lambda m: m.animate('no/such/chain.gif'), 'there is no folder no/such'),
     (lambda m: m.sample(1, sampler='euler'), "sample.sampler is 'euler'; it must be one of ances"),
     (lambda m: m.sample(1, num_steps=11), '11'),
     (lambda m: m.sample(1, labels=[3]), 'labels are given, but this model was trained without'),
@@ -236,7 +239,7 @@ def test_model_of_the_package_is_small_and_as_measured(digits):
       r'examples are float64\[2, 8, 8, 1\]; this model takes uint8 \[N, 8, 8, 1\]',
     ),
     (lambda m: m.bits_per_dim(np.zeros((8, 8), np.uint8)), r'examples are uint8\[8, 8\]; this mod'),
-    (lambda m: m.bits_per_dim(np.zeros((0, 8, 8, 1), np.uint8)), r'examples are uint8\[0, 8, 8, '),
+    (lambda m: m.bits_per_dim(np.zeros((0, 8, 8, 1), np.uint8)), 'examples are none'),
     (
       lambda m: m.bits_per_dim(np.zeros((1, 8, 8, 1), np.uint8), num_terms=11),
       r'num_terms is 11; it must lie in \[1, 10\]',
@@ -255,10 +258,14 @@ def test_mistakes_are_answered_in_one_line(model, call, message):
   assert '\n' not in str(error.value)
 
 
-def test_what_is_no_model_is_answered_in_one_line(workdir, tmp_path):
+def test_what_is_no_model_is_answered_in_one_line(workdir, tmp_path_factory):
+  empty, file = tmp_path_factory.mktemp('empty'), tmp_path_factory.mktemp('text') / 'no.txt'
+  file.write_text('a note')
   for given, choices, message in (
     ('/nowhere', {}, '/nowhere: nothing there; give a workdir, a model of the package'),
-    (tmp_path, {}, 'does not tell its config; name it'),
+    (None, {}, 'workdir is None; it must be the path of a run, or the name of a model'),
+    (empty, {}, 'is an empty folder: it holds no model'),
+    (file, {}, 'no.txt does not tell its config; if it is a model, name its config'),
     (workdir, {'step': 5}, r'no checkpoint 5 in .*: it has \[2, 4, 6\]'),
     (workdir, {'config': 'cifer10'}, 'there is no cifer10; configs has'),
     (workdir, {'config': 'cifar10'}, 'is of another model: data.channels: checkpoint 1, config 3'),

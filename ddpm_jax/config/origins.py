@@ -103,14 +103,16 @@ def config_of(given: str) -> ConfigDict:
   folder = find_folder(given)
   if folder is None and not _is_something(given):
     raise nothing_at(given)
+  if folder is not None and not any(folder.iterdir()):
+    raise UserError(f'{given} is an empty folder: it holds no model')
   config = None
   if folder is not None:
     check_format(folder)
     config = read_config(folder)
   if config is None:
     raise UserError(
-      f'{given} does not tell its config; name it, as in --config=configs/cifar10.py or '
-      "ddpm_jax.load(..., config='cifar10')"
+      f'{given} does not tell its config; if it is a model, name its config, as in '
+      "--config=configs/cifar10.py or ddpm_jax.load(..., config='cifar10')"
     )
   return config
 
@@ -170,8 +172,9 @@ def _is_something(given):
 
 def nothing_at(given: str) -> UserError:
   """The error of a path without a model."""
+  found = 'a file, which tells no model' if os.path.isfile(given) else 'nothing there'
   return UserError(
-    f'{given}: nothing there; give a workdir, a model of the package '
+    f'{given}: {found}; give a workdir, a model of the package '
     f'({", ".join(packaged_models())}), {FORMS}'
   )
 

@@ -164,6 +164,8 @@ def find_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
     UserError: it holds no checkpoints.
   """
   path = workdir_path(workdir)
+  if path.is_file():
+    raise UserError(f'--workdir={workdir} is a file; give the folder of a run')
   if not (path / 'checkpoints').is_dir():
     raise UserError(
       f'--workdir={workdir} holds no checkpoint; run --mode=train first, or check the path'

@@ -9,6 +9,7 @@ import pytest
 
 from ddpm_jax.config import build
 from ddpm_jax.errors import UserError
+from ddpm_jax.modes.info import info
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.storage import shards
 from tests.tiny import tiny_config
@@ -192,6 +193,11 @@ def test_no_checkpoint_is_said_and_nothing_made(tmp_path):
   with pytest.raises(UserError, match='holds no checkpoint; run --mode=train first'):
     sample(tiny_config(), tmp_path / 'typo')
   assert not (tmp_path / 'typo').exists()
+  (tmp_path / 'note.txt').write_text('')
+  with pytest.raises(UserError, match=r'--workdir=.*note\.txt is a file; give the folder of a run'):
+    sample(tiny_config(), tmp_path / 'note.txt')
+  with pytest.raises(UserError, match=r'note\.txt: a file, which tells no model; give a workdir'):
+    info(tiny_config(), str(tmp_path / 'note.txt'))
 
 
 def test_checkpoint_of_another_model_is_refused(workdir):
