@@ -115,7 +115,7 @@ def test_folder_that_tells_no_config_is_named(tmp_path):
   with pytest.raises(UserError, match='is an empty folder: it holds no model'):
     config_of(str(tmp_path))
   (tmp_path / 'notes.txt').write_text('of a run')
-  with pytest.raises(UserError, match='does not tell its config; if it is a model, name its config'):
+  with pytest.raises(UserError, match='does not tell its config; if it is a model, name'):
     config_of(str(tmp_path))
   with pytest.raises(UserError, match=r'/nowhere: nothing there; give a workdir'):
     config_of('/nowhere')
