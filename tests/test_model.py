@@ -203,7 +203,7 @@ def test_models_of_other_programs_are_loaded(model, tmp_path):
   original = ddpm_jax.load(tmp_path / 'model.ckpt-7', config=tiny_config())
   assert original.step == 7
   np.testing.assert_array_equal(original.sample(4), model.sample(4))
-  with pytest.raises(UserError, match=r"its config; name it, as in .*config='cifar10'"):
+  with pytest.raises(UserError, match=r"its config; if it is a model, .*config='cifar10'"):
     ddpm_jax.load(tmp_path / 'model.ckpt-7')
 
 
