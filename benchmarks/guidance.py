@@ -93,7 +93,7 @@ def main():
   times = alternate({name: lambda c=c: seconds(c) for name, c in chains.items()}, args.rounds)
   rows = []
   for name, secs in times.items():
-    against = 'ancestral' if 'repaint' in name else 'without labels'
+    against = 'ancestral' if name == 'ancestral' or 'repaint' in name else 'without labels'
     rows.append((name, f'{statistics.median(secs):.3f}', f'{ratio(secs, times[against]):.3f}'))
   print_table(('Chain', 's', 'Ratio to that of the same sampler'), rows)
 
