@@ -43,11 +43,6 @@ if TYPE_CHECKING:
   import PIL.Image
 
 Rows = dict[str, np.ndarray]
-# Of what a call chooses, as config.sample has it.
-_CONVERT: dict[str, Callable[[Any], Any]] = {
-  'guidance': float,
-  'guidance_interval': lambda levels: tuple(map(float, levels)),
-}
 Labels = int | str | Sequence[int | str] | np.ndarray | None
 
 
@@ -546,24 +541,13 @@ class Model:
     seed=0,
     labels=None,
     sampler=None,
-    num_steps=None,
-    guidance=None,
-    guidance_interval=None,
-    guide=None,
-    batch_size=None,
     progress=False,
+    **choices,
   ):
     """uint8 [N, num, H, W, C]; fields are those of config.edit that are given."""
     if fields.get('method') == 'repaint':
       sampler = sampler or 'ancestral'
-    config = self._sampling(
-      sampler=sampler,
-      num_steps=num_steps,
-      guidance=guidance,
-      guidance_interval=guidance_interval,
-      guide=guide,
-      batch_size=batch_size,
-    )
+    config = self._sampling(sampler=sampler, **choices)
     given = {name: value for name, value in fields.items() if value is not None}
     config.edit.update(what=what, seed=seed, num=_positive('num', num), **given)
     checks.check_edit(config)
@@ -594,22 +578,34 @@ class Model:
     )
     return rows['samples'].reshape(num, count, *self.shape).swapaxes(0, 1)
 
-  def _sampling(self, **choices) -> ConfigDict:
-    """The config of a call, with its sampler; choices as config.sample has them."""
+  def _sampling(
+    self,
+    *,
+    sampler=None,
+    num_steps=None,
+    guidance=None,
+    guidance_interval=None,
+    guide=None,
+    batch_size=None,
+  ) -> ConfigDict:
+    """The config of a call, with what it chooses of config.sample."""
     config = self._config.copy_and_resolve_references()
-    sampler = choices.pop('sampler')
     if sampler is not None and sampler != config.sample.sampler:
       config.sample.update(sampler=sampler, num_steps=None, eta=None, spacing=None)
-    if choices.get('batch_size') is not None:
-      _positive('batch_size', choices['batch_size'])
-    for field, value in choices.items():
-      if value is not None:
-        convert = _CONVERT.get(field, lambda value: value)
-        config.sample[field] = convert(value)
+    choices = {
+      'num_steps': num_steps,
+      'guidance': None if guidance is None else float(guidance),
+      'guidance_interval': None
+      if guidance_interval is None
+      else tuple(map(float, guidance_interval)),
+      'guide': guide,
+      'batch_size': None if batch_size is None else _positive('batch_size', batch_size),
+    }
+    config.sample.update({field: value for field, value in choices.items() if value is not None})
     return config
 
   def _drawer(self, num, seed, labels, **choices) -> tuple[ConfigDict, Drawer]:
-    """The config of a call, and the compiled sampler for it; choices as config.sample has them."""
+    """The config of a call, and the compiled sampler for it; choices as _sampling."""
     _positive('num', num)
     config = self._sampling(**choices)
     config.sample.seed = seed

@@ -219,7 +219,7 @@ def run(
       raise UserError(
         'data.holdout is given, and the pictures are an array: leave out some of them'
       )
-    config = with_classes(settled(config, path), str(path))
+    config = with_classes(settled(config, path), path)
     begun = has_begun(path)
     if processes.is_primary():
       check_config(path, config)

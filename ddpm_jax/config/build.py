@@ -318,6 +318,11 @@ def sample_labels(
   return pattern, has_counts
 
 
+def label_words(config: ConfigDict, pattern: classes.Pattern, names: Sequence[str] | None) -> str:
+  """A pattern of labels for a report, such as 'labels cat, dog'."""
+  return classes.in_words(pattern, num_classes(config) or 0, class_names(config, names))
+
+
 def num_samples(config: ConfigDict, names: Sequence[str] | None = None) -> int:
   """Of config.sample: those that its labels count, or num_samples."""
   found = sample_labels(config, names)
@@ -651,7 +656,7 @@ def drawer(
   if found is not None:
     pattern = classes.expanded(found[0])
     facts['labels'] = [list(run) for run in found[0]]
-    words.append(classes.in_words(found[0], num_classes(config) or 0, class_names(config, names)))
+    words.append(label_words(config, found[0], names))
   if 'guidance' in facts:
     words.append(guidance_words(config))
   identity = samples_identity(config)
@@ -757,18 +762,15 @@ def edit_labels(
         'name some, as in --config.sample.labels=each'
       )
     return None
-  pattern, has_counts = classes.parse_labels(
-    config.sample.labels, num_classes(config) or 0, class_names(config, names)
-  )
+  found = sample_labels(config, names)
+  assert found is not None, 'check_sample refuses labels of a model without'
+  pattern, has_counts = found
   if has_counts:
     raise UserError(
       f'sample.labels is {config.sample.labels}; an edit takes no counts: edit.num samples of each '
       'picture have the labels in turn'
     )
-  if any(i == num_classes(config) for i, _ in pattern):
-    check_unconditional(config)
-  words = classes.in_words(pattern, num_classes(config) or 0, class_names(config, names))
-  return pattern, words
+  return pattern, label_words(config, pattern, names)
 
 
 def editor(
