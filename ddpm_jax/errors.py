@@ -1,22 +1,8 @@
 """Exceptions that are told in one line. Every other one is a defect, and keeps its traceback."""
 
-import errno
 from collections.abc import Mapping
 
 import numpy as np
-
-# By which the system refuses a file. Any other OSError that nothing expects is a defect.
-REFUSALS = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EFBIG,
-  errno.EROFS,
-  errno.EACCES,
-  errno.EPERM,
-  errno.ENOTDIR,
-  errno.EIO,
-  errno.ESTALE,
-)
 
 
 class UserError(ValueError):

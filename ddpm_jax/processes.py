@@ -26,7 +26,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ddpm_jax.errors import REFUSALS, DiskError, NotFiniteError, UserError
+from ddpm_jax.errors import DiskError, NotFiniteError, UserError
+from ddpm_jax.refusals import REFUSALS, refusal_behind
 
 HEARTBEAT_SECS = 20  # a process that is silent for so long is lost
 JOIN_SECS = 300  # for the slowest to start
@@ -353,7 +354,7 @@ def explain(error: BaseException, *, less_memory: str = 'lower the batch size') 
     return INTERRUPTED
   if isinstance(error, UserError | NotFiniteError):
     print(f'error: {error}', file=sys.stderr)
-    if isinstance(error, DiskError):
+    if refusal_behind(error) is not None or isinstance(error, DiskError):
       return REFUSED
     return NOT_FINITE if isinstance(error, NotFiniteError) else UNUSABLE
   if (asked := _memory_asked(error)) is not None:

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import io
 import json
 import os
 import pathlib
@@ -96,3 +97,41 @@ def abstract_params():
     return jax.eval_shape(model.init, jax.random.key(0), x, t)['params']
 
   return params_of
+
+
+@pytest.fixture
+def fail_reads(monkeypatch):
+  """(file, number) -> None: from now on, each read of the file in Python fails with that errno."""
+
+  def fail_reads(file, number):
+    def open_failing(path, *args, really=io.open, **kwargs):
+      opened = really(path, *args, **kwargs)
+      if isinstance(path, int) or pathlib.Path(path) != file:
+        return opened
+      return _Failing(opened, OSError(number, os.strerror(number)))
+
+    monkeypatch.setattr(io, 'open', open_failing)
+    monkeypatch.setattr('builtins.open', open_failing)
+
+  return fail_reads
+
+
+class _Failing:
+  """A file of which nothing can be read."""
+
+  def __init__(self, file, error):
+    self._file, self._error = file, error
+
+  def __getattr__(self, name):
+    return getattr(self._file, name)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info):
+    self._file.close()
+
+  def read(self, *_):
+    raise self._error
+
+  readinto = readline = read

@@ -3,16 +3,27 @@
 import ast
 import errno
 import importlib
+import os
 import pathlib
 import pkgutil
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import ddpm_jax
 from ddpm_jax import processes
 from ddpm_jax.errors import DiskError, NotFiniteError, UserError, WriteError
+from ddpm_jax.evaluation.images import open_images
+from ddpm_jax.evaluation.own_pictures import read_pictures
+from ddpm_jax.interop.safetensors_file import read_safetensors, write_safetensors
 from ddpm_jax.interop.tensors import from_layout
+from ddpm_jax.interop.tf_bundle import read_bundle
+from ddpm_jax.interop.torch_file import read_torch_file
+from ddpm_jax.refusals import refusal_behind
+from ddpm_jax.storage.npz import open_npz
+from tests.tf_writer import write_bundle
+from tests.torch_writer import write_torch_legacy, write_torch_zip
 
 ROOT = pathlib.Path(ddpm_jax.__file__).parent
 FILES = sorted(ROOT.rglob('*.py'))
@@ -30,8 +41,8 @@ INTERNAL = {
     'data/pictures.py',
     'data/tfds.py',
     'interop/hub.py',
+    'refusals.py',
     'storage/checkpoints.py',
-    'storage/files.py',
   ],
   'RuntimeError': ['storage/checkpoints.py'],  # a defect, in the background
 }
@@ -121,6 +132,73 @@ def test_a_file_that_the_system_refuses_is_named():
   assert str(DiskError('a/b', cause)) == f'a/b cannot be used (No space left on device); {then}'
   assert str(WriteError('a/b', cause)) == f'a/b cannot be written (No space left on device); {then}'
   assert str(WriteError('a/b', OSError('in words'))) == f'a/b cannot be written (in words); {then}'
+
+
+ARRAYS = {'x': np.arange(6, dtype=np.float32)}
+
+
+def write_pictures(path, _):
+  for file in (path, path.with_name('y.png')):
+    PIL.Image.new('RGB', (4, 4)).save(file)
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize(
+  ('name', 'write', 'read'),
+  [
+    ('x.npz', lambda path, arrays: np.savez(path, **arrays), open_npz),
+    ('x.npz', lambda path, arrays: np.savez_compressed(path, **arrays), open_npz),
+    ('x.safetensors', write_safetensors, read_safetensors),
+    ('x.pth', write_torch_zip, read_torch_file),
+    ('x.pth', write_torch_legacy, read_torch_file),
+    ('x.index', lambda p, arrays: write_bundle(p.with_suffix(''), arrays), read_bundle),
+    ('x.png', write_pictures, lambda path: open_images(path.parent, 'eval.samples')),
+    (
+      'x.png',
+      write_pictures,
+      lambda path: read_pictures(str(path), 'f', sides=(4,), channels=3, what='x'),
+    ),
+  ],
+)
+def test_a_file_that_the_system_fails_to_read_is_no_damaged_one(
+  tmp_path, fail_reads, capsys, name, write, read, number
+):
+  file = tmp_path / name
+  write(file, ARRAYS)
+  path = file.with_suffix('') if name == 'x.index' else file
+  read(path)
+  fail_reads(file, number)
+  with pytest.raises(DiskError) as info:
+    read(path)
+  line = f'{file} cannot be used ({os.strerror(number)}); mend that, and the same command goes on'
+  assert explained(info.value, capsys) == (74, f'error: {line}\n')
+
+
+def raise_from(cause, effect):
+  try:
+    raise cause
+  except type(cause):
+    raise effect  # noqa: B904
+
+
+@pytest.mark.parametrize(
+  ('cause', 'code'),
+  [
+    (OSError(errno.EACCES, 'Permission denied'), 74),
+    (RuntimeError('status: Permission denied [os error 13]'), 74),
+    (UserError('a picture is damaged: Permission denied'), 1),
+    (OSError(errno.ENOENT, 'No such file'), 1),
+    (OSError('no network'), 1),
+  ],
+)
+def test_the_code_of_an_answer_is_that_of_the_refusal_behind(cause, code, capsys):
+  with pytest.raises(UserError) as info:
+    raise_from(cause, UserError('--workdir=x cannot be written; give a folder that can'))
+  expected = code, 'error: --workdir=x cannot be written; give a folder that can\n'
+  assert explained(info.value, capsys) == expected
+  with pytest.raises(UserError) as info:
+    raise UserError('x') from None
+  assert refusal_behind(info.value) is None
 
 
 def test_the_first_metric_that_is_not_finite_is_named():

@@ -17,6 +17,7 @@ FLOORS = {
   'paths': 0,
   'numerics': 1,
   'processes': 1,
+  'refusals': 1,
   'signals': 1,
   'diffusion': 2,
   'data': 2,
@@ -186,7 +187,9 @@ def test_reading_of_pictures_needs_no_jax():
   for path in (ROOT / 'ddpm_jax' / 'data').glob('*.py'):
     for module in imported_modules(parse(path)):
       assert module.split('.')[0] not in ('jax', 'flax', 'optax'), path
-      allowed = ('ddpm_jax.data', 'ddpm_jax.errors', 'ddpm_jax.paths', 'ddpm_jax.storage.files')
+      allowed = tuple(
+        f'ddpm_jax.{name}' for name in ('data', 'errors', 'paths', 'refusals', 'storage.files')
+      )
       assert module not in MODULES or module.startswith(allowed), path
 
 

@@ -30,6 +30,7 @@ from ddpm_jax.data.pictures import DamagedDataError, PictureSource
 from ddpm_jax.data.splits import NoSplitError
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
+from ddpm_jax.refusals import raise_refusal
 
 # Where LSUN's archives put a category; {split} is 'train' or 'val'.
 _FOLDERS = {
@@ -112,6 +113,7 @@ def _environment(folder, process_id):
   try:
     opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
   except lmdb.Error as error:
+    raise_refusal(folder, error)
     raise UserError(f'{folder} cannot be read as an lmdb ({error})') from error
   num_bytes = (folder / 'data.mdb').stat().st_size
   needed = (opened.info()['last_pgno'] + 1) * opened.stat()['psize']
@@ -133,6 +135,7 @@ def _reading(folder):
     with environment.begin() as transaction:
       yield transaction
   except lmdb.Error as error:
+    raise_refusal(folder, error)
     raise DamagedDataError(f'{folder} is damaged ({error}): replace it') from error
 
 
@@ -143,7 +146,7 @@ def _keys(folder):
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   cache = expanded(home) / 'ddpm_jax'
   file = cache / f'lmdb_keys_{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy'
-  if file.is_file():
+  with contextlib.suppress(OSError, ValueError, EOFError):  # it is not there, or damaged
     return np.load(file, mmap_mode='r')
   with _reading(folder) as transaction:
     keys = [key + _KEY_END for key in transaction.cursor().iternext(values=False)]

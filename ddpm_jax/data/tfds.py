@@ -30,6 +30,7 @@ from ddpm_jax.data.pictures import DamagedDataError, PictureSource
 from ddpm_jax.data.splits import NoSplitError
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
+from ddpm_jax.refusals import raise_refusal
 from ddpm_jax.storage.files import file_lock
 
 _NAME = re.compile(r'(?P<name>\w+)(?:/(?P<config>[\w.-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
@@ -71,6 +72,7 @@ class TfdsSource(PictureSource):
     try:
       records = self._records.__getitems__([int(i) for i in indices])
     except RuntimeError as error:  # array_record's, on a file that is missing or cut
+      raise_refusal(self._folder, error)
       raise DamagedDataError(_damaged(self._folder, error)) from error
     return [io.BytesIO(record[self._feature]) for record in records]
 
@@ -188,6 +190,7 @@ def _open(folder, *, name, split):
   try:
     builder = tfds.builder_from_directory(folder)
   except Exception as error:  # unreadable JSON, protocol buffers, features
+    raise_refusal(folder, error)
     raise UserError(_damaged(folder, error)) from error
   features = builder.info.features
   images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
@@ -236,6 +239,7 @@ def _read_labels(folder, *, name, split, choice):
       rows = list(range(first, min(first + chunk, len(records))))
       ids[rows] = [record[choice] for record in records.__getitems__(rows)]
   except RuntimeError as error:  # array_record's, on a file that is missing or cut
+    raise_refusal(folder, error)
     raise DamagedDataError(_damaged(folder, error)) from error
   if ids.min() < 0:  # as TFDS has it where a split's labels are kept back
     raise UserError(f'data.source={name}: pictures of {split} have no label; take another split')

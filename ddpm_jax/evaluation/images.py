@@ -12,6 +12,7 @@ import numpy as np
 from ddpm_jax.data.listing import list_pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
+from ddpm_jax.refusals import raise_refusal
 from ddpm_jax.storage.npz import open_npz
 
 _HASHED = 1024  # images in memory at a time
@@ -90,6 +91,7 @@ class FolderImages:
         with PIL.Image.open(self._files[index]) as picture:
           images[row] = np.asarray(picture).reshape(self.image_shape)
       except (*DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
+        raise_refusal(self._files[index], error)
         raise UserError(f'{self._field}: {self._files[index]} cannot be read ({error})') from error
     return images
 
@@ -105,6 +107,7 @@ class FolderImages:
       with PIL.Image.open(file) as picture:
         return picture.size, picture.mode, picture.format
     except (*DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
+      raise_refusal(file, error)
       raise UserError(f'{self._field}: {file} is not a picture ({error})') from error
 
 

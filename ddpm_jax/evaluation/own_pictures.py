@@ -11,6 +11,7 @@ from ddpm_jax.data.pictures import prepare_picture
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.images import DECODE_ERRORS, check_regular
 from ddpm_jax.paths import expanded
+from ddpm_jax.refusals import raise_refusal
 
 _OPAQUE = 255
 _WHITE = 128  # and above, in a mask
@@ -131,6 +132,7 @@ def _open(file, field) -> Any:
       upright.format = picture.format
       return upright
   except (*DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
+    raise_refusal(file, error)
     raise UserError(f'{field}: {file} cannot be read as a picture ({error})') from error
 
 

@@ -12,6 +12,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.refusals import raise_refusal
 
 _MAX_HEADER_BYTES = 1 << 24  # a thousand tensors take 0.1 MB
 _MAX_REASON = 400
@@ -29,6 +30,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
   Raises:
     UserError: no such file, damaged, or with tensors of other types; in one line, which names it.
+    DiskError: the system fails to read it.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -36,6 +38,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     return _read(path)
   except (ValueError, OSError, safetensors.SafetensorError) as error:
+    raise_refusal(path, error)
     reason = ' '.join(str(error).split())
     raise UserError(f'{path}: not a whole safetensors file ({reason[:_MAX_REASON]})') from error
 

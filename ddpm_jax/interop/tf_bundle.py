@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.refusals import raise_refusal
 
 _MAX_INDEX_BYTES = 1 << 24  # the largest published model, with its optimizer, takes 0.1 MB
 _MAX_NAME_BYTES = 1 << 10
@@ -106,11 +107,13 @@ def read_bundle(
   Raises:
     UserError: a file that is missing, damaged or cut off, or a tensor of a kind that is not read;
       in one line, which names the file. Also what select raises.
+    DiskError: the system fails to read one.
   """
   index = prefix.with_name(f'{prefix.name}.index')
   try:
     num_shards, entries = _read_index(index)
   except (UserError, OSError) as error:
+    raise_refusal(index, error)
     raise _named(index, error) from error
   names = list(entries)
   if select is not None:
@@ -122,6 +125,7 @@ def read_bundle(
     try:
       arrays |= _read_shard(data, here) if here else {}
     except (UserError, OSError) as error:
+      raise_refusal(data, error)
       raise _named(data, error) from error
   return {name: arrays[name] for name in names}
 

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.refusals import raise_refusal
 
 _LEGACY_START = (0x1950A86A20F9469CFC6C, 1001)  # magic number and protocol
 _MAX_PICKLE_BYTES = 1 << 22  # a thousand tensors take 0.2 MB
@@ -54,6 +55,7 @@ def read_torch_file(path: os.PathLike | str) -> object:
   Raises:
     UserError: no such file, not of either format, damaged, or with other things than these; in
       one line, which names the file.
+    DiskError: the system fails to read it.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -65,6 +67,7 @@ def read_torch_file(path: os.PathLike | str) -> object:
   except MemoryError:
     raise
   except Exception as error:  # on damaged files zipfile and pickle raise a dozen kinds
+    raise_refusal(path, error)
     reason = ' '.join(str(error).split())[:_MAX_REASON]
     if not isinstance(error, UserError):
       reason = f'not a PyTorch file, or damaged ({reason})'

@@ -67,8 +67,10 @@ def parse(argv: list[str]) -> list[str]:
   except (flags.Error, TypeError) as error:
     line = str(error).strip().splitlines()[-1]
     sys.exit(f'error: {re.sub(r"^[a-zA-Z_.]*Error: ", "", line)}')
-  except UserError as error:
-    sys.exit(f'error: {error}')
+  except (UserError, OSError) as error:
+    from ddpm_jax import processes  # not before: jax takes a second
+
+    sys.exit(processes.explain(error))
 
 
 def _parse(argv):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import processes
 from ddpm_jax.config import build, origins
 from ddpm_jax.config.files import CONFIG_FILE
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import DiskError, UserError
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.files import read_json, read_object
 from ddpm_jax.storage.workdir import check_format, steps_on_disk
@@ -93,6 +93,8 @@ def _of_results(folder):
       where = file.parent.relative_to(folder)
       try:
         yield name, f'{len(shards.load_ids(file)):,} in {where}'
+      except DiskError:
+        raise
       except (UserError, KeyError):
         yield name, f'{file.name} in {where} is damaged'
   for file in sorted(folder.glob('eval/**/report.json')):

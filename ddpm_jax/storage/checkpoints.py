@@ -26,6 +26,7 @@ import logging
 import pathlib
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -36,7 +37,8 @@ import orbax.checkpoint as ocp
 
 from ddpm_jax import processes
 from ddpm_jax.errors import DeleteError, DiskError, UserError, WriteError
-from ddpm_jax.storage.files import disk_error, sync, write_text
+from ddpm_jax.refusals import disk_error_behind
+from ddpm_jax.storage.files import sync, write_text
 from ddpm_jax.storage.manifest import find_fault, read_manifest, write_manifest
 from ddpm_jax.storage.run_record import RunRecord
 from ddpm_jax.storage.workdir import (
@@ -51,6 +53,9 @@ from ddpm_jax.storage.workdir import (
 MODEL_FIELDS = ('model', 'diffusion', 'data.image_size', 'data.channels')
 # But for these: the parameters are the same, float32, whatever they are computed with.
 FREE_MODEL_FIELDS = (*FREE_FIELDS, 'model.dtype')
+
+# In which Orbax's other threads have their say on a save that failed, in tracebacks.
+SETTLE_SECS = 1
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +205,8 @@ class Checkpointer:
     if found is None:
       return None
     self._last_step, restored = found
+    if self._owns_files:
+      self._delete_old_steps()  # what a run that ended by an error may have left
     return state_like.replace(ema_params=restored['ema_params'], **restored['state'])
 
   def restore_ema(self, params_like: Any, step: int | None = None) -> tuple[int, Any, str]:
@@ -269,8 +276,9 @@ class Checkpointer:
 
   def _raise_failed(self, step, error):
     where = f'checkpoint {step} in {self._directory}'
-    cause = _disk_error_behind(error)
+    cause = disk_error_behind(error)
     if cause is not None:
+      time.sleep(SETTLE_SECS)
       raise WriteError(where, cause) from error
     raise RuntimeError(f'saving {where} failed: {error!r}') from error
 
@@ -368,7 +376,7 @@ class Checkpointer:
         restored = read(step)
       except Exception as error:
         if self._folder(step).is_dir():
-          cause = None if isinstance(error, UserError) else _disk_error_behind(error)
+          cause = None if isinstance(error, UserError) else disk_error_behind(error)
           if cause is None:
             raise
           raise DiskError(self._folder(step), cause) from error
@@ -426,14 +434,6 @@ class Checkpointer:
         }
       ),
     )
-
-
-def _disk_error_behind(error):
-  while error is not None:
-    if (cause := disk_error(error)) is not None:
-      return cause
-    error = error.__cause__ or error.__context__
-  return None
 
 
 def keep_steps(directory: pathlib.Path, reason: str, steps: Sequence[int]) -> None:

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from ddpm_jax.errors import REFUSALS, DiskError, UserError, WriteError
+from ddpm_jax.errors import DiskError, UserError, WriteError
 from ddpm_jax.heeding import heed
+from ddpm_jax.refusals import disk_error
 
 WAIT_SECS = 0.2  # between two looks at a lock
 
@@ -48,16 +49,6 @@ def written_whole(file: pathlib.Path) -> Iterator[pathlib.Path]:
 def _remove(partial):
   with contextlib.suppress(OSError):
     (shutil.rmtree if partial.is_dir() else os.remove)(partial)
-
-
-def disk_error(error: BaseException) -> OSError | None:
-  """The OSError that an exception is; or puts into words only, as Rust and C++ do; or None."""
-  if isinstance(error, OSError):
-    return error
-  for number in REFUSALS:
-    if os.strerror(number) in str(error):
-      return OSError(number, os.strerror(number))
-  return None
 
 
 def make_writable(folder: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 
 from ddpm_jax.errors import UserError, WriteError
+from ddpm_jax.refusals import raise_refusal
 
 _LOCAL_HEADER_BYTES = 30
 _MOST_INFLATION = 1100  # deflate reaches 1032
@@ -48,6 +49,7 @@ def open_npz(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str,
   Raises:
     UserError: not an .npz file, damaged, or with Python objects in it; or a large member that
       inflates as no pictures do.
+    DiskError: the system fails to read it, which says nothing on what it has.
     WriteError: there is no room for the temporary file.
   """
   try:
@@ -58,9 +60,8 @@ def open_npz(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str,
         member.filename.removesuffix('.npy'): _open_member(path, archive, file, member)
         for member in archive.infolist()
       }
-  except WriteError:
-    raise
   except _READ_ERRORS as error:
+    raise_refusal(path, error)
     raise UserError(
       f'{path} is not an intact .npz file of arrays ({" ".join(str(error).split())})'
     ) from error

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm_jax import processes
-from ddpm_jax.errors import UserError, WriteError
+from ddpm_jax.errors import DiskError, UserError, WriteError
 from ddpm_jax.heeding import heed, is_left
 from ddpm_jax.storage import logs
 from ddpm_jax.storage.files import file_lock, read_json, write_text, written_whole
@@ -87,6 +87,8 @@ class _Batch(Pauses):
       if like == [(x.shape, x.dtype) for x in state] and np.array_equal(arrays['ids'], self._ids):
         self._secs_before = float(arrays['secs'])
         return int(arrays['step']), state
+    except DiskError:
+      raise
     except (UserError, KeyError):
       print(f'{self._file} is damaged: its batch is made anew')
     return None
@@ -319,6 +321,8 @@ def _intact_ids(file):
   """The ids, if every array is there and has its checksum; none otherwise."""
   try:
     arrays = open_npz(file, verify=True)
+  except DiskError:
+    raise
   except UserError:
     return np.zeros(0, np.int64)
   ids = np.array(arrays.get('ids', []), np.int64)

@@ -449,6 +449,31 @@ def test_a_failed_removal_is_told_as_one_and_the_new_step_is_there(tmp_path, mon
     assert not checkpointer.save(2, make_state(2))
 
 
+def test_an_old_step_that_could_not_be_deleted_goes_at_the_next_start(tmp_path, monkeypatch):
+  rename = pathlib.Path.rename
+
+  def fail(path, target):
+    if target.name.endswith('.deleting'):
+      raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+    return rename(path, target)
+
+  with Checkpointer(tmp_path, CONFIG, keep_last=1) as checkpointer:
+    checkpointer.save(1, make_state(1))
+    checkpointer.wait()
+    with monkeypatch.context() as patch:
+      patch.setattr(pathlib.Path, 'rename', fail)
+      checkpointer.save(2, make_state(2))
+      with pytest.raises(DiskError, match=r'old checkpoint 1 in .* cannot be deleted'):
+        checkpointer.wait()
+    assert checkpointer.all_steps() == [1, 2]
+  with Checkpointer(tmp_path, CONFIG, read_only=True) as reader:
+    assert_same_bits(reader.restore_latest(make_state(0)), make_state(2))
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2']
+  with Checkpointer(tmp_path, CONFIG, keep_last=1) as checkpointer:
+    assert_same_bits(checkpointer.restore_latest(make_state(0)), make_state(2))
+    assert checkpointer.all_steps() == [2]
+
+
 def test_damaged_again(copied):
   flip(biggest_array_file(copied / '20'))
   (copied / '20.damaged').mkdir()

@@ -12,7 +12,7 @@ import pytest
 
 from ddpm_jax import processes
 from ddpm_jax.devices import BatchSizes
-from ddpm_jax.errors import WriteError
+from ddpm_jax.errors import DiskError, WriteError
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.files import file_lock
 
@@ -112,6 +112,22 @@ def test_damaged_shard_is_made_anew(tmp_path, keep, capsys):
   assert_complete(collect(tmp_path, 10, job), 10)
   assert job.batches[0] == [4, 5, 6, 7]
   assert 'is incomplete' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['shards/00000004.npz', 'rows.npz'])
+def test_rows_that_the_system_fails_to_read_stay_where_they_are(tmp_path, fail_reads, name):
+  if name == 'rows.npz':
+    collect(tmp_path, 10)
+  else:
+    with pytest.raises(KeyboardInterrupt):
+      collect(tmp_path, 10, Job(2))
+  before = {file: file.read_bytes() for file in tmp_path.rglob('*.npz')}
+  fail_reads(tmp_path / name, errno.EIO)
+  job = Job()
+  with pytest.raises(DiskError, match=rf'{name} cannot be used \(Input/output error\)'):
+    collect(tmp_path, 12, job)
+  assert job.batches == []
+  assert before.keys() == set(tmp_path.rglob('*.npz'))
 
 
 def test_a_flipped_bit_in_a_shard_is_noticed(tmp_path):
