@@ -16,6 +16,7 @@ from ddpm_jax.config.files import CONFIG_FILE, CONFIGS, load_config
 from ddpm_jax.configs import default
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
+from ddpm_jax.refusals import refusal_behind
 
 USAGE = """\
 python -m ddpm_jax [--config=CONFIG] --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...]
@@ -68,6 +69,8 @@ def parse(argv: list[str]) -> list[str]:
     line = str(error).strip().splitlines()[-1]
     sys.exit(f'error: {re.sub(r"^[a-zA-Z_.]*Error: ", "", line)}')
   except (UserError, OSError) as error:
+    if isinstance(error, UserError) and refusal_behind(error) is None:
+      sys.exit(f'error: {error}')
     from ddpm_jax import processes  # not before: jax takes a second
 
     sys.exit(processes.explain(error))

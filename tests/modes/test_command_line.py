@@ -1,5 +1,6 @@
 """What the command line makes of its words: flags and values of fields, or one line."""
 
+import errno
 import json
 
 import pytest
@@ -153,6 +154,22 @@ def test_a_config_that_fails_is_one_line_with_its_place(text, message, parse, tm
   file = tmp_path / 'own.py'
   file.write_text(text.replace('get()', '__import__("configs.default").default.get_config()'))
   assert message in refusal(parse, f'--config={file}')
+
+
+def test_a_config_that_the_system_fails_to_read_has_the_code_of_that(
+  parse, tmp_path, fail_reads, capsys
+):
+  stored = tmp_path / 'config.json'
+  stored.write_text(json.dumps(config_dict(tiny_config())))
+  parse(f'--config={stored}')
+  fail_reads(stored, errno.EIO)
+  with pytest.raises(SystemExit) as info:
+    parse(f'--config={stored}')
+  assert info.value.code == 74
+  err = capsys.readouterr().err
+  assert err.startswith('error: ')
+  assert 'Input/output error' in err
+  assert err.count('\n') == 1
 
 
 def test_a_config_may_be_named_by_a_workdir_or_its_file(parse, tmp_path):
