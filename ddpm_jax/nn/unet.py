@@ -1,4 +1,7 @@
-"""The U-Net of the original program (Appendix B, Ho et al. 2020), NHWC, in Flax.
+"""The U-Net of the original program (Appendix B, Ho et al. 2020), channels last, in Flax.
+
+Pictures [B, H, W, C] are the original's; signals [B, L, C] and volumes [B, D, H, W, C] go through
+the same code, every kernel being 3 along each spatial axis.
 
 Modules bear the original's variable names, so that `down_0_block_1/conv1/kernel` here is
 `down_0/block_1/conv1/W` there (see interop/tf_ddpm.py).
@@ -7,6 +10,8 @@ Parameters are float32. With dtype=bfloat16 the convolutions and matrix products
 bfloat16; norms, softmax, the timestep embedding and the output stay float32.
 """
 
+import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +20,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.nn import winograd
 
-NUM_GROUPS = 32
+NUM_GROUPS = 32  # the original's
 NORM_EPSILON = 1e-6  # the default of TF 1's contrib group_norm
 MAX_PERIOD = 10_000
 ZERO_SCALE = 1e-10  # the original's "zero" initialiser
@@ -45,12 +50,12 @@ def _kernel_init(scale=1.0):
   return nn.initializers.variance_scaling(scale, 'fan_avg', 'uniform')
 
 
-def _conv(features, *, dtype, name, strides=1, scale=1.0, convolve=None):
+def _conv(features, num_axes, *, dtype, name, strides=1, scale=1.0, convolve=None):
   # TF's SAME: with stride 2 on an even size it pads 0 before and 1 after.
   return nn.Conv(
     features,
-    (3, 3),
-    strides=(strides, strides),
+    (3,) * num_axes,
+    strides=(strides,) * num_axes,
     padding='SAME',
     dtype=dtype,
     kernel_init=_kernel_init(scale),
@@ -74,10 +79,10 @@ def _dense(features, *, dtype, name, scale=1.0):
   return nn.Dense(features, dtype=dtype, kernel_init=_kernel_init(scale), name=name)
 
 
-def _norm(name):
+def _norm(num_groups, name):
   # Two-pass variance, as in TF: E[x^2] - E[x]^2 loses digits.
   return nn.GroupNorm(
-    NUM_GROUPS, epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name
+    num_groups, epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name
   )
 
 
@@ -109,18 +114,25 @@ class ResnetBlock(nn.Module):
   dropout: float
   dtype: Any
   winograd: bool = False
+  num_groups: int = NUM_GROUPS
 
   @nn.compact
   def __call__(self, x, temb, rows, train):
-    """x [B, H, W, C], temb [B, D], rows int [B] -> [B, H, W, features]."""
-    convolve = _winograd_conv if self.winograd else None
-    h = nn.swish(_norm('norm1')(x)).astype(self.dtype)
-    h = _conv(self.features, dtype=self.dtype, name='conv1', convolve=convolve)(h)
+    """x [B, ..., C], temb [B, D], rows int [B] -> [B, ..., features]."""
+    conv = functools.partial(
+      _conv,
+      self.features,
+      x.ndim - 2,
+      dtype=self.dtype,
+      convolve=_winograd_conv if self.winograd else None,
+    )
+    h = nn.swish(_norm(self.num_groups, 'norm1')(x)).astype(self.dtype)
+    h = conv(name='conv1')(h)
     temb = _dense(self.features, dtype=self.dtype, name='temb_proj')(nn.swish(temb))
-    h = h + temb[:, None, None, :]
-    h = nn.swish(_norm('norm2')(h)).astype(self.dtype)
+    h = h + jnp.expand_dims(temb, range(1, x.ndim - 1))
+    h = nn.swish(_norm(self.num_groups, 'norm2')(h)).astype(self.dtype)
     h = ExampleDropout(self.dropout, name='dropout')(h, rows, train=train)
-    h = _conv(self.features, dtype=self.dtype, name='conv2', scale=ZERO_SCALE, convolve=convolve)(h)
+    h = conv(name='conv2', scale=ZERO_SCALE)(h)
     if x.shape[-1] != self.features:
       x = _dense(self.features, dtype=self.dtype, name='nin_shortcut')(x)
     return x + h
@@ -130,12 +142,14 @@ class AttnBlock(nn.Module):
   """Self-attention over all positions, one head, inside a residual connection."""
 
   dtype: Any
+  num_groups: int = NUM_GROUPS
 
   @nn.compact
   def __call__(self, x):
-    """[B, H, W, C] -> [B, H, W, C]."""
-    batch, height, width, channels = x.shape
-    h = _norm('norm')(x).astype(self.dtype).reshape(batch, height * width, channels)
+    """[B, ..., C] -> [B, ..., C]."""
+    batch, *axes, channels = x.shape
+    h = _norm(self.num_groups, 'norm')(x).astype(self.dtype)
+    h = h.reshape(batch, math.prod(axes), channels)
     q = _dense(channels, dtype=self.dtype, name='q')(h)
     k = _dense(channels, dtype=self.dtype, name='k')(h)
     v = _dense(channels, dtype=self.dtype, name='v')(h)
@@ -147,21 +161,22 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-  """Halves height and width: a convolution of stride 2, or the mean of 2 x 2 pixels."""
+  """Halves each axis: a convolution of stride 2, or the mean of pairs along each."""
 
   with_conv: bool
   dtype: Any
 
   @nn.compact
   def __call__(self, x):
-    """[B, H, W, C] -> [B, H/2, W/2, C]."""
+    """[B, H, W, C] -> [B, H/2, W/2, C], and so for any number of axes."""
     if self.with_conv:
-      return _conv(x.shape[-1], dtype=self.dtype, name='conv', strides=2)(x)
-    return nn.avg_pool(x, (2, 2), strides=(2, 2))
+      return _conv(x.shape[-1], x.ndim - 2, dtype=self.dtype, name='conv', strides=2)(x)
+    pairs = (2,) * (x.ndim - 2)
+    return nn.avg_pool(x, pairs, strides=pairs)
 
 
 class Upsample(nn.Module):
-  """Doubles height and width by repeating each pixel, then convolves if asked to."""
+  """Doubles each axis by repeating each value, then convolves if asked to."""
 
   with_conv: bool
   dtype: Any
@@ -169,31 +184,31 @@ class Upsample(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    """[B, H, W, C] -> [B, 2H, 2W, C]."""
-    if self.with_conv and self.winograd:
-      conv = _conv(x.shape[-1], dtype=self.dtype, name='conv', convolve=_winograd_upsample_conv)
-      return conv(x)
-    x = x.repeat(2, axis=1).repeat(2, axis=2)
-    if self.with_conv:
-      x = _conv(x.shape[-1], dtype=self.dtype, name='conv')(x)
-    return x
+    """[B, H, W, C] -> [B, 2H, 2W, C], and so for any number of axes."""
+    conv = functools.partial(_conv, x.shape[-1], x.ndim - 2, dtype=self.dtype, name='conv')
+    if self.with_conv and self.winograd and x.ndim == 4:
+      return conv(convolve=_winograd_upsample_conv)(x)
+    for axis in range(1, x.ndim - 1):
+      x = x.repeat(2, axis=axis)
+    return conv()(x) if self.with_conv else x
 
 
 class UNet(nn.Module):
-  """Predicts, from x_t and t, the noise (or what its Parameterization says), [B, H, W, out_ch].
+  """Predicts, from x_t and t, the noise (or what its Parameterization says), [B, ..., out_ch].
 
   Attributes:
-    ch: base width; every level has a multiple of it. All widths are multiples of 32.
+    ch: base width; every level has a multiple of it. All widths are multiples of num_groups.
     ch_mult: width of each level over ch; the number of levels is its length.
     num_res_blocks: residual blocks a level on the way down, and one more on the way up.
-    attn_resolutions: heights at which each residual block is followed by attention. The middle has
-      one attention block whatever they are.
+    attn_resolutions: lengths of the first axis at which each residual block is followed by
+      attention. The middle has one attention block whatever they are.
     out_ch: channels of the output.
     dropout: rate, in training.
     resamp_with_conv: resample with a convolution.
     dtype: of the computation; parameters are float32.
     remat: keep the input of each block alone for the backward pass: less memory, more time.
     winograd: convolve as winograd.py does, which is equal to rounding, and faster on a CPU.
+    num_groups: of channels, which a norm takes together.
     num_classes: of the labels; None for a network without. The embedding of a label is added to
       that of the timestep. Its table has one row more, of examples without a label.
   """
@@ -208,6 +223,7 @@ class UNet(nn.Module):
   dtype: Any = jnp.float32
   remat: bool = False
   winograd: bool = False
+  num_groups: int = NUM_GROUPS
   num_classes: int | None = None
 
   @nn.compact
@@ -215,7 +231,7 @@ class UNet(nn.Module):
     """Applies the network.
 
     Args:
-      x: float [B, H, W, C]; height and width divide by 2^(levels - 1).
+      x: float [B, ..., C], of one, two or three spatial axes, whose lengths 2^(levels - 1) divides.
       t: int [B].
       train: apply dropout, from rngs={'dropout': key}.
       rows: int [B], each example's row in the global batch, which keys its dropout masks; by
@@ -224,7 +240,7 @@ class UNet(nn.Module):
         default none for all.
 
     Returns:
-      float32 [B, H, W, out_ch].
+      float32 [B, ..., out_ch].
     """
     if rows is None:
       rows = jnp.arange(x.shape[0])
@@ -234,13 +250,15 @@ class UNet(nn.Module):
     attn_block = nn.remat(AttnBlock) if self.remat else AttnBlock
 
     def block(features, name):
-      module = resnet_block(features, self.dropout, self.dtype, self.winograd, name=name)
+      module = resnet_block(
+        features, self.dropout, self.dtype, self.winograd, self.num_groups, name=name
+      )
       return lambda h: module(h, temb, rows, train)
 
     def attend(h, name):
       if h.shape[1] not in self.attn_resolutions:
         return h
-      return attn_block(self.dtype, name=name)(h)
+      return attn_block(self.dtype, self.num_groups, name=name)(h)
 
     temb = timestep_embedding(t, self.ch)
     temb = _dense(4 * self.ch, dtype=self.dtype, name='temb_dense0')(temb)
@@ -256,7 +274,8 @@ class UNet(nn.Module):
         name='class_embedding',
       )(labels)
 
-    h = _conv(self.ch, dtype=self.dtype, name='conv_in')(x)
+    num_axes = x.ndim - 2
+    h = _conv(self.ch, num_axes, dtype=self.dtype, name='conv_in')(x)
     skips = [h]
     last_level = len(self.ch_mult) - 1
     for level, mult in enumerate(self.ch_mult):
@@ -269,7 +288,7 @@ class UNet(nn.Module):
         skips.append(h)
 
     h = block(h.shape[-1], 'mid_block_1')(h)
-    h = attn_block(self.dtype, name='mid_attn_1')(h)
+    h = attn_block(self.dtype, self.num_groups, name='mid_attn_1')(h)
     h = block(h.shape[-1], 'mid_block_2')(h)
 
     for level, mult in reversed(list(enumerate(self.ch_mult))):
@@ -281,5 +300,6 @@ class UNet(nn.Module):
         name = f'up_{level}_upsample'
         h = Upsample(self.resamp_with_conv, self.dtype, self.winograd, name=name)(h)
 
-    h = nn.swish(_norm('norm_out')(h))
-    return _conv(self.out_ch, dtype=jnp.float32, name='conv_out', scale=ZERO_SCALE)(h)
+    h = nn.swish(_norm(self.num_groups, 'norm_out')(h))
+    conv = _conv(self.out_ch, num_axes, dtype=jnp.float32, name='conv_out', scale=ZERO_SCALE)
+    return conv(h)

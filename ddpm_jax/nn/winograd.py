@@ -30,12 +30,12 @@ _SUM = np.ones((3, 1), np.float32)
 
 
 def applies(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
-  """Whether conv3x3 takes an image [B, H, W, C] and a kernel of these shapes, and it pays."""
-  _, height, width, channels = x_shape
+  """Whether conv3x3 takes an example [B, ..., C] and a kernel of these shapes, and it pays."""
+  *axes, channels = x_shape[1:]
   return (
-    kernel_shape[:2] == (3, 3)
-    and height % 2 == width % 2 == 0
-    and min(channels, kernel_shape[3]) >= MIN_CHANNELS
+    kernel_shape[:-2] == (3, 3)
+    and all(length % 2 == 0 for length in axes)
+    and min(channels, kernel_shape[-1]) >= MIN_CHANNELS
   )
 
 

@@ -2,6 +2,7 @@
 
 import fnmatch
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -66,16 +67,16 @@ def test_timestep_embedding_is_sines_then_cosines_of_geometric_frequencies():
 @pytest.mark.parametrize(
   ('layer', 'scope', 'source', 'output'),
   [
-    (unet._norm(None), 'gn', lambda z: z['in/x'], 'group_norm'),
-    (unet._conv(8, dtype=None, name=None), 'conv_s1', lambda z: z['in/x'][..., :8], 'conv_s1'),
+    (unet._norm(32, None), 'gn', lambda z: z['in/x'], 'group_norm'),
+    (unet._conv(8, 2, dtype=None, name=None), 'conv_s1', lambda z: z['in/x'][..., :8], 'conv_s1'),
     (
-      unet._conv(8, dtype=None, name=None, strides=2),
+      unet._conv(8, 2, dtype=None, name=None, strides=2),
       'conv_s2e',
       lambda z: z['in/x'][..., :8],
       'conv_s2_even',
     ),
     (
-      unet._conv(8, dtype=None, name=None, strides=2),
+      unet._conv(8, 2, dtype=None, name=None, strides=2),
       'conv_s2o',
       lambda z: z['in/x_odd'][..., :8],
       'conv_s2_odd',
@@ -366,3 +367,197 @@ def test_without_labels_parameters_are_drawn_as_with_them():
   )
   assert labelled.pop('class_embedding')
   jax.tree.map(np.testing.assert_array_equal, plain, labelled)
+
+
+# Oracles for any number of axes: the layers in float64, written out in NumPy.
+
+
+def convolved(x, params, stride=1):
+  """A convolution of width 3 along each axis, with TF's SAME padding."""
+  axes, kernel = x.shape[1:-1], params['kernel']
+  lengths = [-(-n // stride) for n in axes]
+  padding = [max((length - 1) * stride + 3 - n, 0) for n, length in zip(axes, lengths, strict=True)]
+  padded = np.pad(x, [(0, 0), *((total // 2, total - total // 2) for total in padding), (0, 0)])
+  result = params['bias'] + np.zeros((len(x), *lengths, kernel.shape[-1]))
+  for offsets in itertools.product(range(3), repeat=len(axes)):
+    rows = [
+      slice(offset, offset + (length - 1) * stride + 1, stride)
+      for offset, length in zip(offsets, lengths, strict=True)
+    ]
+    result += padded[:, *rows] @ kernel[offsets]
+  return result
+
+
+def normed(x, params, num_groups):
+  groups = x.reshape(len(x), -1, num_groups, x.shape[-1] // num_groups)
+  mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+  groups = (groups - mean) / np.sqrt(variance + 1e-6)
+  return groups.reshape(x.shape) * params['scale'] + params['bias']
+
+
+def swish(x):
+  return x / (1 + np.exp(-x))
+
+
+def dense(x, params):
+  return x @ params['kernel'] + params['bias']
+
+
+def resnet_block(x, temb, params, num_groups):
+  h = convolved(swish(normed(x, params['norm1'], num_groups)), params['conv1'])
+  temb = dense(swish(temb), params['temb_proj'])
+  h = h + temb.reshape(len(x), *(1,) * (x.ndim - 2), -1)
+  h = convolved(swish(normed(h, params['norm2'], num_groups)), params['conv2'])
+  return (dense(x, params['nin_shortcut']) if 'nin_shortcut' in params else x) + h
+
+
+def attention(x, params, num_groups):
+  h = normed(x, params['norm'], num_groups).reshape(len(x), -1, x.shape[-1])
+  q, k, v = (dense(h, params[name]) for name in 'qkv')
+  weights = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(x.shape[-1]))
+  h = weights / weights.sum(-1, keepdims=True) @ v
+  return x + dense(h, params['proj_out']).reshape(x.shape)
+
+
+def pooled(x):
+  for axis in range(1, x.ndim - 1):
+    x = (x.take(range(0, x.shape[axis], 2), axis) + x.take(range(1, x.shape[axis], 2), axis)) / 2
+  return x
+
+
+def network(model, params, x, t):
+  """UNet in float64, for any number of axes; without dropout and labels."""
+  frequencies = 10_000.0 ** (-np.arange(model.ch // 2) / (model.ch // 2 - 1))
+  angles = t[:, None] * frequencies
+  temb = dense(np.concatenate([np.sin(angles), np.cos(angles)], 1), params['temb_dense0'])
+  temb = dense(swish(temb), params['temb_dense1'])
+
+  def block(h, name, attends):
+    h = resnet_block(h, temb, params[name], model.num_groups)
+    attends = attends and h.shape[1] in model.attn_resolutions
+    return attention(h, params[name.replace('block', 'attn')], model.num_groups) if attends else h
+
+  h = convolved(x, params['conv_in'])
+  skips, levels = [h], len(model.ch_mult)
+  for level in range(levels):
+    for i in range(model.num_res_blocks):
+      h = block(h, f'down_{level}_block_{i}', True)
+      skips.append(h)
+    if level < levels - 1:
+      name = f'down_{level}_downsample'
+      h = convolved(h, params[name]['conv'], 2) if model.resamp_with_conv else pooled(h)
+      skips.append(h)
+  h = block(h, 'mid_block_1', False)
+  h = attention(h, params['mid_attn_1'], model.num_groups)
+  h = block(h, 'mid_block_2', False)
+  for level in reversed(range(levels)):
+    for i in range(model.num_res_blocks + 1):
+      h = block(np.concatenate([h, skips.pop()], -1), f'up_{level}_block_{i}', True)
+    if level:
+      for axis in range(1, h.ndim - 1):
+        h = h.repeat(2, axis)
+      if model.resamp_with_conv:
+        h = convolved(h, params[f'up_{level}_upsample']['conv'])
+  return convolved(swish(normed(h, params['norm_out'], model.num_groups)), params['conv_out'])
+
+
+def random_params(model, shape, rng):
+  like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(shape[0]))
+  return jax.tree.map(
+    lambda leaf: (rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(
+      np.float32
+    ),
+    like['params'],
+  )
+
+
+@pytest.mark.parametrize('resamp_with_conv', [True, False])
+@pytest.mark.parametrize(
+  ('shape', 'attn_resolutions'),
+  [((2, 16, 3), (8,)), ((2, 8, 4, 1), (4,)), ((2, 4, 8, 4, 2), (2,)), ((2, 2, 2, 4, 1), ())],
+)
+def test_networks_of_any_number_of_axes_equal_float64(
+  relative_error, shape, attn_resolutions, resamp_with_conv
+):
+  """Outputs, and the gradient of a loss along a random direction of parameters and input."""
+  model = UNet(8, (1, 2), 1, attn_resolutions, 2, resamp_with_conv=resamp_with_conv, num_groups=4)
+  rng = np.random.default_rng(len(shape))
+  params, x = random_params(model, shape, rng), rng.standard_normal(shape).astype(np.float32)
+  t, weights = np.array([3, 700]), rng.standard_normal((*shape[:-1], 2))
+
+  def loss(params, x):
+    return (model.apply({'params': params}, x, t) * weights.astype(np.float32)).sum()
+
+  in_float64 = jax.tree.map(np.float64, (params, x))
+  expected = network(model, *in_float64, t)
+  output = jax.jit(model.apply)({'params': params}, x, t)
+  assert output.shape == (*shape[:-1], 2)
+  assert relative_error(output, expected) < 1e-5
+  gradients = jax.jit(jax.grad(loss, (0, 1)))(params, x)
+  direction = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), (params, x))
+  slope = sum(
+    (np.float64(g) * d).sum()
+    for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction), strict=True)
+  )
+  step = 1e-6
+
+  def moved(by):
+    return network(model, *jax.tree.map(lambda a, d: a + by * d, in_float64, direction), t)
+
+  assert slope == pytest.approx(
+    ((moved(step) - moved(-step)) * weights).sum() / (2 * step), rel=1e-4
+  )
+
+
+@pytest.mark.parametrize(('length', 'stride'), [(8, 1), (8, 2), (7, 2), (1, 1), (1, 2)])
+@pytest.mark.parametrize('num_axes', [1, 2, 3])
+def test_convolutions_of_any_number_of_axes_equal_float64(relative_error, num_axes, length, stride):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((*(2, length, 6, 5)[: num_axes + 1], 3))
+  params = {'kernel': rng.standard_normal((3,) * num_axes + (3, 4)), 'bias': np.arange(4.0)}
+  layer = unet._conv(4, num_axes, dtype=None, name=None, strides=stride)
+  assert relative_error(layer.apply({'params': params}, x), convolved(x, params, stride)) < 1e-6
+
+
+def test_a_signal_is_a_picture_of_one_row(relative_error):
+  """Kernels of a picture are those of the signal in their middle row, and nothing beside it."""
+  model = UNet(8, (2,), 2, (16,), 3, num_groups=4)
+  rng = np.random.default_rng(1)
+  params, t = random_params(model, (2, 16, 3), rng), jnp.array([5, 900])
+  x = rng.standard_normal((2, 16, 3)).astype(np.float32)
+
+  def in_a_row(path, leaf):
+    return (
+      np.pad(leaf[None], [(1, 1)] + [(0, 0)] * 3)
+      if path[-1].key == 'kernel' and (leaf.ndim == 3)
+      else leaf
+    )
+
+  rows = jax.tree_util.tree_map_with_path(in_a_row, params)
+  # Attention where the first axis is as long as attn_resolutions says.
+  picture = model.clone(attn_resolutions=(1,)).apply({'params': rows}, x[:, None], t)
+  assert relative_error(picture[:, 0], model.apply({'params': params}, x, t)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('length', 'stride'), [(8, 1), (8, 2), (7, 2)])
+@pytest.mark.parametrize('num_axes', [1, 2, 3])
+def test_convolutions_equal_pytorchs(relative_error, num_axes, length, stride):
+  torch = pytest.importorskip('torch')
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2,) + (length,) * num_axes + (3,)).astype(np.float32)
+  kernel = rng.standard_normal((3,) * num_axes + (3, 4)).astype(np.float32)
+  bias = rng.standard_normal(4).astype(np.float32)
+  channels_second = [0, num_axes + 1, *range(1, num_axes + 1)]
+  convolve = getattr(torch.nn.functional, f'conv{num_axes}d')
+  total = max((-(-length // stride) - 1) * stride + 3 - length, 0)
+  sides = (total // 2, total - total // 2) * num_axes
+  theirs = convolve(
+    torch.nn.functional.pad(torch.from_numpy(x.transpose(channels_second)), sides),
+    torch.from_numpy(kernel.transpose(num_axes + 1, num_axes, *range(num_axes))),
+    torch.from_numpy(bias),
+    stride=stride,
+  ).numpy()
+  layer = unet._conv(4, num_axes, dtype=None, name=None, strides=stride)
+  ours = layer.apply({'params': {'kernel': kernel, 'bias': bias}}, x)
+  assert relative_error(np.asarray(ours).transpose(channels_second), theirs) < 1e-5
