@@ -16,7 +16,7 @@ import numpy as np
 from interleaved import alternate, machine, parse, print_table, ratio, seconds
 from worker import build, devices, make_config, random_source, versions
 
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.evaluation.features import FeatureNetwork, collect_features, make_feature_fn
 from ddpm_jax.interop.torch_inception import inception_params_like
 from ddpm_jax.nn.inception import InceptionV3
@@ -77,7 +77,7 @@ def compare_bound(rounds):
   )
   ids = np.arange(BATCH, dtype=np.int32)
   images = random_source(config, BATCH).read(ids)
-  x = devices.split_over_devices(scale_images(images))
+  x = devices.split_over_devices(scale_levels(images))
   ts = [devices.split_over_devices(np.full(BATCH, t, np.int32)) for t in range(NUM_TIMESTEPS)]
   batch = devices.split_over_devices({'images': images, 'ids': ids})
 

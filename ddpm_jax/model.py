@@ -18,7 +18,7 @@ from ddpm_jax.config import build, checks, classes, origins
 from ddpm_jax.config.fields import check_fields
 from ddpm_jax.config.files import load_config
 from ddpm_jax.diffusion import Denoiser, timestep_subsequence
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.errors import UserError, check_system
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.editing import Known, known_pixels, scaled
@@ -338,7 +338,7 @@ class Model:
 
     def invert(params, images):
       denoiser = build.denoiser_of(self._config, 'none', self._network)(params)
-      return ddim_encode(self.schedule, denoiser, scale_images(images), timesteps)
+      return ddim_encode(self.schedule, denoiser, scale_levels(images), timesteps)
 
     return self._map(('invert', num_steps), invert, self._check(examples))
 

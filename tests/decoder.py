@@ -8,21 +8,21 @@ ORIGINAL_ERROR = 5e-7
 FLOOR = np.longdouble(1e-12)
 
 
-def pixel_probabilities(x, means, log_scales):
+def pixel_probabilities(x, means, log_scales, levels=256):
   """The original's formula in 64 bits of mantissa, where its difference can be taken."""
   x, means, log_scales = (np.asarray(array, np.longdouble) for array in (x, means, log_scales))
-  half_bin, inv_stdv = np.longdouble(1) / 255, np.exp(-log_scales)
+  half_bin, inv_stdv = np.longdouble(1) / (levels - 1), np.exp(-log_scales)
 
   def cdf(z):
     return (1 + np.tanh(np.sqrt(2 / np.longdouble(np.pi)) * (z + 0.044715 * z**3))) / 2
 
   upper, lower = (cdf(inv_stdv * (x - means + shift)) for shift in (half_bin, -half_bin))
-  return np.where(x < -0.999, upper, np.where(x > 0.999, 1 - lower, upper - lower))
+  return np.where(x < half_bin - 1, upper, np.where(x > 1 - half_bin, 1 - lower, upper - lower))
 
 
-def log_likelihood(x, means, log_scales):
+def log_likelihood(x, means, log_scales, levels=256):
   """Its logarithm, floored, float64."""
-  mass = pixel_probabilities(x, means, log_scales)
+  mass = pixel_probabilities(x, means, log_scales, levels)
   return np.log(np.maximum(mass, FLOOR)).astype(np.float64)
 
 

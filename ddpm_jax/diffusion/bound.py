@@ -16,7 +16,12 @@ from ddpm_jax.diffusion.forward import (
   q_posterior_mean_variance,
   q_sample,
 )
-from ddpm_jax.diffusion.gaussians import discretized_gaussian_log_likelihood, normal_kl
+from ddpm_jax.diffusion.gaussians import (
+  LEVELS,
+  discretized_gaussian_log_likelihood,
+  normal_kl,
+  normal_log_density,
+)
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.reverse import p_mean_variance
 from ddpm_jax.diffusion.schedules import NoiseSchedule
@@ -31,6 +36,7 @@ def vb_terms_bpd(
   t: jax.Array,
   *,
   variance: str | None,
+  levels: int | None = LEVELS,
 ) -> jax.Array:
   """Terms of the variational bound (Eq. 5): L_{t-1} for t > 0, the decoder's L_0 at t = 0.
 
@@ -41,6 +47,8 @@ def vb_terms_bpd(
     x_t: [B, ..., C] ~ q(x_t | x_0).
     t: int [B].
     variance: as p_mean_variance.
+    levels: of the data. None for data of any values, whose decoder is a density: then the bound is
+      one on the density of x_0.
 
   Returns:
     bits/dim [B].
@@ -56,11 +64,14 @@ def vb_terms_bpd(
     jnp.where(is_decoder, true_mean, mean),
     jnp.where(is_decoder, true_log_variance, log_variance),
   )
-  decoder_nll = -discretized_gaussian_log_likelihood(
-    x_0,
-    means=jnp.where(is_decoder, mean, x_0),
-    log_scales=jnp.where(is_decoder, 0.5 * log_variance, 0.0),
-  )
+  means = jnp.where(is_decoder, mean, x_0)
+  log_scales = jnp.where(is_decoder, 0.5 * log_variance, 0.0)
+  if levels is None:
+    decoder_nll = -normal_log_density(x_0, means=means, log_scales=log_scales)
+  else:
+    decoder_nll = -discretized_gaussian_log_likelihood(
+      x_0, means=means, log_scales=log_scales, levels=levels
+    )
   return mean_except_batch(jnp.where(is_decoder, decoder_nll, kl)) / jnp.log(2.0)
 
 
@@ -100,21 +111,23 @@ def bpd_loop(
   noise_fn: Callable[[jax.Array], jax.Array],
   *,
   variance: str | None,
+  levels: int | None = LEVELS,
 ) -> dict[str, jax.Array]:
   """The whole bound for a batch: all T terms, one fresh draw of x_t each, and the prior.
 
   Args:
     schedule: NoiseSchedule.
     denoiser: Denoiser; the original program clips its x_0 (sampling.clipped).
-    x_0: [B, ..., C] in [-1, 1], of the 256 levels.
+    x_0: [B, ..., C] in [-1, 1], of the levels.
     noise_fn: t (int scalar) -> noise ~ N(0, I), [B, ..., C].
     variance: as p_mean_variance.
+    levels: as vb_terms_bpd.
 
   Returns:
     dict of total_bpd [B], vb [B, T] (bits/dim of the term at each t), prior_bpd [B], and
     mse [B, T] (mean squared error of the predicted x_0 at each t).
   """
-  return _sum(all_terms(schedule, denoiser, x_0, noise_fn, variance=variance))
+  return _sum(all_terms(schedule, denoiser, x_0, noise_fn, variance=variance, levels=levels))
 
 
 def _sum(terms):
@@ -128,12 +141,13 @@ def all_terms(
   noise_fn: Callable[[jax.Array], jax.Array],
   *,
   variance: str | None,
+  levels: int | None = LEVELS,
 ) -> BoundTerms:
   """The terms of bpd_loop, which has the arguments."""
 
   def step(t, arrays):
     t_batch = jnp.full(x_0.shape[:1], t, jnp.int32)
-    vb, mse = _term(schedule, denoiser, x_0, t_batch, noise_fn(t), variance)
+    vb, mse = _term(schedule, denoiser, x_0, t_batch, noise_fn(t), variance, levels)
     return _with_term(arrays, t, vb, vb=vb, mse=mse)
 
   return BoundTerms(schedule.num_timesteps, _no_terms(schedule, x_0, schedule.num_timesteps), step)
@@ -151,11 +165,11 @@ def _with_term(arrays, i, share, **columns):
   return {**arrays, **put, 'total_bpd': arrays['total_bpd'] + share}
 
 
-def _term(schedule, denoiser, x_0, t, noise, variance):
+def _term(schedule, denoiser, x_0, t, noise, variance, levels):
   """(bits/dim of the term at t [B], mean squared error of the predicted x_0 [B]) for t [B]."""
   x_t = q_sample(schedule, x_0, t, noise)
   prediction = denoiser(x_t, t)
-  vb = vb_terms_bpd(schedule, prediction, x_0, x_t, t, variance=variance)
+  vb = vb_terms_bpd(schedule, prediction, x_0, x_t, t, variance=variance, levels=levels)
   return vb, mean_except_batch(jnp.square(prediction.x_0 - x_0))
 
 
@@ -195,6 +209,7 @@ def bpd_estimate(
   uniforms: jax.Array,
   *,
   variance: str | None,
+  levels: int | None = LEVELS,
 ) -> dict[str, jax.Array]:
   """An unbiased estimate of the bound from K of the T terms (Eq. 5), stratified over t.
 
@@ -204,17 +219,21 @@ def bpd_estimate(
   Args:
     schedule: NoiseSchedule.
     denoiser: Denoiser; the original program clips its x_0 (sampling.clipped).
-    x_0: [B, ..., C] in [-1, 1], of the 256 levels.
+    x_0: [B, ..., C] in [-1, 1], of the levels.
     noise_fn: t (int [B]) -> noise ~ N(0, I), [B, ..., C].
     uniforms: U(0, 1) [B, K]: the draws of t. K = T takes every term once.
     variance: as p_mean_variance.
+    levels: as vb_terms_bpd.
+    levels: as vb_terms_bpd.
 
   Returns:
     dict of total_bpd [B], t int [B, K] and vb [B, K] (bits/dim of the term at t, unweighted),
     prior_bpd [B], and mse [B, K]. The total of a batch has the standard error of independent draws:
     std(total_bpd) / sqrt(B).
   """
-  return _sum(sampled_terms(schedule, denoiser, x_0, noise_fn, uniforms, variance=variance))
+  return _sum(
+    sampled_terms(schedule, denoiser, x_0, noise_fn, uniforms, variance=variance, levels=levels)
+  )
 
 
 def sampled_terms(
@@ -225,6 +244,7 @@ def sampled_terms(
   uniforms: jax.Array,
   *,
   variance: str | None,
+  levels: int | None = LEVELS,
 ) -> BoundTerms:
   """The terms of bpd_estimate, which has the arguments."""
   num_terms = uniforms.shape[1]
@@ -233,7 +253,7 @@ def sampled_terms(
 
   def step(k, arrays):
     t = first[k] + jnp.minimum((uniforms[:, k] * sizes[k]).astype(jnp.int32), sizes[k] - 1)
-    vb, mse = _term(schedule, denoiser, x_0, t, noise_fn(t), variance)
+    vb, mse = _term(schedule, denoiser, x_0, t, noise_fn(t), variance, levels)
     return _with_term(arrays, k, sizes[k] * vb, t=t, vb=vb, mse=mse)
 
   start = _no_terms(schedule, x_0, num_terms)

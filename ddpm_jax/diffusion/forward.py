@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 
 
-def scale_images(images: jax.Array) -> jax.Array:
-  """uint8 [0, 255] -> float32 [-1, 1]."""
-  return images.astype(jnp.float32) / 127.5 - 1.0
+def scale_levels(values: jax.Array, levels: int | None = LEVELS) -> jax.Array:
+  """Whole numbers 0, ..., levels - 1 -> float32 [-1, 1]; with None, x_0 as it is given."""
+  if levels is None:
+    return values.astype(jnp.float32)
+  return values.astype(jnp.float32) / ((levels - 1) / 2) - 1.0
 
 
 def extract(table: np.ndarray | jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:

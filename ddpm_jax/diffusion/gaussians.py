@@ -5,8 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-HALF_BIN = 1 / 255  # pixels are 2/255 apart in [-1, 1]
-EDGE = 0.999  # beyond it lie the pixels 0 and 255, whose bins reach to infinity
+LEVELS = 256  # of pictures
 MIN_PROBABILITY = 1e-12
 CDF_SLOPE = math.sqrt(2 / math.pi)
 CDF_CUBE = 0.044715
@@ -34,6 +33,16 @@ def normal_kl(
   )
 
 
+def normal_log_density(x: jax.Array, *, means: jax.Array, log_scales: jax.Array) -> jax.Array:
+  """Logarithm of the density of a Gaussian at x, elementwise, in nats.
+
+  Args:
+    x, means, log_scales: as discretized_gaussian_log_likelihood, x of any values.
+  """
+  z = (x - means) * jnp.exp(-log_scales)
+  return -0.5 * (jnp.square(z) + math.log(2 * math.pi)) - log_scales
+
+
 def _tanh_argument(x):
   """z of the tanh approximation of the standard normal CDF, (1 + tanh z) / 2."""
   return CDF_SLOPE * (x + CDF_CUBE * x * x * x)
@@ -51,31 +60,33 @@ def approx_standard_normal_log_cdf(x: jax.Array) -> jax.Array:
 
 
 def discretized_gaussian_log_likelihood(
-  x: jax.Array, *, means: jax.Array, log_scales: jax.Array
+  x: jax.Array, *, means: jax.Array, log_scales: jax.Array, levels: int = LEVELS
 ) -> jax.Array:
   """Log-likelihood of pixels under a Gaussian integrated over each pixel's bin (Eq. 13).
 
-  Bins are 2/255 wide around x; those of the pixels -1 and 1 extend to infinity. The normal CDF is
+  Bins are 2/(levels - 1) wide around x; those of -1 and 1 extend to infinity. The normal CDF is
   the original program's tanh approximation, and probabilities are floored at 1e-12 as there. The
   original subtracts two CDFs, which cancel where a pixel is improbable; here the same difference is
   (tanh a - tanh b) / 2 = sinh(a - b) / (2 cosh a cosh b), whose logarithm is taken factor by
   factor.
 
   Args:
-    x: pixels in [-1, 1], of the 256 levels.
+    x: values in [-1, 1], each one of the levels, which are evenly spaced.
     means: the Gaussian's means, of a shape that broadcasts with x.
     log_scales: logarithm of its standard deviations (half its log-variance), likewise.
+    levels: how many there are, at least 2.
 
   Returns:
     Log-probabilities, elementwise, in nats.
   """
+  half_bin = 1 / (levels - 1)
   centered = x - means
   inv_stdv = jnp.exp(-log_scales)
-  upper = inv_stdv * (centered + HALF_BIN)
-  lower = inv_stdv * (centered - HALF_BIN)
+  upper = inv_stdv * (centered + half_bin)
+  lower = inv_stdv * (centered - half_bin)
   upper_in, lower_in = _clip_to_range(upper), _clip_to_range(lower)
   is_inside = (jnp.abs(upper) < CDF_RANGE) & (jnp.abs(lower) < CDF_RANGE)
-  width = jnp.where(is_inside, 2 * HALF_BIN * inv_stdv, upper_in - lower_in)
+  width = jnp.where(is_inside, 2 * half_bin * inv_stdv, upper_in - lower_in)
   a, b = _tanh_argument(upper_in), _tanh_argument(lower_in)
   # a - b, without the difference of the cubes.
   squares = upper_in * upper_in + upper_in * lower_in + lower_in * lower_in
@@ -87,8 +98,8 @@ def discretized_gaussian_log_likelihood(
     - jnp.log1p(jnp.exp(-2 * jnp.abs(b)))
   )
   log_probability = jnp.where(
-    x < -EDGE,
+    x < half_bin - 1,  # the first level
     approx_standard_normal_log_cdf(upper),
-    jnp.where(x > EDGE, approx_standard_normal_log_cdf(-lower), log_probability),
+    jnp.where(x > 1 - half_bin, approx_standard_normal_log_cdf(-lower), log_probability),
   )
   return jnp.maximum(log_probability, math.log(MIN_PROBABILITY))

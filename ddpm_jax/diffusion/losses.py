@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.diffusion.bound import vb_terms_bpd
 from ddpm_jax.diffusion.forward import mean_except_batch, q_sample
+from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.diffusion.prediction import Network, Parameterization, check_choice
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.errors import UserError
@@ -31,6 +32,7 @@ def training_losses(
   *,
   parameterization: Parameterization,
   loss_type: str,
+  levels: int | None = LEVELS,
 ) -> jax.Array:
   """Loss of each example (Alg. 1): L_simple (Eq. 14) for 'mse', one term of the bound for 'kl'.
 
@@ -42,6 +44,7 @@ def training_losses(
     noise: ~ N(0, I), [B, ..., C].
     parameterization: what the output means.
     loss_type: 'mse', between the output and its target, or 'kl', in bits/dim and unclipped.
+    levels: as vb_terms_bpd, for 'kl'.
 
   Returns:
     [B].
@@ -56,7 +59,7 @@ def training_losses(
   if loss_type == 'kl':
     prediction = parameterization.read(schedule, output, x_t, t)
     variance = parameterization.fixed_variance
-    return vb_terms_bpd(schedule, prediction, x_0, x_t, t, variance=variance)
+    return vb_terms_bpd(schedule, prediction, x_0, x_t, t, variance=variance, levels=levels)
   parameterization.check_output(output, x_t)
   target = parameterization.target(schedule, x_0, noise, x_t, t)
   return mean_except_batch(jnp.square(target - output))

@@ -9,11 +9,15 @@ import dataclasses
 import jax
 import numpy as np
 
+from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.errors import UserError
 
 COSINE_OFFSET = 0.008  # s of Nichol & Dhariwal 2021: keeps beta_0 from vanishing
 COSINE_MAX_BETA = 0.999
 KARRAS_RHO = 7  # Karras et al. 2022, Table 1
+END_SIGNAL = 4e-5  # alphas_cumprod[T-1] of logsnr; the paper's
+BETA_START, BETA_END = 1e-4, 0.02  # the paper's
+CONTINUOUS_BETA_START = 1e-6
 MIN_BETA = 1e-10  # below it, 1 - beta has lost the digits of beta
 MAX_SIGMA = 80.0  # likewise: beyond it x_T is noise as it is
 
@@ -53,6 +57,15 @@ def _cosine(num_timesteps, beta_start, beta_end):
   return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], COSINE_MAX_BETA)
 
 
+def _logsnr(num_timesteps, beta_start, beta_end):
+  del beta_end
+  first, last = (np.log(signal / (1 - signal)) for signal in (1 - beta_start, END_SIGNAL))
+  # 1 - alphas_cumprod, which would lose its digits next to 1.
+  noise = 1 / (1 + np.exp(np.linspace(first, last, num_timesteps, dtype=np.float64)))
+  before = np.append(0.0, noise[:-1])
+  return (noise - before) / (1 - before)
+
+
 SCHEDULES = {
   'linear': _linear,
   'quad': _quad,
@@ -61,18 +74,33 @@ SCHEDULES = {
   'warmup10': _warmup(0.1),
   'warmup50': _warmup(0.5),
   'cosine': _cosine,
+  'logsnr': _logsnr,
 }
 
 
+def default_choices(levels: int | None) -> tuple[str, float]:
+  """(name of a schedule, beta_start) for data of so many levels; None for data of any values.
+
+  The paper's begins at a standard deviation of 0.01, somewhat more than the width of one of 256
+  levels. Where levels are narrower, the decoder would have to tell them apart by itself, for a bit
+  each time that the width halves; so the first noise is as wide as a level there, and the levels of
+  noise lie evenly in log-SNR from it on.
+  """
+  if levels is None:
+    return 'logsnr', CONTINUOUS_BETA_START
+  return ('linear', BETA_START) if levels <= LEVELS else ('logsnr', (2 / (levels - 1)) ** 2)
+
+
 def make_betas(
-  name: str, num_timesteps: int, *, beta_start: float = 1e-4, beta_end: float = 0.02
+  name: str, num_timesteps: int, *, beta_start: float = BETA_START, beta_end: float = BETA_END
 ) -> np.ndarray:
   """The betas of a named schedule.
 
   Args:
-    name: linear, quad, const, jsd, warmup10 or warmup50 (the original program's), or cosine
-      (Eq. 17, Nichol & Dhariwal 2021). const reads beta_end only; jsd, which is 1/T, 1/(T-1), ...,
-      1, and cosine read neither end.
+    name: linear, quad, const, jsd, warmup10 or warmup50 (the original program's); cosine (Eq. 17,
+      Nichol & Dhariwal 2021); or logsnr, evenly in the logarithm of the signal-to-noise ratio.
+      const reads beta_end only; jsd, which is 1/T, 1/(T-1), ..., 1, and cosine read neither end;
+      logsnr goes from beta_start to the paper's alphas_cumprod at the end, 4e-5.
     num_timesteps: T, at least 1.
     beta_start: first beta, in [1e-10, 1].
     beta_end: last beta, in [1e-10, 1].
@@ -121,15 +149,18 @@ class NoiseSchedule:
     return self.betas.shape[0]
 
 
-def make_schedule(betas: np.ndarray) -> NoiseSchedule:
+def make_schedule(betas: np.ndarray, *, decoder_variance: float | None = None) -> NoiseSchedule:
   """Builds every table from the betas (Eqs. 4 and 7, Ho et al. 2020).
 
   At t = 0 the posterior is a point, and the original program takes posterior_variance[1] for the
-  logarithm of its variance and of fixedlarge's. With T = 1 there is no such entry: betas[0] stands
-  in. A last beta of 1 (jsd) makes the two sqrt_recip tables infinite there, by definition.
+  logarithm of its variance and of fixedlarge's, which are the decoder's (Eq. 13). With T = 1 there
+  is no such entry: betas[0] stands in. A last beta of 1 (jsd) makes the two sqrt_recip tables
+  infinite there, by definition.
 
   Args:
     betas: [T], each in (0, 1].
+    decoder_variance: of the decoder; None for the original's. Where the second beta is far below
+      the first, as logsnr has it, the original's is too narrow: take the first beta.
 
   Returns:
     A NoiseSchedule.
@@ -148,6 +179,8 @@ def make_schedule(betas: np.ndarray) -> NoiseSchedule:
   alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
   posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
   first_variance = posterior_variance[1] if betas.size > 1 else betas[0]
+  if decoder_variance is not None:
+    first_variance = decoder_variance
   with np.errstate(divide='ignore'):
     recip_alphas_cumprod = 1 / alphas_cumprod
   return NoiseSchedule(

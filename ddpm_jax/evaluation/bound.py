@@ -17,7 +17,8 @@ import numpy as np
 from ddpm_jax import devices, processes
 from ddpm_jax.data import Labels, Source, stand_ins
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule, all_terms, sampled_terms
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
+from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.evaluation.weights import Weights
@@ -33,6 +34,7 @@ def make_bpd_fns(
   *,
   variance: str | None,
   num_terms: int | None = None,
+  levels: int | None = LEVELS,
 ) -> Stepwise:
   """The variational bound of a batch of images, a term a step.
 
@@ -42,24 +44,25 @@ def make_bpd_fns(
     schedule: NoiseSchedule.
     variance: as p_mean_variance.
     num_terms: K, for the estimate of bpd_estimate; None computes all T terms.
+    levels: of the data, as vb_terms_bpd.
 
   Returns:
     Stepwise, whose state is in the end what bpd_loop or bpd_estimate returns. The batch has images
-    uint8 [B, ..., C], ids int [B] and, for the bound given them, labels int [B]; row i is a
-    function of (params, images[i], key, ids[i], labels[i]).
+    [B, ..., C], as scale_levels takes them, ids int [B] and, for the bound given them, labels int
+    [B]; row i is a function of (params, images[i], key, ids[i], labels[i]).
   """
 
   def terms(denoiser, batch, key):
-    x_0 = scale_images(batch['images'])
+    x_0 = scale_levels(batch['images'], levels)
     keys = fold_rows(key, batch['ids'])
     args = schedule, denoiser, x_0, make_noise_fn(keys, x_0.shape[1:])
     if num_terms is None:
-      return all_terms(*args, variance=variance)
+      return all_terms(*args, variance=variance, levels=levels)
 
     def draw(key):  # noise uses t < T
       return jax.random.uniform(jax.random.fold_in(key, schedule.num_timesteps), (num_terms,))
 
-    return sampled_terms(*args, jax.vmap(draw)(keys), variance=variance)
+    return sampled_terms(*args, jax.vmap(draw)(keys), variance=variance, levels=levels)
 
   def start(batch, key):
     return terms(None, batch, key).start

@@ -20,7 +20,7 @@ import numpy as np
 
 from ddpm_jax import devices, processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.grids import make_grid, save_png, to_uint8
@@ -294,7 +294,7 @@ def scaled(examples: np.ndarray) -> np.ndarray:
   """uint8 -> float32 on [-1, 1]; floats stay as they are."""
   examples = np.asarray(examples)
   is_picture = examples.dtype == np.uint8
-  return np.asarray(scale_images(examples)) if is_picture else examples.astype(np.float32)
+  return np.asarray(scale_levels(examples)) if is_picture else examples.astype(np.float32)
 
 
 def known_of(

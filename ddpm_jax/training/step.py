@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
+from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.diffusion.losses import training_losses
 from ddpm_jax.diffusion.prediction import Parameterization, make_network
 from ddpm_jax.diffusion.schedules import NoiseSchedule
@@ -35,6 +36,7 @@ def make_train_step(
   loss_type: str,
   ema_decay: float,
   random_flip: bool,
+  levels: int | None = LEVELS,
   grad_accum_steps: int = 1,
   num_classes: int | None = None,
   label_dropout: float = 0.0,
@@ -49,7 +51,9 @@ def make_train_step(
     learning_rate_fn: step -> learning rate, for the metrics.
     parameterization, loss_type: as training_losses.
     ema_decay: of the parameters' moving average.
-    random_flip: mirror each image left-right with probability 1/2.
+    random_flip: mirror each example along its last spatial axis, as a picture left-right, with
+      probability 1/2.
+    levels: of the data; None for examples that are x_0 as they are.
     grad_accum_steps: parts of the batch that go through one after another, their gradients summed:
       less memory, and the step of the whole batch, to rounding.
     num_classes: of the labels; None for a model without.
@@ -59,8 +63,8 @@ def make_train_step(
 
   Returns:
     (state, batch, data, key) -> (state, metrics), metrics being scalars: loss and grad_norm (before
-    clipping), each of the global batch, and learning_rate. With data None the batch is images uint8
-    [B, H, W, C]; otherwise it is indices int32 [B] of data uint8 [N, H, W, C] on the device. With
+    clipping), each of the global batch, and learning_rate. With data None the batch is images
+    [B, ..., C]; otherwise it is indices int32 [B] of data [N, ..., C] on the device. With
     num_classes, in place of images there are {'images': images, 'labels': int32 [B] or [N]}.
   """
 
@@ -69,7 +73,14 @@ def make_train_step(
       model, params, labels=labels, train=True, rngs={'dropout': dropout_key}, rows=rows
     )
     return training_losses(
-      schedule, network, x_0, t, noise, parameterization=parameterization, loss_type=loss_type
+      schedule,
+      network,
+      x_0,
+      t,
+      noise,
+      parameterization=parameterization,
+      loss_type=loss_type,
+      levels=levels,
     ).mean()
 
   def accumulate(params, examples, dropout_key):
@@ -107,9 +118,9 @@ def make_train_step(
     step_key = jax.random.fold_in(key, state.step)
     draw_key, dropout_key = jax.random.split(step_key)
     t, noise, flip = jax.vmap(draw, in_axes=(0, None))(fold_rows(draw_key, rows), images.shape[1:])
-    x_0 = scale_images(images)
+    x_0 = scale_levels(images, levels)
     if random_flip:
-      x_0 = jnp.where(flip[:, None, None, None], x_0[:, :, ::-1], x_0)
+      x_0 = jnp.where(jnp.expand_dims(flip, range(1, x_0.ndim)), x_0[..., ::-1, :], x_0)
     if labels is not None and label_dropout:
       labels = kept_labels(labels, step_key, rows)
     examples = x_0, t, noise, rows, labels

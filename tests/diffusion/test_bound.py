@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from jax.scipy.stats import norm
 
 from ddpm_jax.diffusion import (
@@ -21,6 +22,7 @@ from ddpm_jax.diffusion import (
 )
 from ddpm_jax.diffusion.bound import timestep_strata
 from ddpm_jax.diffusion.prediction import MEANS, VARIANCES
+from ddpm_jax.diffusion.schedules import default_choices
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampling import clipped, make_noise_fn
 from tests.analytic import (
@@ -61,14 +63,15 @@ def exact_denoiser(schedule, parameterization):
   return make_denoiser(network, parameterization, schedule)
 
 
-def run_bpd_loop(schedule, parameterization, x_0):
+def run_bpd_loop(schedule, parameterization, x_0, levels=256):
   def noise_fn(t):
     return jax.random.normal(jax.random.fold_in(jax.random.key(1), t), x_0.shape)
 
   @jax.jit
   def run(x_0):
     denoiser = exact_denoiser(schedule, parameterization)
-    return bpd_loop(schedule, denoiser, x_0, noise_fn, variance=parameterization.fixed_variance)
+    variance = parameterization.fixed_variance
+    return bpd_loop(schedule, denoiser, x_0, noise_fn, variance=variance, levels=levels)
 
   return jax.tree.map(np.asarray, run(x_0))
 
@@ -123,6 +126,53 @@ def test_each_term_has_its_closed_form(mean, variance):
     log_ratio = log_variance - np.log(SCHEDULE.posterior_variance)
   kl = 0.5 * (of_previous / np.exp(log_variance) - 1 + log_ratio)
   assert_means(bound['vb'], kl / BITS)
+
+
+def of_levels(x, levels):
+  """The nearest of the levels."""
+  half = (levels - 1) / 2
+  return np.clip(np.rint((x + 1) * half), 0, levels - 1) / half - 1
+
+
+def bits_of_levels(x, levels):
+  """-log2 of the probability of each value; of its density with levels None."""
+  if levels is None:
+    return -np.asarray(norm.logpdf(x, MEAN, SCALE)) / BITS
+  half_bin = 1 / (levels - 1)
+  upper, lower = (scipy.stats.norm.cdf(x + side, MEAN, SCALE) for side in (half_bin, -half_bin))
+  first, last = x < half_bin - 1, x > 1 - half_bin
+  return -np.log2(np.where(last, 1, upper) - np.where(first, 0, lower))
+
+
+@pytest.mark.parametrize('levels', [4096, 65536, None])
+@pytest.mark.parametrize('shape', [(1024, 32, 2), (1024, 4, 2, 4, 2)], ids=['signals', 'volumes'])
+def test_bound_of_signals_and_volumes_of_any_levels_meets_the_exact_likelihood(shape, levels):
+  """By the schedule for such data, and the paper's fixed variances."""
+  name, beta_start = default_choices(levels)
+  betas = make_betas(name, 1000, beta_start=beta_start)
+  schedule = make_schedule(betas, decoder_variance=betas[0])
+  x = MEAN + SCALE * np.random.default_rng(0).standard_normal(shape)
+  x = x if levels is None else of_levels(x, levels)
+  bound = run_bpd_loop(schedule, Parameterization('eps'), jnp.float32(x), levels)
+  excess = bound['total_bpd'] - bits_of_levels(x, levels).reshape(len(x), -1).mean(axis=-1)
+  error = 4 * excess.std(ddof=1) / np.sqrt(len(excess))
+  assert error < 0.02
+  # What remains are the steps' finite size, and at the first noise the difference between a density
+  # and the mass of a level.
+  assert -error < excess.mean() < 0.05 + error
+
+
+def test_the_papers_first_noise_costs_bits_where_levels_are_narrow():
+  x = of_levels(MEAN + SCALE * np.random.default_rng(0).standard_normal((64, 32, 2)), 65536)
+  first = {}
+  for name in ('linear', 'logsnr'):
+    betas = make_betas(name, 1000, beta_start={'linear': 1e-4, 'logsnr': (2 / 65535) ** 2}[name])
+    schedule = make_schedule(betas, decoder_variance=betas[0] if name == 'logsnr' else None)
+    bound = run_bpd_loop(schedule, Parameterization('eps'), jnp.float32(x), 65536)
+    first[name] = bound['vb'][:, 0].mean()
+  assert first['linear'] > 9
+  # A level of the width of the noise takes log2 sqrt(2 pi e) bits.
+  assert first['logsnr'] == pytest.approx(0.5 * np.log2(2 * np.pi * np.e), abs=0.1)
 
 
 def test_v_has_the_bound_of_the_noise_it_holds():

@@ -11,7 +11,7 @@ from ddpm_jax.diffusion import (
   q_posterior_mean_variance,
   q_sample,
 )
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
 
 
 def column(values, like):
@@ -19,7 +19,7 @@ def column(values, like):
 
 
 def test_images_are_scaled_to_the_interval_from_minus_one_to_one():
-  scaled = scale_images(np.array([0, 51, 255], np.uint8))
+  scaled = scale_levels(np.array([0, 51, 255], np.uint8))
   assert scaled.dtype == jnp.float32
   np.testing.assert_allclose(scaled, [-1, -0.6, 1], rtol=1e-6)
 

@@ -7,7 +7,8 @@ import pytest
 from jax.scipy.stats import norm
 
 from ddpm_jax.diffusion import discretized_gaussian_log_likelihood, normal_kl
-from ddpm_jax.diffusion.gaussians import approx_standard_normal_log_cdf
+from ddpm_jax.diffusion.forward import scale_levels
+from ddpm_jax.diffusion.gaussians import approx_standard_normal_log_cdf, normal_log_density
 from tests.decoder import ORIGINAL_ERROR, log_likelihood
 
 PIXELS = (np.arange(256) / 127.5 - 1).astype(np.float32)
@@ -46,6 +47,39 @@ def test_discretized_likelihood_sums_to_one(mean, log_scale):
   # The bins' edges telescope, whatever the approximation of the CDF; the floor adds 256e-12.
   log_probs = discretized_gaussian_log_likelihood(PIXELS, means=mean, log_scales=log_scale)
   assert np.exp(np.asarray(log_probs, np.float64)).sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize('log_scale', [-12.0, -7.0, -2.0, 1.0])
+@pytest.mark.parametrize('mean', [-1.0, 0.004, 0.7])
+@pytest.mark.parametrize('levels', [2, 16, 256, 4096, 65536])
+def test_discretized_likelihood_of_any_levels_sums_to_one(levels, mean, log_scale):
+  x = np.asarray(scale_levels(np.arange(levels), levels))
+  log_probs = discretized_gaussian_log_likelihood(
+    x, means=mean, log_scales=log_scale, levels=levels
+  )
+  assert np.exp(np.asarray(log_probs, np.float64)).sum() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize('levels', [2, 16, 4096, 65536])
+def test_discretized_likelihood_of_any_levels_is_exact(levels):
+  random = np.random.default_rng(0)
+  x = np.asarray(scale_levels(random.integers(0, levels, 100_000), levels))
+  log_scales = random.uniform(-11, 2, x.shape).astype(np.float32)
+  means = (x + np.exp(log_scales) * random.uniform(-8, 8, x.shape)).astype(np.float32)
+  actual = discretized_gaussian_log_likelihood(x, means=means, log_scales=log_scales, levels=levels)
+  np.testing.assert_allclose(
+    actual, log_likelihood(x, means, log_scales, levels), rtol=1e-5, atol=1e-6
+  )
+
+
+def test_density_is_the_normals():
+  x, means = np.float32([-3, 0.2, 1.5]), np.float32([0.5, 0.1, -1])
+  log_scales = np.float32([-2, 0, 3])
+  np.testing.assert_allclose(
+    normal_log_density(x, means=means, log_scales=log_scales),
+    norm.logpdf(x, means, np.exp(log_scales)),
+    rtol=1e-5,
+  )
 
 
 @pytest.mark.parametrize('log_scale', [-4.0, -2.0, 0.0])

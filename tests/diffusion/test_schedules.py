@@ -17,6 +17,7 @@ from ddpm_jax.diffusion.schedules import (
   SCHEDULES,
   SPACINGS,
   check_timesteps,
+  default_choices,
   prior_bpd_range,
   respace,
   sigmas,
@@ -132,6 +133,27 @@ def test_cosine_follows_its_formula(num_timesteps):
   )
   assert betas[-1] == 0.999
   assert (np.diff(betas) > 0).all()
+
+
+@pytest.mark.parametrize(('levels', 'beta_start'), [(4096, None), (65536, None), (None, 1e-6)])
+def test_logsnr_is_even_from_the_width_of_a_level_to_the_papers_end(levels, beta_start):
+  name, start = default_choices(levels)
+  assert name == 'logsnr'
+  assert start == pytest.approx(beta_start or (2 / (levels - 1)) ** 2)
+  betas = make_betas(name, 1000, beta_start=start)
+  assert betas[0] == pytest.approx(start, rel=1e-6)
+  schedule = make_schedule(betas, decoder_variance=betas[0])
+  signal = schedule.alphas_cumprod
+  assert signal[-1] == pytest.approx(4e-5, rel=1e-6)
+  steps = np.diff(np.log(signal / (1 - signal)))
+  np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
+  for table in (schedule.posterior_log_variance_clipped, schedule.fixedlarge_log_variance):
+    assert table[0] == pytest.approx(np.log(start), rel=1e-6)
+
+
+@pytest.mark.parametrize('levels', [2, 16, 256])
+def test_the_papers_schedule_is_the_default_for_pictures_and_fewer_levels(levels):
+  assert default_choices(levels) == ('linear', 1e-4)
 
 
 def test_cosine_starts_below_the_width_of_a_pixels_bin():

@@ -4,13 +4,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.evaluation import grids
 
 
 def test_uint8_and_scaled_images_are_inverse():
   levels = np.arange(256, dtype=np.uint8)
-  np.testing.assert_array_equal(grids.to_uint8(np.asarray(scale_images(levels))), levels)
+  np.testing.assert_array_equal(grids.to_uint8(np.asarray(scale_levels(levels))), levels)
 
 
 def test_uint8_clips_and_rounds_to_the_nearest_level():

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from ddpm_jax.diffusion import Parameterization, make_betas, make_schedule
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.training.recipe import make_optimizer
 from ddpm_jax.training.state import init_train_state
 from ddpm_jax.training.step import make_train_step
@@ -49,7 +49,7 @@ def make_blank_loss(*, num_timesteps=10, random_flip=False):
 
 
 def test_images_are_scaled_to_the_interval_from_minus_one_to_one():
-  scaled = scale_images(np.array([0, 51, 255], np.uint8))
+  scaled = scale_levels(np.array([0, 51, 255], np.uint8))
   assert scaled.dtype == jnp.float32
   np.testing.assert_allclose(scaled, [-1, -0.6, 1], rtol=1e-6)
 
@@ -59,7 +59,7 @@ def test_half_of_the_images_are_mirrored_left_to_right():
   row = np.random.default_rng(0).integers(0, 256, (1, 6, 3), np.uint8)
   picture = np.repeat(row, 4, axis=0)  # upside down it is the same
   images = np.broadcast_to(picture, (count, 4, 6, 3))
-  prediction = scale_images(picture)
+  prediction = scale_levels(picture)
   mirrored = jnp.mean(jnp.square(prediction[:, ::-1] - prediction))
   assert make_blank_loss()(images, prediction) < 1e-12
   share = make_blank_loss(random_flip=True)(images, prediction) / mirrored
@@ -88,7 +88,7 @@ def test_a_batch_of_indices_is_gathered_from_the_data():
   data = np.random.default_rng(0).integers(0, 256, (20, 2, 3, 1), np.uint8)
   indices = np.array([3, 19, 0, 3], np.int32)
   loss, prediction = make_blank_loss(random_flip=True), jnp.zeros((2, 3, 1))
-  expected = np.square(np.asarray(scale_images(data[indices]))).mean()
+  expected = np.square(np.asarray(scale_levels(data[indices]))).mean()
   assert loss(indices, prediction, data=data) == loss(data[indices], prediction)
   assert loss(indices, prediction, data=data) == pytest.approx(expected, rel=1e-6)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpm_jax import processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule, q_sample
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures.run import Run, write_npz
@@ -48,7 +48,7 @@ def make_interpolate_fn(
     noise = noise_fn(schedule.num_timesteps)
 
     def encode(images):
-      x_0 = scale_images(images)
+      x_0 = scale_levels(images)
       is_noised = (batch['num_steps'] > 0)[:, None, None, None]
       return jnp.where(is_noised, q_sample(schedule, x_0, t, noise), x_0)
 

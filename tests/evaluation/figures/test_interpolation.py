@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import devices
-from ddpm_jax.diffusion.forward import scale_images
+from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures.interpolation import interpolate_batch, make_interpolate_fn
 from ddpm_jax.storage.shards import Pauses
@@ -27,7 +27,7 @@ def test_interpolation_at_the_ends_is_a_reconstruction_and_without_steps_the_mea
     return interpolate_batch(step, params, batch, key, num_steps, Pauses())[:3]
 
   mixed = interpolate(0, 1, 0)
-  expected = scale_images(images)
+  expected = scale_levels(images)
   np.testing.assert_allclose(mixed[[0, 2]], expected, atol=1e-6)
   np.testing.assert_allclose(mixed[1], expected.mean(axis=0), atol=1e-6)
   for num_steps in (1, 5, 10):
