@@ -1,7 +1,7 @@
 """Every field, once, with its unit. Values are the paper's for CIFAR-10; other files are deltas."""
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 
 def get_config():
@@ -19,7 +19,9 @@ def get_config():
         'dir': placeholder(str),  # folder of the data; none: TFDS's own
         'split': 'train',
         'holdout': placeholder(float),  # part of train that is test, where there is none; none: 0
-        'image_size': 32,  # pixels; other sizes are centre-cropped and resized
+        # Pixels of the side of square pictures; or the length of each axis, as (48, 64), height and
+        # width. Pictures of other sizes are centre-cropped to that form and resized.
+        'image_size': FieldReference(32, field_type=object),
         'channels': 3,  # 1 (grey) or 3 (colour)
         'random_flip': True,  # mirror left-right with probability 1/2, in training
         'memory_limit_gib': 4.0,  # sets up to this size are decoded once and held in memory
@@ -40,10 +42,11 @@ def get_config():
         'loss_type': 'mse',  # mse | kl
       },
       'model': {
-        'ch': 128,  # channels of the first level; a multiple of 32
+        'ch': 128,  # channels of the first level; a multiple of num_groups
+        'num_groups': placeholder(int),  # of channels, in each norm; none: 32
         'ch_mult': (1, 2, 2, 2),
         'num_res_blocks': 2,  # a level
-        'attn_resolutions': (16,),  # pixels
+        'attn_resolutions': (16,),  # lengths of the first axis, such as a picture's height
         'dropout': 0.1,  # rate
         'resamp_with_conv': True,
         # Of labels: a number, or data: as many as the data have. None: a model without labels

@@ -74,12 +74,12 @@ def train(
 
   Args:
     workdir: folder of the run.
-    data: uint8 [N, H, H, C], pictures to train on; None for those of config.data.
+    data: uint8 [N, H, W, C], pictures to train on; None for those of config.data.
     labels: int [N], the class of each picture, 0, 1, ...; None for a model without labels.
     config: name or path of a config, or a ConfigDict, such as load_config returns. With `data`, its
       data.image_size and data.channels are those of the pictures. None for that of the digits,
       without samples on the way, and with attention at half the size of the pictures.
-    network: one's own, (params, x_t [B, H, H, C], t int [B]) -> [B, H, H, C]; None for the U-Net.
+    network: one's own, (params, x_t [B, H, W, C], t int [B]) -> [B, H, W, C]; None for the U-Net.
       With labels it has a fourth argument, labels int [B], the number of classes where there is
       none.
     params: its parameters before training, a tree of arrays.
@@ -104,10 +104,12 @@ def train(
     config.train.num_steps = num_steps
   if data is not None:
     source = array_source(data, labels)
-    size, _, channels = source.image_shape
-    config.data.update(source=OWN_DATA, image_size=size, channels=channels)
+    *size, channels = source.image_shape
+    image_size = size[0] if len({*size}) == 1 else tuple(size)
+    with config.ignore_type():  # a number or a tuple
+      config.data.update(source=OWN_DATA, image_size=image_size, channels=channels)
     if is_default and source.image_shape != (8, 8, 1):
-      config.model.attn_resolutions = (size // 2,)
+      config.model.attn_resolutions = (size[0] // 2,)
       config.eval.network = 'inception'  # the digits' network takes digits alone
   elif labels is not None:
     raise UserError('labels are given without data: give the pictures that they are of, too')
@@ -153,10 +155,10 @@ def array_source(data: np.ndarray, labels: np.ndarray | None = None) -> ArraySou
     UserError: no pictures, or labels that are not theirs.
   """
   images = np.asarray(data)
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
+  if images.dtype != np.uint8 or images.ndim != 4:
     raise UserError(
-      f'data is {images.dtype}{list(images.shape)}; it must be uint8 [N, H, H, C], square pictures '
-      'of levels 0 to 255'
+      f'data is {images.dtype}{list(images.shape)}; it must be uint8 [N, H, W, C], pictures of '
+      'levels 0 to 255'
     )
   if not len(images):
     raise UserError('data holds no pictures')

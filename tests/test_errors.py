@@ -156,7 +156,7 @@ def write_pictures(path, _):
     (
       'x.png',
       write_pictures,
-      lambda path: read_pictures(str(path), 'f', sides=(4,), channels=3, what='x'),
+      lambda path: read_pictures(str(path), 'f', sizes=[(4, 4)], channels=3, what='x'),
     ),
   ],
 )

@@ -110,8 +110,8 @@ def test_interrupt_saves_the_step_in_hand_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
   ('choices', 'message'),
   [
-    ({'data': PICTURES / 255}, r'data is float64\[40, 8, 8, 1\]; it must be uint8 \[N, H, H, C\]'),
-    ({'data': PICTURES[:, :, :4]}, r'data is uint8\[40, 8, 4, 1\]; it must be uint8 \[N, H, H, C'),
+    ({'data': PICTURES / 255}, r'data is float64\[40, 8, 8, 1\]; it must be uint8 \[N, H, W, C\]'),
+    ({'data': PICTURES[..., 0]}, r'data is uint8\[40, 8, 8\]; it must be uint8 \[N, H, W, C'),
     ({'data': PICTURES[:0]}, 'data holds no pictures'),
     ({'network': apply}, 'network is given without params'),
     (

@@ -19,6 +19,7 @@ from ddpm_jax import data, devices, numerics, processes
 from ddpm_jax.config import classes
 from ddpm_jax.config.fields import DATA, check_value
 from ddpm_jax.config.splits import measured, trained_on
+from ddpm_jax.data.pictures import picture_axes
 from ddpm_jax.diffusion import (
   Denoiser,
   NoiseSchedule,
@@ -47,7 +48,7 @@ from ddpm_jax.evaluation.scores import Scorer
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.evaluation.weights import Weights, make_weights
 from ddpm_jax.nn.own import OwnNetwork
-from ddpm_jax.nn.unet import UNet
+from ddpm_jax.nn.unet import NUM_GROUPS, UNet
 from ddpm_jax.paths import expanded
 from ddpm_jax.sampling import (
   CHAINS,
@@ -126,9 +127,20 @@ def parameterization(config: ConfigDict) -> Parameterization:
   return Parameterization(mean=config.mean_type, variance=config.var_type)
 
 
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-  """(H, W, C)."""
-  return (config.data.image_size, config.data.image_size, config.data.channels)
+def axes(config: ConfigDict) -> tuple[int, ...]:
+  """The length of each spatial axis: (H, W) of pictures."""
+  return picture_axes(config.data.image_size)
+
+
+def image_shape(config: ConfigDict) -> tuple[int, ...]:
+  """Of an example: (H, W, C) of pictures."""
+  return (*axes(config), config.data.channels)
+
+
+def num_groups(config: ConfigDict) -> int:
+  """Groups of channels in a norm, of a config.model."""
+  given: int | None = config.num_groups
+  return NUM_GROUPS if given is None else given
 
 
 def num_classes(config: ConfigDict) -> int | None:
@@ -173,6 +185,7 @@ def model(config: ConfigDict) -> UNet:
     dtype=DTYPES[config.model.dtype],
     remat=config.model.remat,
     winograd=devices.on_cpu() and config.model.dtype == 'float32',
+    num_groups=num_groups(config.model),
     num_classes=num_classes(config),
   )
 

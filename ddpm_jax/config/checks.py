@@ -18,7 +18,6 @@ from ddpm_jax.diffusion.schedules import prior_bpd_range
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
 from ddpm_jax.evaluation.scores import METRICS, check_count
-from ddpm_jax.nn.unet import NUM_GROUPS
 from ddpm_jax.sampling import CLIPS, depth_timesteps
 from ddpm_jax.sampling.editing import METHODS, check_repaint
 from ddpm_jax.sampling.guidance import check_interval
@@ -73,7 +72,7 @@ def check(config: ConfigDict, *, trains: bool = True) -> None:
   check_fields(config)
   _check_diffusion(config.diffusion)
   if not config.network:
-    _check_model(config.model, config.data.image_size)
+    _check_model(config.model, build.axes(config))
   _check_choices(config)
   check_sample(config)
   if trains:
@@ -155,30 +154,34 @@ def _check_diffusion(config):
     )
 
 
-def _check_model(config, image_size):
+def _check_model(config, axes):
   check_choice('model.dtype', config.dtype, build.DTYPES)
   if config.dtype == 'bfloat16' and devices.lacks_bfloat16():
     raise UserError(f'model.dtype is bfloat16, which {devices.lacks_bfloat16()} lacks; use float32')
   if not config.ch_mult:
     raise UserError('model.ch_mult is empty; give one multiplier a level, such as (1, 2, 2)')
   halvings = len(config.ch_mult) - 1
-  if image_size % 2**halvings:
+  if odd := [length for length in axes if length % 2**halvings]:
+    nearest = [max(2**halvings, round(n / 2**halvings) * 2**halvings) for n in axes]
+    taken = nearest[0] if len({*axes}) == 1 and len(axes) == 2 else f'{tuple(nearest)}'
     raise UserError(
-      f'data.image_size is {image_size}; the {halvings + 1} levels of model.ch_mult halve it '
-      f'{halvings} times, so it must be a multiple of {2**halvings}'
+      f'data.image_size is {odd[0] if len({*axes}) == 1 else axes}; the {halvings + 1} levels of '
+      f'model.ch_mult halve it {halvings} times, so it must be a multiple of {2**halvings}; the '
+      f'nearest is {taken}'
     )
-  resolutions = [image_size // 2**level for level in range(halvings + 1)]
+  resolutions = [axes[0] // 2**level for level in range(halvings + 1)]
   for resolution in config.attn_resolutions:
     if resolution not in resolutions:
       raise UserError(
         f'model.attn_resolutions has {resolution}, which never occurs; '
         f'the resolutions are {", ".join(map(str, resolutions))}'
       )
+  groups = build.num_groups(config)
   for mult in config.ch_mult:
-    if config.ch * mult % NUM_GROUPS:
+    if config.ch * mult % groups:
       raise UserError(
-        f'model.ch is {config.ch} and model.ch_mult has {mult}; '
-        f'each product must be a positive multiple of {NUM_GROUPS}, the groups of a norm'
+        f'model.ch is {config.ch} and model.ch_mult has {mult}; each product must be a positive '
+        f'multiple of {groups}, the groups of a norm (model.num_groups)'
       )
 
 

@@ -33,6 +33,7 @@ LIMITS: dict[str, tuple[float, float]] = {
   'diffusion.beta_end': (_MIN_BETA, 1),
   'model.ch': (1, 2**16),
   'model.ch_mult': (1, 2**10),
+  'model.num_groups': (1, 2**16),
   'model.num_res_blocks': (1, 2**10),
   'model.attn_resolutions': (1, 2**16),
   'model.dropout': (0, _BELOW_ONE),
@@ -90,7 +91,11 @@ LIMITS: dict[str, tuple[float, float]] = {
 NUMBERS = {int: 'an integer', float: 'a number'}
 TUPLES_OF_INTS = ('model.ch_mult', 'model.attn_resolutions')  # the others are of strings
 TUPLES_OF_FLOATS = ('sample.guidance_interval',)
-DATA = 'data'  # in place of a number: as many as the data have; the type of the field is object
+DATA = 'data'  # in place of a number: as many as the data have
+# Of fields whose type is object: what they take in place of an integer.
+WORDS = {'model.num_classes': DATA}
+SIZES = ('data.image_size',)  # or a tuple of integers, the length of each axis
+MAX_AXES = 3
 MAY_BE_EMPTY = ('data.source',)  # of a model that does not tell its data
 
 
@@ -178,10 +183,14 @@ def check_value(field: str, value: Any) -> None:
       if inner is not str:
         _check_range(f'{name} has', field, element)
   elif kind is object:
-    if not (isinstance(value, str) and value == DATA):
-      if not _is(value, int):
-        raise UserError(f'{name} is {_short(value)}; it must be {_words(field, kind)}')
-      _check_range(f'{name} is', field, value)
+    lengths = [value]
+    if field in SIZES and isinstance(value, list | tuple):
+      lengths = list(value) if len(value) <= MAX_AXES else []
+    is_word = isinstance(value, str) and value == WORDS.get(field)
+    if not is_word and not (lengths and all(_is(x, int) for x in lengths)):
+      raise UserError(f'{name} is {_short(value)}; it must be {_words(field, kind)}')
+    for length in () if is_word else lengths:
+      _check_range(f'{name} is' if length is value else f'{name} has', field, length)
   elif not _is(value, kind):
     raise UserError(f'{name} is {_short(value)}; it must be {_words(field, kind)}')
   elif kind is str:
@@ -205,10 +214,12 @@ def _words(field, kind):
     example = '(1, 2, 2)' if field in TUPLES_OF_INTS else "('a', 'b')"
     inner = 'integers' if field in TUPLES_OF_INTS else 'names'
     return f'a tuple of {inner}, such as {example}'
-  words = {str: 'text', bool: 'True or False', object: f'an integer, {DATA}', **NUMBERS}[kind]
-  return (
-    f'{words} or None' if kind is object else f'{words}, or None' if field in OPTIONAL else words
-  )
+  if field in SIZES:
+    return f'an integer, or the lengths of 1 to {MAX_AXES} axes, such as (48, 64)'
+  if kind is object:
+    return f'an integer, {WORDS[field]} or None'
+  words = {str: 'text', bool: 'True or False', **NUMBERS}[kind]
+  return f'{words}, or None' if field in OPTIONAL else words
 
 
 def _check_range(name_is, field, value):

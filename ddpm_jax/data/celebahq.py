@@ -13,6 +13,7 @@ DIR is either a folder of the pictures, or a TFDS data_dir with `celeb_a_hq/256`
   tfds build celeb_a_hq/256 --file_format=array_record --data_dir=DIR
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.data import tfds
@@ -23,7 +24,9 @@ NAME = 'celebahq256'
 _DATASET = 'celeb_a_hq/256'
 
 
-def make_celebahq256_source(*, dir: str | None, image_size: int, channels: int, split: str) -> Any:
+def make_celebahq256_source(
+  *, dir: str | None, image_size: int | Sequence[int], channels: int, split: str
+) -> Any:
   """Opens the prepared TFDS data set in `dir`, or else `dir` as a folder of pictures."""
   shape: dict[str, Any] = dict(image_size=image_size, channels=channels, split=split)
   if tfds.find_prepared(_DATASET, tfds.data_dir(dir)) is not None:

@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import pathlib
 import tarfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ _RECORD_BYTES = 1 + 32 * 32 * 3
 
 
 def make_cifar10_source(
-  dataset: str, *, dir: str | None, image_size: int, channels: int, split: str
+  dataset: str, *, dir: str | None, image_size: int | Sequence[int], channels: int, split: str
 ) -> Any:
   """Opens CIFAR-10, preparing it first if need be; `dataset` is one of NAMES."""
   root = tfds_source.data_dir(dir)

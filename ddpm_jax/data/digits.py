@@ -12,11 +12,13 @@ Splits: 'test' is every sixth picture from the first (300), 'train' the rest (1,
 
 import hashlib
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data.labels import Labels
-from ddpm_jax.data.pictures import prepare_picture
+from ddpm_jax.data.pictures import check_picture_size, picture_axes, prepare_picture
 from ddpm_jax.data.splits import NoSplitError
 
 _FILE = pathlib.Path(__file__).with_name('digits.npz')
@@ -59,14 +61,17 @@ def load_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
   return images[chosen], labels[chosen]
 
 
-def make_digits_source(*, image_size: int, channels: int, split: str) -> ArraySource:
+def make_digits_source(
+  *, image_size: int | Sequence[int], channels: int, split: str
+) -> ArraySource:
   """The digits as an ArraySource; a size other than 8 resizes them, 3 channels repeat the grey."""
   images, numbers = load_digits(split)
-  if images.shape[1:] != (image_size, image_size, channels):
+  check_picture_size(image_size, 'digits')
+  if images.shape[1:] != (*picture_axes(image_size), channels):
     import PIL.Image
 
     pictures = [PIL.Image.fromarray(image[..., 0]) for image in images]
-    shape = dict(image_size=image_size, channels=channels)
+    shape: dict[str, Any] = dict(image_size=image_size, channels=channels)
     images = np.stack([prepare_picture(picture, **shape) for picture in pictures])
   labels = Labels(numbers.astype(np.int32), tuple(map(str, range(10))))
   return ArraySource('digits', split, images, labels)

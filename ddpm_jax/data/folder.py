@@ -15,6 +15,7 @@ class (flowers/train/rose/1.jpg, flowers/rose/1.jpg). Classes are numbered by th
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,9 @@ def _beside(root, folder):
       )
 
 
-def make_folder_source(path: str, *, name: str, image_size: int, channels: int, split: str) -> Any:
+def make_folder_source(
+  path: str, *, name: str, image_size: int | Sequence[int], channels: int, split: str
+) -> Any:
   """Opens the pictures in the folder `path`; `name` is the source as the config names it."""
   root = expanded(path).absolute()
   if not root.is_dir():

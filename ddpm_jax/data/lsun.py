@@ -21,6 +21,7 @@ import hashlib
 import io
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class LmdbSource(PictureSource):
 
 
 def make_lsun_source(
-  name: str, *, dir: str | None, image_size: int, channels: int, split: str
+  name: str, *, dir: str | None, image_size: int | Sequence[int], channels: int, split: str
 ) -> Any:
   """Opens the lmdb of category `name` in `dir`, or else `dir` as a folder of pictures."""
   if dir is None:

@@ -1,6 +1,7 @@
 """From encoded pictures to uint8 arrays of one size."""
 
 import errno
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,22 @@ class BrokenPicturesError(DamagedDataError):
     )
 
 
-def prepare_picture(picture: Any, *, image_size: int, channels: int) -> np.ndarray:
-  """Centre crop to a square, resize, convert to grey or colour.
+def picture_axes(image_size: int | Sequence[int]) -> tuple[int, ...]:
+  """(height, width) of data.image_size: of a square, or as it says."""
+  return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+
+def check_picture_size(image_size: int | Sequence[int], name: str) -> None:
+  """Raises a UserError for a data.image_size that is none of pictures, which `name` has."""
+  if len(picture_axes(image_size)) != 2:
+    raise UserError(
+      f'data.image_size is {tuple(picture_axes(image_size))}, but data.source={name} has pictures: '
+      'give their side, or height and width, such as (48, 64)'
+    )
+
+
+def prepare_picture(picture: Any, *, image_size: int | Sequence[int], channels: int) -> np.ndarray:
+  """Centre crop to the form of the result, resize, convert to grey or colour.
 
   The crop and the Lanczos filter (antialiased when it shrinks) are those of the preparation that
   the LSUN and CelebA-HQ numbers of Ho et al. 2020 rest on (StyleGAN's dataset_tool.py). A smaller
@@ -56,11 +71,11 @@ def prepare_picture(picture: Any, *, image_size: int, channels: int) -> np.ndarr
 
   Args:
     picture: PIL image, of 8 or 16 bits a channel.
-    image_size: side of the result, in pixels.
+    image_size: side of the result, in pixels; or its height and width.
     channels: 1 (grey) or 3 (RGB).
 
   Returns:
-    uint8 [image_size, image_size, channels] in [0, 255].
+    uint8 [height, width, channels] in [0, 255].
 
   Raises:
     UserError: the picture has more than 16 bits a channel.
@@ -77,14 +92,17 @@ def prepare_picture(picture: Any, *, image_size: int, channels: int) -> np.ndarr
     picture = PIL.Image.alpha_composite(white, picture)
   if picture.mode != _MODES[channels]:
     picture = picture.convert(_MODES[channels])
-  width, height = picture.size
-  side = min(width, height)
-  if width != height:
-    left, top = (width - side) // 2, (height - side) // 2
-    picture = picture.crop((left, top, left + side, top + side))
-  if side != image_size:
-    picture = picture.resize((image_size, image_size), PIL.Image.Resampling.LANCZOS)
-  return np.asarray(picture).reshape(image_size, image_size, channels)
+  height, width = picture_axes(image_size)
+  right, bottom = picture.size
+  # The largest part of that form.
+  cut_width = min(right, max(1, round(bottom * width / height)))
+  cut_height = min(bottom, max(1, round(right * height / width)))
+  if (cut_width, cut_height) != picture.size:
+    left, top = (right - cut_width) // 2, (bottom - cut_height) // 2
+    picture = picture.crop((left, top, left + cut_width, top + cut_height))
+  if picture.size != (width, height):
+    picture = picture.resize((width, height), PIL.Image.Resampling.LANCZOS)
+  return np.asarray(picture).reshape(height, width, channels)
 
 
 def _to_8_bits(picture):
@@ -100,7 +118,9 @@ def _to_8_bits(picture):
   return PIL.Image.merge('LA', (grey, PIL.Image.fromarray(alpha)))
 
 
-def decode_picture(file: Any, *, image_size: int, channels: int, upright: bool) -> np.ndarray:
+def decode_picture(
+  file: Any, *, image_size: int | Sequence[int], channels: int, upright: bool
+) -> np.ndarray:
   """Reads a path or binary file object; `upright` applies a photograph's EXIF orientation."""
   import PIL.Image
   import PIL.ImageOps
@@ -125,7 +145,7 @@ class PictureSource:
   Args:
     name: the source as the config names it, such as 'tfds:cifar10'.
     split: name of the split.
-    image_size: side of the pictures that `read` returns.
+    image_size: side of the pictures that `read` returns, or their height and width.
     channels: 1 or 3.
     upright: whether EXIF orientation is applied.
   """
@@ -135,7 +155,8 @@ class PictureSource:
   def __init__(self, name, split, *, image_size, channels, upright=False):
     self.name = name
     self.split = split
-    self.image_shape = (image_size, image_size, channels)
+    check_picture_size(image_size, name)
+    self.image_shape = (*picture_axes(image_size), channels)
     self._upright = upright
 
   def _files(self, indices):
@@ -148,7 +169,7 @@ class PictureSource:
     """Returns uint8 [N, H, W, C] for int [N]; raises BrokenPicturesError."""
     import PIL.Image
 
-    size, _, channels = self.image_shape
+    *size, channels = self.image_shape
     images = np.empty((len(indices), *self.image_shape), np.uint8)
     broken = []
     for row, (index, file) in enumerate(zip(indices, self._files(indices), strict=True)):

@@ -9,12 +9,13 @@ lsun_bedroom, lsun_church, lsun_cat   LSUN's lmdb or a folder               lsun
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from ddpm_jax.data import celebahq, cifar10, digits, folder, lsun, tfds
+from ddpm_jax.data.pictures import picture_axes
 from ddpm_jax.data.splits import NoSplitError, check_holdout, hold_out, told
 from ddpm_jax.errors import UserError
 
@@ -25,12 +26,12 @@ class Source(Protocol):
   Attributes:
     name: the source as the config names it.
     split: name of the split.
-    image_shape: (H, W, C).
+    image_shape: of a picture, (H, W, C).
   """
 
   name: str
   split: str
-  image_shape: tuple[int, int, int]
+  image_shape: tuple[int, ...]
 
   def __len__(self) -> int:
     """Returns the number of pictures."""
@@ -51,7 +52,7 @@ def make_source(
   source: str,
   *,
   dir: str | None,
-  image_size: int,
+  image_size: int | Sequence[int],
   channels: int,
   split: str,
   holdout: float | None = None,
@@ -61,7 +62,8 @@ def make_source(
   Args:
     source: one of the forms above (config: data.source).
     dir: folder of the data set, or None for TFDS's default folder (data.dir).
-    image_size: side of the pictures in pixels; others are cropped and resized (data.image_size).
+    image_size: side of the pictures in pixels, or height and width; others are cropped and resized
+      (data.image_size).
     channels: 1 (grey) or 3 (RGB) (data.channels).
     split: 'train', 'test', ...; each source has its own (data.split).
     holdout: part of the pictures of 'train' that is the split 'test' instead, where the source has
@@ -74,7 +76,7 @@ def make_source(
     UserError: a name or folder that is not there, in one line.
     NoSplitError: a split that is not there, likewise.
   """
-  if image_size < 1:
+  if min(picture_axes(image_size)) < 1:
     raise UserError(f'data.image_size={image_size}: must be at least 1')
   if channels not in (1, 3):
     raise UserError(f'data.channels={channels}: must be 1 (grey) or 3 (RGB)')

@@ -20,7 +20,7 @@ import re
 import socket
 import sys
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def prepare_once(
 
 
 def make_tfds_source(
-  dataset: str, *, dir: str | None, image_size: int, channels: int, split: str
+  dataset: str, *, dir: str | None, image_size: int | Sequence[int], channels: int, split: str
 ) -> Any:
   """Opens the TFDS data set `dataset`, 'NAME', 'NAME/CONFIG' or either with ':VERSION'."""
   root = data_dir(dir)

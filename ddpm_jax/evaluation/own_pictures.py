@@ -34,14 +34,14 @@ class OwnPictures(NamedTuple):
 
 
 def read_pictures(
-  given: str, field: str, *, sides: Sequence[int], channels: int, what: str
+  given: str, field: str, *, sizes: Sequence[tuple[int, int]], channels: int, what: str
 ) -> OwnPictures:
   """Reads a picture, several with commas between them, or those of a folder.
 
   Args:
     given: their path or paths.
     field: config path to name in errors.
-    sides: pixels of the squares that are taken.
+    sizes: (height, width) of the pictures that are taken.
     channels: 1 (grey) or 3 (RGB), to which the pictures are converted.
     what: is done to them, for errors.
 
@@ -57,25 +57,25 @@ def read_pictures(
         f'{field}: {files[0]} is {_size(first)} and {file} {_size(picture.size)}; pictures that '
         'are edited together must be of one size'
       )
-  if first not in [(side, side) for side in sides]:
-    taken = ' or '.join(_size((side, side)) for side in sides)
+  if first[::-1] not in sizes:
+    taken = ' or '.join(_size(size[::-1]) for size in sizes)
     raise UserError(
       f'{field}: {files[0]} is {_size(first)} pixels; for {what}, this model takes {taken}: crop '
       'and resize the picture first'
     )
   opaque = np.stack([_opaque(picture) for picture in opened])
-  images = [prepare_picture(x, image_size=first[0], channels=channels) for x in opened]
+  images = [prepare_picture(x, image_size=first[::-1], channels=channels) for x in opened]
   names = [file.stem for file in files]
   if len({*names}) < len(names):  # in folders of their own
     names = [f'{i:04d}-{name}' for i, name in enumerate(names)]
   return OwnPictures(names, np.stack(images), None if opaque.all() else opaque, remarks)
 
 
-def read_masks(given: str, field: str, *, size: int, count: int) -> np.ndarray:
-  """Reads a mask for all pictures, or one for each: white is known, black is to be found.
+def read_masks(given: str, field: str, *, size: tuple[int, int], count: int) -> np.ndarray:
+  """Reads a mask for all pictures, of size (height, width), or one for each.
 
   Returns:
-    bool [count, size, size].
+    bool [count, *size]: white is known, black is to be found.
 
   Raises:
     UserError: another size, or another number of masks.
@@ -88,13 +88,13 @@ def read_masks(given: str, field: str, *, size: int, count: int) -> np.ndarray:
   masks = []
   for file in files:
     picture = _open(file, field)
-    if picture.size != (size, size):
+    if picture.size != size[::-1]:
       raise UserError(
         f'{field}: {file} is {_size(picture.size)} pixels and the pictures are '
-        f'{_size((size, size))}; a mask must have their size'
+        f'{_size(size[::-1])}; a mask must have their size'
       )
     masks.append(np.asarray(picture.convert('L')) >= _WHITE)
-  return np.broadcast_to(np.stack(masks), (count, size, size))
+  return np.broadcast_to(np.stack(masks), (count, *size))
 
 
 def _find(given, field) -> tuple[list[pathlib.Path], tuple[str, ...]]:

@@ -32,6 +32,7 @@ from ddpm_jax.interop.safetensors_file import write_safetensors
 from ddpm_jax.interop.state_dicts import chosen_sets, describe, find_sets, several
 from ddpm_jax.interop.tensors import params_from_tensors, tensors_from_params, torch_name
 from ddpm_jax.interop.weight_files import find_weights, read_weights
+from ddpm_jax.nn.unet import NUM_GROUPS
 from ddpm_jax.sampling.clip import DYNAMIC_QUANTILE
 
 WEIGHTS = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')
@@ -85,7 +86,7 @@ _UNET_DEFAULTS = {
   'mid_block_scale_factor': 1,
   'mid_block_type': 'UNetMidBlock2D',
   'norm_eps': 1e-5,
-  'norm_num_groups': 32,
+  'norm_num_groups': NUM_GROUPS,
   'num_class_embeds': None,
   'num_train_timesteps': None,
   'out_channels': 3,
@@ -141,6 +142,7 @@ _UNET_FIELDS = {
   'down_block_types': 'model.attn_resolutions',
   'in_channels': 'data.channels',
   'layers_per_block': 'model.num_res_blocks',
+  'norm_num_groups': 'model.num_groups',
   'num_class_embeds': 'model.num_classes',
   'out_channels': 'data.channels and diffusion.var_type',
   'sample_size': 'data.image_size',
@@ -308,7 +310,8 @@ def read_config(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
   theirs = _UNET_DEFAULTS | _read_json(unet / UNET_CONFIG)
   size, widths = theirs['sample_size'], theirs['block_out_channels']
   size = size[0] if isinstance(size, list) and len(set(map(str, size))) == 1 else size
-  numbers = [size, theirs['in_channels'], theirs['layers_per_block']]
+  lengths = size if isinstance(size, list) and len(size) == 2 else [size]
+  numbers = [*lengths, theirs['in_channels'], theirs['layers_per_block']]
   numbers += widths if isinstance(widths, list) and widths else [None]
   if not all(isinstance(n, int) and n > 0 for n in numbers):
     raise UserError(
@@ -328,13 +331,20 @@ def read_config(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
     config.model.num_classes = num_rows - has_row
     if not has_row:
       config.train.label_dropout = 0.0
-  config.data.update(source='', image_size=size, channels=theirs['in_channels'])
+  with config.ignore_type():  # a number or a tuple
+    config.data.image_size = size if lengths == [size] else tuple(size)
+  config.data.update(source='', channels=theirs['in_channels'])
+  groups = theirs['norm_num_groups']
+  if groups != NUM_GROUPS:
+    if type(groups) is not int or groups < 1:
+      raise UserError(f'{unet / UNET_CONFIG}: norm_num_groups={_shown(groups)} is no number')
+    config.model.num_groups = groups
   config.model.update(
     ch=widths[0],
     ch_mult=tuple(width // widths[0] for width in widths),
     num_res_blocks=theirs['layers_per_block'],
     attn_resolutions=tuple(
-      size // 2**level for level, block in enumerate(blocks) if str(block).startswith('Attn')
+      lengths[0] // 2**level for level, block in enumerate(blocks) if str(block).startswith('Attn')
     ),
   )
   if not (scheduler / SCHEDULER_CONFIG).is_file():
@@ -463,7 +473,14 @@ def unet_settings(config: ConfigDict) -> dict[str, Any]:
       f'model.ch_mult={tuple(config.model.ch_mult)}: UNet2DModel of diffusers has no such network, '
       'for its first level is as wide as its first convolution; use a multiplier of 1 there'
     )
-  resolutions = [config.data.image_size // 2**i for i in range(len(config.model.ch_mult))]
+  size = config.data.image_size
+  lengths = [size] if isinstance(size, int) else list(size)
+  if not isinstance(size, int) and len(lengths) != 2:
+    raise UserError(
+      f'data.image_size={size}: UNet2DModel of diffusers takes pictures, of height and width, alone'
+    )
+  height = lengths[0]
+  resolutions = [height // 2**i for i in range(len(config.model.ch_mult))]
   attends = [resolution in config.model.attn_resolutions for resolution in resolutions]
   learned = config.diffusion.var_type == 'learned'
   return _UNET_DEFAULTS | {
@@ -480,8 +497,9 @@ def unet_settings(config: ConfigDict) -> dict[str, Any]:
     'norm_eps': 1e-6,
     'num_class_embeds': (num_rows := num_class_embeds(config)),
     **({_NO_LABEL: True} if num_rows not in (None, config.model.num_classes) else {}),
+    'norm_num_groups': config.model.num_groups or NUM_GROUPS,
     'out_channels': config.data.channels * (2 if learned else 1),
-    'sample_size': config.data.image_size,
+    'sample_size': size if isinstance(size, int) else list(size),
     'up_block_types': ['AttnUpBlock2D' if attend else 'UpBlock2D' for attend in attends[::-1]],
   }
 

@@ -144,7 +144,7 @@ def _value_of(field, text):
   if text == 'None' and (field in fields.OPTIONAL or fields.TYPES[field] is not str):
     value = None
   elif isinstance(text, str):
-    of_numbers = fields.TUPLES_OF_INTS + fields.TUPLES_OF_FLOATS
+    of_numbers = fields.TUPLES_OF_INTS + fields.TUPLES_OF_FLOATS + fields.SIZES
     value = _read(fields.TYPES[field], text, is_of_names=field not in of_numbers)
   fields.check_value(field, value)
   return value
@@ -157,9 +157,11 @@ def _read(kind, text, *, is_of_names):
   try:
     if kind in (int, float):
       return kind(text)
-    if kind is object:
-      return text if text == fields.DATA else int(text)
-    if kind is tuple:
+    if kind is object and re.fullmatch(r'\s*[+-]?[0-9_]+\s*', text):
+      return int(text)
+    if kind is object and is_of_names:
+      return text
+    if kind in (object, tuple):
       # `is` is a word of Python, too: 'fid,is' is not one of its tuples.
       if is_of_names and re.fullmatch(_NAMES, text):
         return tuple(name for name in text.replace(' ', '').split(',') if name)

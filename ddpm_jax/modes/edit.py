@@ -72,16 +72,16 @@ def _operator(config) -> LinearOperator | None:
 
 
 def _read(config) -> OwnPictures:
-  given, (side, _, channels) = config.edit.images, build.image_shape(config)
+  given, (height, width, channels) = config.edit.images, build.image_shape(config)
   if given is None:
     raise UserError(
       'edit.images is not given: name a picture, several with commas between them, or a folder, as '
       'in --config.edit.images=PICTURE.png'
     )
-  sides, what = [side], config.edit.what
+  sizes, what, scale = [(height, width)], config.edit.what, config.edit.scale
   if what == 'superresolution':
-    sides, what = [side // config.edit.scale, side], f'{what} x{config.edit.scale}'
-  return read_pictures(given, 'edit.images', sides=sides, channels=channels, what=what)
+    sizes, what = [(height // scale, width // scale), *sizes], f'{what} x{scale}'
+  return read_pictures(given, 'edit.images', sizes=sizes, channels=channels, what=what)
 
 
 def _masks(config, pictures) -> np.ndarray | None:
@@ -91,8 +91,8 @@ def _masks(config, pictures) -> np.ndarray | None:
       raise UserError(f'edit.mask is of no use for edit.what={config.edit.what}: leave it out')
     return None
   if config.edit.mask:
-    count, size = pictures.images.shape[:2]
-    return read_masks(config.edit.mask, 'edit.mask', size=size, count=count)
+    count, *size = pictures.images.shape[:3]
+    return read_masks(config.edit.mask, 'edit.mask', size=tuple(size), count=count)
   if pictures.opaque is None:
     raise UserError(
       'no picture of edit.images is transparent anywhere, so all of each is known: erase the part '

@@ -44,6 +44,26 @@ def test_crop_is_central(height, width):
   assert (prepare(image, 5, 3) == 200).all()
 
 
+@pytest.mark.parametrize(
+  ('size', 'box'),
+  [((5, 10), (0, 5, 20, 15)), ((10, 5), (5, 0, 15, 20)), ((20, 20), (0, 0, 20, 20))],
+)
+def test_other_forms_are_cut_from_the_middle_and_resized(size, box):
+  """The largest part of the form of the result; (left, top, right, bottom)."""
+  image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+  cut = PIL.Image.fromarray(image).crop(box)
+  expected = cut.resize(size[::-1], PIL.Image.Resampling.LANCZOS)
+  np.testing.assert_array_equal(prepare(image, size, 3), np.asarray(expected))
+  if cut.size == size[::-1]:
+    np.testing.assert_array_equal(prepare(image, size, 3), image)
+
+
+def test_one_pixel_of_a_long_picture_is_the_least_that_is_cut():
+  image = np.full((1, 9), 7, np.uint8)
+  assert prepare(image, (2, 64), 1).shape == (2, 64, 1)
+  assert (prepare(image, (64, 2), 1) == 7).all()
+
+
 @pytest.mark.parametrize('mode', ['L', 'RGB', 'P', 'CMYK', '1', 'LA', 'RGBA', 'YCbCr'])
 @pytest.mark.parametrize('channels', [1, 3])
 def test_modes_keep_white_and_black(mode, channels):

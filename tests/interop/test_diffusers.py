@@ -79,14 +79,27 @@ def test_export_of_import_is_the_same_file(pipeline, read, pipeline_config, tmp_
     )
 
 
-def test_import_of_export_is_the_same_tree(pipeline_config, tmp_path):
+@pytest.mark.parametrize(
+  ('size', 'num_groups', 'shown'), [(16, None, 16), ((16, 32), 8, [16, 32]), ((16, 16), None, None)]
+)
+def test_import_of_export_is_the_same_tree(pipeline_config, size, num_groups, shown, tmp_path):
   config = pipeline_config.copy_and_resolve_references()
   config.model.update(ch_mult=(1, 1, 2), num_res_blocks=2, attn_resolutions=(16, 4))
+  config.model.num_groups = num_groups
+  with config.ignore_type():  # a copy has lost that of a field that takes several
+    config.data.image_size = size
   like = jax.eval_shape(lambda: build.init_params(config))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), like)
   diffusers.write_pipeline(tmp_path / 'written', config, params)
   same_trees(diffusers.read_pipeline(tmp_path / 'written', config, like), params)
+  settings = json.loads((tmp_path / 'written/unet/config.json').read_text())
+  assert settings['sample_size'] == (shown or [16, 16])
+  assert settings['norm_num_groups'] == (num_groups or 32)
+  told = diffusers.read_config(tmp_path / 'written', pipeline_config)
+  assert told.data.image_size == (size if shown else 16)
+  for field in ('ch_mult', 'num_res_blocks', 'attn_resolutions', 'num_groups'):
+    assert told.model[field] == config.model[field]
 
 
 @pytest.mark.parametrize('form', ['old names', 'flat', 'unet alone', 'zip', 'legacy'])
@@ -156,6 +169,7 @@ def test_predictions_go_by_the_librarys_names(
   ('overrides', 'message'),
   [
     ({'model.resamp_with_conv': False}, r'model\.resamp_with_conv=False'),
+    ({'data.image_size': (16,)}, r'data\.image_size=\(16,\): UNet2DModel .* takes pictures'),
     ({'model.ch_mult': (2, 2)}, r'model\.ch_mult=\(2, 2\): .*use a multiplier of 1 there'),
     (
       {'diffusion.mean_type': 'xprev'},
@@ -166,7 +180,8 @@ def test_predictions_go_by_the_librarys_names(
 )
 def test_what_the_library_lacks_is_not_exported(pipeline_config, overrides, message, tmp_path):
   config = pipeline_config.copy_and_resolve_references()
-  config.update_from_flattened_dict(overrides)
+  with config.ignore_type():
+    config.update_from_flattened_dict(overrides)
   with pytest.raises(UserError, match=message):
     diffusers.write_pipeline(tmp_path / 'written', config, {})
   assert not (tmp_path / 'written').exists()

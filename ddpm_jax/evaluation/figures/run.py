@@ -43,7 +43,7 @@ class Run:
     denoiser_of: params -> Denoiser, its x_0 clipped.
     variance: as p_mean_variance.
     kind: (prediction, loss, variance), as Table 2 names them.
-    image_shape: (H, W, C).
+    image_shape: of an example, (H, W, C) of pictures.
     open_split: () -> Source of the images to compress and to interpolate.
     open_bpd_splits: () -> Sources of the bound.
     metrics: of config.eval.
@@ -65,7 +65,7 @@ class Run:
   denoiser_of: Callable[[Any], Denoiser]
   variance: str | None
   kind: tuple[str, str, str]
-  image_shape: tuple[int, int, int]
+  image_shape: tuple[int, ...]
   open_split: Callable[[], Source]
   open_bpd_splits: Callable[[], Sequence[Source]]
   metrics: Sequence[str]
