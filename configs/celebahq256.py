@@ -12,7 +12,7 @@ from ddpm_jax.configs import default
 def get_config():
   config = default.get_config()
   config.data.update(source='celebahq256', image_size=256)
-  config.diffusion.update(var_type='fixedsmall')
+  config.diffusion.update(schedule='linear', beta_start=1e-4, var_type='fixedsmall')
   config.model.update(ch_mult=(1, 1, 2, 2, 4, 4), dropout=0.0)
   config.optim.update(learning_rate=2e-5)
   config.train.update(global_batch_size=64, num_steps=500_000, num_samples=16)

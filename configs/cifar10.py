@@ -29,6 +29,7 @@ VARIANCES = ('fixedlarge', 'fixedsmall', 'learned')
 
 def get_config(ablation='eps-mse-fixedlarge'):
   config = default.get_config()
+  config.diffusion.update(schedule='linear', beta_start=1e-4)
   if ablation == 'labels':
     config.model.num_classes = 10
     config.train.label_dropout = 0.1

@@ -15,14 +15,24 @@ def get_config():
       'init_optimizer': False,  # take over the state of the optimizer, too, from a workdir
       'network': placeholder(str),  # name of one's own, of a run from Python; none: model's U-Net
       'data': {
-        'source': 'cifar10',  # digits | cifar10 | tfds:NAME | folder:PATH | celebahq256 | lsun_*
+        # digits | cifar10 | tfds:NAME | folder:PATH | array:PATH | celebahq256 | lsun_*
+        'source': 'cifar10',
         'dir': placeholder(str),  # folder of the data; none: TFDS's own
         'split': 'train',
         'holdout': placeholder(float),  # part of train that is test, where there is none; none: 0
         # Pixels of the side of square pictures; or the length of each axis, as (48, 64), height and
         # width. Pictures of other sizes are centre-cropped to that form and resized.
         'image_size': FieldReference(32, field_type=object),
-        'channels': 3,  # 1 (grey) or 3 (colour)
+        'channels': 3,  # of pictures 1 (grey) or 3 (colour)
+        # Of whole numbers, up to 65,536; or continuous, for values of any kind. None: 256 of bytes,
+        # and continuous for floating-point numbers
+        'levels': placeholder(object),
+        # How values are stored, which the training split says where these are None: their type;
+        # the first level; and of continuous ones, x_0 = (value - shift) / scale, for each channel
+        'dtype': placeholder(str),
+        'lowest': placeholder(int),
+        'shift': placeholder(tuple),
+        'scale': placeholder(tuple),
         'random_flip': True,  # mirror left-right with probability 1/2, in training
         'memory_limit_gib': 4.0,  # sets up to this size are decoded once and held in memory
         'device_limit_gib': 1.0,  # and up to this size on accelerators, which gather the batches
@@ -33,9 +43,11 @@ def get_config():
         'num_workers': 4,  # processes that read sets beyond it; 0: none
       },
       'diffusion': {
-        'schedule': 'linear',  # linear | quad | const | jsd | warmup10 | warmup50 | cosine
+        # linear | quad | const | jsd | warmup10 | warmup50 | cosine | logsnr; none: linear, or for
+        # more than 256 levels logsnr
+        'schedule': placeholder(str),
         'num_timesteps': 1000,
-        'beta_start': 1e-4,
+        'beta_start': placeholder(float),  # none: 1e-4; of logsnr the square of a level's width
         'beta_end': 0.02,
         'mean_type': 'eps',  # eps | xstart | xprev | v
         'var_type': 'fixedlarge',  # fixedsmall | fixedlarge | learned

@@ -23,7 +23,7 @@ from ddpm_jax.errors import UserError, check_system
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.editing import Known, known_pixels, scaled
 from ddpm_jax.evaluation.figures.interpolation import interpolate_batch, make_interpolate_fn
-from ddpm_jax.evaluation.grids import make_grid, to_uint8
+from ddpm_jax.evaluation.grids import make_grid, pictures_of
 from ddpm_jax.evaluation.samples import Drawer, save_chain
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.nn.own import OwnNetwork
@@ -80,7 +80,7 @@ def load(
   elif isinstance(config, str):
     config = load_config(config)
   check_fields(config)
-  config = origins.with_classes(config, given)
+  config = origins.with_data(config, given)
   if not jax.config.jax_compilation_cache_dir:
     devices.use_compilation_cache(config.compilation_cache, default_cache_dir)
   own = None
@@ -106,6 +106,7 @@ class Model:
     step: training step of the weights.
     params: the parameters.
     schedule: NoiseSchedule.
+    encoding: how the data's values become x_0.
     class_names: of the labels 0, 1, ...; None for a model without labels.
     drawn: uint8 samples that the last call had drawn when it was interrupted; None if it was not.
   """
@@ -123,6 +124,7 @@ class Model:
     self.config = config.copy_and_resolve_references()
     self.step, self.params = weights.step, weights.params
     self.schedule = build.schedule(config)
+    self.encoding = build.encoding(config)
     self.class_names: tuple[str, ...] | None = None
     if build.num_classes(config) is not None:
       self.class_names = tuple(build.class_names(config, class_names))
@@ -192,7 +194,7 @@ class Model:
     config, drawer = self._drawer(num, seed, labels, **choices)
 
     def compute(ids, pauses):
-      return {'samples': to_uint8(drawer.draw(self.params, ids, pauses))}
+      return {'samples': self.encoding.decode(drawer.draw(self.params, ids, pauses))}
 
     what = 'samples' if progress else None
     given = None if drawer.pattern is None else drawer.pattern.tobytes()
@@ -223,7 +225,7 @@ class Model:
     _, drawer = self._drawer(num, seed, labels, batch_size=num, **choices)
     ids = np.minimum(np.arange(drawer.sizes.host), num - 1)
     for t, x_0 in drawer.predictions(self.params, ids):
-      yield t, to_uint8(x_0[:num])
+      yield t, self.encoding.decode(x_0[:num])
 
   def animate(
     self,
@@ -248,7 +250,8 @@ class Model:
     """Examples uint8 [N, H, W, C] in a grid, small ones enlarged, as a PIL image."""
     from PIL import Image
 
-    return Image.fromarray(make_grid(self._check(examples), columns=columns))
+    x_0 = self.encoding.x_0(self._stored(examples))
+    return Image.fromarray(make_grid(pictures_of(x_0), columns=columns))
 
   def bits_per_dim(
     self,
@@ -338,7 +341,9 @@ class Model:
 
     def invert(params, images):
       denoiser = build.denoiser_of(self._config, 'none', self._network)(params)
-      return ddim_encode(self.schedule, denoiser, scale_levels(images), timesteps)
+      return ddim_encode(
+        self.schedule, denoiser, scale_levels(images, self.encoding.levels), timesteps
+      )
 
     return self._map(('invert', num_steps), invert, self._check(examples))
 
@@ -353,7 +358,7 @@ class Model:
       denoiser = build.denoiser_of(self._config, 'none', self._network)(params)
       return SAMPLERS['ddim'](self.schedule, denoiser, x, None, timesteps)
 
-    return to_uint8(self._map(('decode', num_steps), decode, x_T))
+    return self.encoding.decode(self._map(('decode', num_steps), decode, x_T))
 
   def interpolate(
     self,
@@ -408,7 +413,7 @@ class Model:
         'ids': pair.astype(np.int32),
       }
       x_0 = interpolate_batch(interpolate, self.params, batch, key, num_steps, pauses)
-      return {'samples': to_uint8(x_0)}
+      return {'samples': self.encoding.decode(x_0)}
 
     asked = 'interpolate', seed, num, num_steps, examples.tobytes(), others.tobytes()
     rows = self._rows(asked, len(examples) * num, compute, sizes, None)
@@ -545,6 +550,11 @@ class Model:
     **choices,
   ):
     """uint8 [N, num, H, W, C]; fields are those of config.edit that are given."""
+    if not self.encoding.is_of_pictures:
+      raise UserError(
+        f'edits take values of 256 levels in uint8, and this model has {self.encoding.dtype}, '
+        f'levels {self._config.data.levels}'
+      )
     if fields.get('method') == 'repaint':
       sampler = sampler or 'ancestral'
     config = self._sampling(sampler=sampler, **choices)
@@ -662,19 +672,28 @@ class Model:
     return self._compiled[what]
 
   def _check(self, examples):
-    """The examples as an array.
+    """The examples as an array, encoded.
 
     Raises:
       UserError: not such as the model was trained on.
     """
-    array = np.asarray(examples)
+    return self.encoding.encode(self._stored(examples))
+
+  def _stored(self, examples):
+    """As _check, and as they are stored."""
+    array, encoding = np.asarray(examples), self.encoding
     if not array.size:
       raise UserError('examples are none: give one image at least')
-    if array.dtype != np.uint8 or array.shape[1:] != self.shape:
+    kinds = 'uif' if encoding.levels is None else 'ui'
+    fits = array.dtype == np.uint8 if encoding.is_of_pictures else array.dtype.kind in kinds
+    if not fits or array.shape[1:] != self.shape:
       shape = ', '.join(map(str, ('N', *self.shape)))
+      levels = 'any values'
+      if encoding.levels is not None:
+        levels = f'levels {encoding.lowest} to {encoding.lowest + encoding.levels - 1}'
       raise UserError(
-        f'examples are {array.dtype}{list(array.shape)}; this model takes uint8 [{shape}], of '
-        'levels 0 to 255'
+        f'examples are {array.dtype}{list(array.shape)}; this model takes {encoding.dtype} '
+        f'[{shape}], of {levels}'
       )
     return array
 

@@ -20,8 +20,8 @@ from ddpm_jax import devices, numerics, processes
 from ddpm_jax.config import build, checks
 from ddpm_jax.config.fields import DATA
 from ddpm_jax.config.files import load_config
-from ddpm_jax.config.origins import Start, read_start, settled, split_step, with_classes
-from ddpm_jax.data import Labels, batch_of_step, check_classes, keep_record
+from ddpm_jax.config.origins import Start, read_start, settled, split_step, with_data
+from ddpm_jax.data import Encoded, Labels, batch_of_step, check_classes, keep_record
 from ddpm_jax.data.digits import ArraySource
 from ddpm_jax.data.labels import listed
 from ddpm_jax.data.sources import Source
@@ -74,11 +74,13 @@ def train(
 
   Args:
     workdir: folder of the run.
-    data: uint8 [N, H, W, C], pictures to train on; None for those of config.data.
+    data: [N, ..., C], examples to train on, of one to three spatial axes: uint8 pictures; other
+      whole numbers, of config.data.levels; or floating-point numbers. None for those of
+      config.data.
     labels: int [N], the class of each picture, 0, 1, ...; None for a model without labels.
     config: name or path of a config, or a ConfigDict, such as load_config returns. With `data`, its
-      data.image_size and data.channels are those of the pictures. None for that of the digits,
-      without samples on the way, and with attention at half the size of the pictures.
+      data.image_size and data.channels are those of the examples. None for that of the digits,
+      without samples on the way, and with attention at half the size of the examples.
     network: one's own, (params, x_t [B, H, W, C], t int [B]) -> [B, H, W, C]; None for the U-Net.
       With labels it has a fourth argument, labels int [B], the number of classes where there is
       none.
@@ -103,9 +105,9 @@ def train(
   if num_steps is not None:
     config.train.num_steps = num_steps
   if data is not None:
-    source = array_source(data, labels)
+    source = array_source(data, labels, config.data.levels)
     *size, channels = source.image_shape
-    image_size = size[0] if len({*size}) == 1 else tuple(size)
+    image_size = size[0] if len(size) == 2 and size[0] == size[1] else tuple(size)
     with config.ignore_type():  # a number or a tuple
       config.data.update(source=OWN_DATA, image_size=image_size, channels=channels)
     if is_default and source.image_shape != (8, 8, 1):
@@ -148,20 +150,27 @@ def train(
   return load(workdir, network=network, params=params)
 
 
-def array_source(data: np.ndarray, labels: np.ndarray | None = None) -> ArraySource:
-  """Pictures in an array as a source, with their classes if these are given.
+def array_source(
+  data: np.ndarray, labels: np.ndarray | None = None, levels: int | str | None = None
+) -> ArraySource:
+  """Examples in an array as a source, with their classes if these are given.
 
   Raises:
-    UserError: no pictures, or labels that are not theirs.
+    UserError: no examples, or labels that are not theirs.
   """
   images = np.asarray(data)
-  if images.dtype != np.uint8 or images.ndim != 4:
+  if images.dtype.kind not in 'buif' or images.ndim not in (3, 4, 5):
     raise UserError(
-      f'data is {images.dtype}{list(images.shape)}; it must be uint8 [N, H, W, C], pictures of '
-      'levels 0 to 255'
+      f'data is {images.dtype}{list(images.shape)}; it must be [N, L, C] signals, [N, H, W, C] '
+      'pictures or [N, D, H, W, C] volumes, of numbers'
     )
-  if not len(images):
-    raise UserError('data holds no pictures')
+  if images.dtype == np.uint8 and images.ndim == 3 and levels is None:
+    raise UserError(
+      f'data is uint8{list(images.shape)}: give grey pictures with their axis of channels, '
+      'data[..., None]; for signals of bytes, set config.data.levels=256'
+    )
+  if not images.size:
+    raise UserError('data holds no examples')
   found = None
   if labels is not None:
     ids = np.asarray(labels)
@@ -176,7 +185,7 @@ def array_source(data: np.ndarray, labels: np.ndarray | None = None) -> ArraySou
 
 
 class _GivenSource(ArraySource):
-  """Pictures in an array, whose fingerprint is of all of them."""
+  """Examples in an array, whose fingerprint is of all of them."""
 
   def names(self) -> bytes:
     """Their sha256, in place of names."""
@@ -221,7 +230,10 @@ def run(
       raise UserError(
         'data.holdout is given, and the pictures are an array: leave out some of them'
       )
-    config = with_classes(settled(config, path), path)
+    with terminal.waiting('opens the data'):
+      config = with_data(settled(config, path), path, source=source)
+    if source is not None and config.data.dtype is not None:
+      source = Encoded(source, build.encoding(config))
     begun = has_begun(path)
     if processes.is_primary():
       check_config(path, config)

@@ -30,7 +30,8 @@ FILES = sorted(ROOT.rglob('*.py'))
 ONE_LINE = {UserError, NotFiniteError}
 # Beside these, what a module raises for another part of itself, or to Python.
 INTERNAL = {
-  'AttributeError': ['__init__.py'],  # of a name that the package lacks
+  # Of a name that the package lacks, or an object while it is unpickled.
+  'AttributeError': ['__init__.py', 'data/encoding.py'],
   'FileNotFoundError': ['storage/sealed_path.py'],  # to JAX
   'Interrupted': ['heeding.py'],
   'KeyboardInterrupt': ['signals.py'],  # of Ctrl-C, heeded

@@ -110,9 +110,10 @@ def test_interrupt_saves_the_step_in_hand_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
   ('choices', 'message'),
   [
-    ({'data': PICTURES / 255}, r'data is float64\[40, 8, 8, 1\]; it must be uint8 \[N, H, W, C\]'),
-    ({'data': PICTURES[..., 0]}, r'data is uint8\[40, 8, 8\]; it must be uint8 \[N, H, W, C'),
-    ({'data': PICTURES[:0]}, 'data holds no pictures'),
+    ({'data': PICTURES[:, 0, 0]}, r'data is uint8\[40, 1\]; it must be \[N, L, C\] signals, '),
+    ({'data': PICTURES.astype(str)}, r'data is <U3\[40, 8, 8, 1\]; it must be .*, of numbers'),
+    ({'data': PICTURES[..., 0]}, r'data is uint8\[40, 8, 8\]: give grey pictures with their axis'),
+    ({'data': PICTURES[:0]}, 'data holds no examples'),
     ({'network': apply}, 'network is given without params'),
     (
       {'network': lambda p, x, t: x[..., 0], 'params': {}},

@@ -19,6 +19,7 @@ from ddpm_jax import data, devices, numerics, processes
 from ddpm_jax.config import classes
 from ddpm_jax.config.fields import DATA, check_value
 from ddpm_jax.config.splits import measured, trained_on
+from ddpm_jax.data.encoding import CONTINUOUS
 from ddpm_jax.data.pictures import picture_axes
 from ddpm_jax.diffusion import (
   Denoiser,
@@ -30,6 +31,8 @@ from ddpm_jax.diffusion import (
   make_schedule,
   timestep_subsequence,
 )
+from ddpm_jax.diffusion.gaussians import LEVELS
+from ddpm_jax.diffusion.schedules import with_defaults
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features, references, stepwise
 from ddpm_jax.evaluation.bound import Bound, make_bpd_fns
@@ -69,7 +72,13 @@ from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.identity import Identity
 from ddpm_jax.storage.logs import RunLog, Terminal
 from ddpm_jax.storage.run_record import RUN_FILE
-from ddpm_jax.storage.workdir import config_dict, deciding_fields, differences, flatten
+from ddpm_jax.storage.workdir import (
+  ENCODING_FIELDS,
+  config_dict,
+  deciding_fields,
+  differences,
+  flatten,
+)
 from ddpm_jax.training import recipe
 from ddpm_jax.training.loop import Plan
 from ddpm_jax.training.step import TrainStep, make_train_step
@@ -107,19 +116,53 @@ def key(seed: int, stream: str) -> jax.Array:
 # Diffusion and model.
 
 
+def diffusion(config: ConfigDict) -> ConfigDict:
+  """config.diffusion with the schedule that goes with the data's levels, unless it says one."""
+  return ConfigDict(with_defaults(config.diffusion.to_dict(), levels(config)))
+
+
 def betas(config: ConfigDict) -> np.ndarray:
-  """The betas of a config.diffusion."""
+  """The betas of config.diffusion."""
+  fields = diffusion(config)
   return make_betas(
-    config.schedule,
-    config.num_timesteps,
-    beta_start=config.beta_start,
-    beta_end=config.beta_end,
+    fields.schedule,
+    fields.num_timesteps,
+    beta_start=fields.beta_start,
+    beta_end=fields.beta_end,
   )
 
 
 def schedule(config: ConfigDict) -> NoiseSchedule:
   """NoiseSchedule of config.diffusion."""
-  return make_schedule(betas(config.diffusion))
+  table = betas(config)
+  is_fine = diffusion(config).schedule == 'logsnr'
+  return make_schedule(table, decoder_variance=float(table[0]) if is_fine else None)
+
+
+def levels(config: ConfigDict) -> int | None:
+  """Of the data; None for values of any kind."""
+  given = config.data.levels
+  return LEVELS if given is None else None if given == CONTINUOUS else given
+
+
+def encoding(config: ConfigDict) -> data.Encoding:
+  """How the data's values become x_0.
+
+  Raises:
+    UserError: that is left to the data, and nobody has looked at them.
+  """
+  fields = config.data
+  if fields.dtype is None:
+    if data.takes_pictures(fields.source) or (levels(config) == LEVELS and not fields.lowest):
+      return data.PICTURES
+    raise UserError(
+      f'data.levels is {fields.levels}, but how values are stored is left to the data, which are '
+      'not read here: give data.dtype, too, such as int16'
+    )
+  count = levels(config)
+  if count is not None:
+    return data.Encoding(fields.dtype, count, fields.lowest or 0)
+  return data.Encoding(fields.dtype, None, 0, tuple(fields.shift), tuple(fields.scale))
 
 
 def parameterization(config: ConfigDict) -> Parameterization:
@@ -135,6 +178,11 @@ def axes(config: ConfigDict) -> tuple[int, ...]:
 def image_shape(config: ConfigDict) -> tuple[int, ...]:
   """Of an example: (H, W, C) of pictures."""
   return (*axes(config), config.data.channels)
+
+
+def has_pictures(config: ConfigDict) -> bool:
+  """Whether the data are pictures of 256 levels, as editing and networks of features take them."""
+  return len(axes(config)) == 2 and encoding(config).is_of_pictures
 
 
 def num_groups(config: ConfigDict) -> int:
@@ -263,13 +311,14 @@ def guide(config: ConfigDict) -> Guide | None:
 
   theirs = origins.config_of(given)
   fields = ('data.image_size', 'data.channels', 'model.num_classes', 'diffusion.num_timesteps')
+  fields = (*fields, *ENCODING_FIELDS)
   ours_flat, theirs_flat = flatten(config_dict(config)), flatten(config_dict(theirs))
   differing = differences(
     {name: theirs_flat[name] for name in fields},
     {name: ours_flat[name] for name in fields},
     ('there', 'here'),
   )
-  if not differing and not np.allclose(betas(config.diffusion), betas(theirs.diffusion)):
+  if not differing and not np.allclose(betas(config), betas(theirs)):
     differing = ['diffusion.schedule: other betas']
   if differing:
     raise UserError(
@@ -370,6 +419,8 @@ def source(config: ConfigDict, split: str | None = None, field: str = 'data.spli
     raise type(error)(str(error).replace('data.split=', f'{field}=')) from error
   if config.data.on_damage == 'skip':
     opened = data.Substitutes(opened)
+  if config.data.dtype is not None:
+    opened = data.Encoded(opened, encoding(config))
   if processes.count() > 1:
     fingerprint = data.fingerprint(opened)
     processes.check_same('data', {opened.name: f'{len(opened)} images, sha256 {fingerprint[:12]}'})
@@ -514,6 +565,7 @@ def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainSt
     loss_type=config.diffusion.loss_type,
     ema_decay=config.optim.ema_decay,
     random_flip=config.data.random_flip,
+    levels=levels(config),
     grad_accum_steps=config.train.grad_accum_steps,
     num_classes=num_classes(config),
     label_dropout=label_dropout(config),
@@ -599,6 +651,8 @@ def model_identity(config: ConfigDict) -> Identity:
     fields, dtype = {'network': config.network}, None
   if arithmetic := numerics.arithmetic():
     dtype = ', '.join([dtype or 'own', *(f'{name}={x}' for name, x in arithmetic.items())])
+  if not encoding(config).is_of_pictures:
+    fields['encoding'] = encoding(config).facts()
   return Identity(model=fields, diffusion=deciding_fields(config, 'diffusion'), dtype=dtype)
 
 
@@ -688,6 +742,7 @@ def drawer(
     words=', '.join(words),
     pattern=pattern,
     class_names=None if pattern is None else tuple(class_names(config, names)),
+    encoding=encoding(config),
     guide=None if away_from is None else away_from.weights.params,
   )
 
@@ -865,6 +920,12 @@ def feature_network(config: ConfigDict) -> features.FeatureNetwork:
   Raises:
     UserError: weights that cannot be used, or images that it does not take.
   """
+  if not has_pictures(config):
+    raise UserError(
+      f'the features of eval.network={config.eval.network} are of pictures of 256 levels, and '
+      f'these data are {" x ".join(map(str, image_shape(config)))}, levels '
+      f'{config.data.levels or 256}: give --config.eval.metrics=bpd'
+    )
   if config.eval.network == 'digits':
     return features.digits_network()
   return features.inception_network(
@@ -920,6 +981,7 @@ def bpd_fns(
       schedule(config),
       variance=parameterization(config.diffusion).fixed_variance,
       num_terms=num_terms,
+      levels=levels(config),
     )
   )
 
@@ -965,6 +1027,7 @@ def bounds(
         num_terms=num_terms,
         num_timesteps=config.diffusion.num_timesteps,
         labels=labels,
+        encoding=encoding(config),
       )
     )
   return bounds
@@ -1050,7 +1113,7 @@ def training_evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> 
 
 def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run:
   """What the paper's tables and figures need of a trained model."""
-  diffusion = config.diffusion
+  kind = config.diffusion.mean_type, config.diffusion.loss_type, config.diffusion.var_type
 
   def open_measured(splits, field, otherwise=()):
     """The splits that can be measured; or another, which is said."""
@@ -1071,9 +1134,10 @@ def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run
     identity=model_identity(config).but(seed=config.sample.seed),
     schedule=schedule(config),
     denoiser_of=denoiser_of(config),
-    variance=parameterization(diffusion).fixed_variance,
-    kind=(diffusion.mean_type, diffusion.loss_type, diffusion.var_type),
+    variance=parameterization(config.diffusion).fixed_variance,
+    kind=kind,
     image_shape=image_shape(config),
+    encoding=encoding(config),
     open_split=lambda: open_measured(
       [config.reproduce.split], 'reproduce.split', otherwise=[config.data.split]
     )[0],
@@ -1083,11 +1147,11 @@ def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run
     num_slots=config.reproduce.num_slots,
     num_images=config.reproduce.num_images,
     batch_size=config.sample.batch_size,
-    is_paper_data='cifar10' in config.data.source and diffusion.num_timesteps == 1000,
+    is_paper_data='cifar10' in config.data.source and config.diffusion.num_timesteps == 1000,
     key_of=lambda stream: devices.replicate(key(config.sample.seed, stream)),
     open_training=lambda: source(config),
     make_bound=lambda opened: bounds(config, [opened], None, data.read_class_names(path))[0],
-    make_scorer=lambda metrics: scorer(config, metrics),
+    make_scorer=lambda metrics: scorer(config, metrics) if has_pictures(config) else None,
     make_drawer=lambda count: drawer(config, count, names=data.read_class_names(path)),
     make_evaluator=lambda: evaluator(config, path),
   )

@@ -11,6 +11,9 @@ from ml_collections import ConfigDict
 from ddpm_jax import devices, numerics, processes
 from ddpm_jax.config import build
 from ddpm_jax.config.fields import DATA, check_fields
+from ddpm_jax.data.encoding import CONTINUOUS, STORED_DTYPES
+from ddpm_jax.data.pictures import check_picture_size
+from ddpm_jax.data.sources import takes_pictures
 from ddpm_jax.diffusion import make_betas
 from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.prediction import check_choice
@@ -70,7 +73,7 @@ def check(config: ConfigDict, *, trains: bool = True) -> None:
   A batch of training, which is shared in equal parts, is of no account where nothing is trained.
   """
   check_fields(config)
-  _check_diffusion(config.diffusion)
+  _check_diffusion(config)
   if not config.network:
     _check_model(config.model, build.axes(config))
   _check_choices(config)
@@ -101,7 +104,7 @@ def doubts(config: ConfigDict) -> list[str]:
     lines.append(
       f'x_T is far from noise: alphas_cumprod[T-1] is {signal:.3g} and L_T {least:.2g} to '
       f'{greatest:.2g} bits/dim, so samples, which begin with noise alone, cannot be right. In a '
-      f'new run: {" or ".join(_less_signal(config.diffusion, signal))}'
+      f'new run: {" or ".join(_less_signal(build.diffusion(config), signal))}'
     )
   timesteps = build.timesteps(config)
   at_first = float(schedule.alphas_cumprod[timesteps[-1]])
@@ -141,10 +144,62 @@ def check_metrics(metrics: Iterable[str]) -> None:
     )
 
 
+def _check_axes(config):
+  """Whether the data have axes such as their source has them, and as they are to be treated."""
+  axes, source = build.axes(config), config.data.source
+  if source and takes_pictures(source):
+    check_picture_size(config.data.image_size, source)
+  if config.data.random_flip and len(axes) == 1:
+    raise UserError(
+      'data.random_flip=True would turn signals back to front: give --config.data.random_flip=False'
+    )
+
+
+def _check_encoding(config):
+  """Whether the fields of a config.data that say how values are stored go together."""
+  if takes_pictures(config.source):
+    pictures = {'levels': 256, 'dtype': 'uint8', 'lowest': 0, 'shift': None, 'scale': None}
+    for field, usual in pictures.items():
+      if config[field] not in (None, usual):
+        raise UserError(
+          f'data.{field} is {config[field]}, but data.source={config.source} has pictures of 256 '
+          'levels: leave it out'
+        )
+  check_choice('data.dtype', config.dtype, (None, *STORED_DTYPES))
+  for field in ('shift', 'scale'):
+    given = config[field]
+    if given is None:
+      continue
+    if config.levels != CONTINUOUS:
+      raise UserError(f'data.{field} is given, which goes with data.levels={CONTINUOUS} alone')
+    if len(given) != config.channels:
+      raise UserError(
+        f'data.{field} has {len(given)} numbers; there must be one for each of the '
+        f'{config.channels} channels (data.channels)'
+      )
+  if (config.shift is None) != (config.scale is None):
+    raise UserError('of data.shift and data.scale one is given alone: give both, or neither')
+  if config.dtype is not None and config.levels == CONTINUOUS and config.shift is None:
+    raise UserError(f'data.dtype is {config.dtype}, but data.shift and data.scale are not given')
+  is_whole = config.dtype is not None and config.levels != CONTINUOUS
+  if is_whole and np.dtype(config.dtype).kind == 'f':
+    raise UserError(f'data.dtype is {config.dtype}, which goes with data.levels={CONTINUOUS} alone')
+
+
+def check_pictures(config: ConfigDict, what: str) -> None:
+  """Raises a UserError for data that are no pictures of 256 levels, which `what` is for."""
+  if not build.has_pictures(config):
+    raise UserError(
+      f'{what} is for pictures of 256 levels, and these data are '
+      f'{" x ".join(map(str, build.image_shape(config)))}, levels {config.data.levels or 256}'
+    )
+
+
 def _check_diffusion(config):
-  parameterization = build.parameterization(config)
-  check_loss(parameterization, config.loss_type)
+  parameterization = build.parameterization(config.diffusion)
+  check_loss(parameterization, config.diffusion.loss_type)
   signal = np.cumprod(1 - build.betas(config))[-1]
+  config = build.diffusion(config)
   if signal < MIN_SIGNAL and parameterization.needs_signal:
     raise UserError(
       f'diffusion.schedule={config.schedule} of {config.num_timesteps} timesteps (beta_start='
@@ -282,7 +337,8 @@ def _check_eval(config):
     )
   check_choice('eval.rounding', config.eval.rounding, ('uint8', 'float'))
   check_choice('eval.network', config.eval.network, NETWORKS)
-  if config.eval.network == 'digits' and build.image_shape(config) != (8, 8, 1):
+  is_picture = len(build.axes(config)) == 2
+  if config.eval.network == 'digits' and is_picture and build.image_shape(config) != (8, 8, 1):
     raise UserError(
       'eval.network=digits takes images of 8 x 8 pixels and one channel, not '
       f'data.image_size={config.data.image_size} and data.channels={config.data.channels}; '
@@ -303,6 +359,9 @@ def _check_choices(config):
       f'data.labels is {config.data.labels}, but model.num_classes is None, a model without '
       f'labels; give --config.model.num_classes={DATA}, too'
     )
-  check_choice('data.channels', config.data.channels, (1, 3))
+  if takes_pictures(config.data.source):
+    check_choice('data.channels', config.data.channels, (1, 3))
+  _check_axes(config)
+  _check_encoding(config.data)
   check_choice('train.on_nonfinite', config.train.on_nonfinite, ('stop', 'skip'))
   check_choice('data.on_damage', config.data.on_damage, ('stop', 'skip'))

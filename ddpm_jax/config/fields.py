@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax.configs import default
+from ddpm_jax.data.encoding import CONTINUOUS, MAX_LEVELS
 from ddpm_jax.errors import UserError
 
 MAX_SEED = 2**32 - 1  # beyond it, JAX makes keys that smaller seeds have, too
@@ -24,6 +25,10 @@ LIMITS: dict[str, tuple[float, float]] = {
   'seed': (0, MAX_SEED),
   'data.image_size': (1, 2**16),
   'data.channels': (1, 2**10),
+  'data.levels': (2, MAX_LEVELS),
+  'data.lowest': (-(2**31), 2**31),
+  'data.shift': (-_MAX_FLOAT, _MAX_FLOAT),
+  'data.scale': (1e-37, _MAX_FLOAT),
   'data.holdout': (0, 1),
   'data.memory_limit_gib': (0, 2**30),
   'data.device_limit_gib': (0, 2**30),
@@ -90,10 +95,10 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 NUMBERS = {int: 'an integer', float: 'a number'}
 TUPLES_OF_INTS = ('model.ch_mult', 'model.attn_resolutions')  # the others are of strings
-TUPLES_OF_FLOATS = ('sample.guidance_interval',)
+TUPLES_OF_FLOATS = ('sample.guidance_interval', 'data.shift', 'data.scale')
 DATA = 'data'  # in place of a number: as many as the data have
 # Of fields whose type is object: what they take in place of an integer.
-WORDS = {'model.num_classes': DATA}
+WORDS = {'model.num_classes': DATA, 'data.levels': CONTINUOUS}
 SIZES = ('data.image_size',)  # or a tuple of integers, the length of each axis
 MAX_AXES = 3
 MAY_BE_EMPTY = ('data.source',)  # of a model that does not tell its data

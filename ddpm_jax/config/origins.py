@@ -24,7 +24,9 @@ from ddpm_jax.config import build
 from ddpm_jax.config.fields import DATA, check_value
 from ddpm_jax.config.files import CONFIG_FILE, packaged_model, packaged_models
 from ddpm_jax.configs import default
-from ddpm_jax.data import read_class_names, read_labels
+from ddpm_jax.data import Source, find_encoding, read_class_names, read_labels
+from ddpm_jax.data.encoding import CONTINUOUS
+from ddpm_jax.data.sources import takes_pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.weights import Weights, make_weights, parameters_sha256
 from ddpm_jax.interop import diffusers, hub, tf_bundle
@@ -34,7 +36,14 @@ from ddpm_jax.interop.tensors import params_from_tensors
 from ddpm_jax.paths import expanded
 from ddpm_jax.storage.checkpoints import named_leaves
 from ddpm_jax.storage.files import damaged, default_cache_dir, read_json, read_object
-from ddpm_jax.storage.workdir import check_format, differences, flatten, has_begun, workdir_path
+from ddpm_jax.storage.workdir import (
+  ENCODING_FIELDS,
+  check_format,
+  differences,
+  flatten,
+  has_begun,
+  workdir_path,
+)
 from ddpm_jax.training.state import init_train_state
 
 PACKAGED_WEIGHTS = 'ema_params.safetensors'
@@ -310,14 +319,51 @@ def _local_folder(given):
   return path if path.is_dir() else packaged_model(name)
 
 
-def with_classes(config: ConfigDict, *models: str | os.PathLike[str] | None) -> ConfigDict:
-  """The config with the number of classes where it is left to the data.
+def with_data(
+  config: ConfigDict, *models: str | os.PathLike[str] | None, source: Source | None = None
+) -> ConfigDict:
+  """The config with what is left to the data: how values are stored, and the number of classes.
 
   Args:
     config: ConfigDict.
     models: the first that is there, and has classes, decides: a run that has begun. Where there is
-      none, the classes of config.data are counted.
+      none, the data of config.data tell.
+    source: of the training split; None for that of config.data.
   """
+  return _with_classes(_with_encoding(config, models, source), models)
+
+
+def _with_encoding(config, models, source):
+  """The config with data.dtype and what goes with it, of data that are no pictures."""
+  if config.data.dtype is not None or takes_pictures(config.data.source):
+    return config
+  config = config.copy_and_resolve_references()
+  for given in filter(None, models):
+    folder = _local_folder(given)
+    stored = read_config(folder) if folder is not None and _has_model(folder) else None
+    if stored is not None:
+      return _with_encoding_of(config, {name: stored.data[name] for name in _OF_ENCODING})
+  if source is None:
+    source = build.source(config)
+  fields = config.data
+  if fields.shift is not None and fields.scale is not None:
+    return _with_encoding_of(config, {'dtype': 'float32', 'levels': CONTINUOUS})
+  found = find_encoding(source, fields.levels, fields.lowest, fields.channels)
+  if found.is_of_pictures:
+    return config
+  facts = {'dtype': found.dtype, 'levels': found.levels, 'lowest': found.lowest}
+  if found.levels is None:
+    facts |= {'levels': CONTINUOUS, 'lowest': None, 'shift': found.shift, 'scale': found.scale}
+  return _with_encoding_of(config, facts)
+
+
+def _with_encoding_of(config, facts):
+  with config.ignore_type():
+    config.data.update(facts)
+  return config.lock()
+
+
+def _with_classes(config, models):
   if config.model.num_classes != DATA:
     return config
   config = config.copy_and_resolve_references()
@@ -334,6 +380,9 @@ def _with_number(config, number):
   with config.ignore_type():  # of the text that was there
     config.model.num_classes = number
   return config.lock()
+
+
+_OF_ENCODING = tuple(name.removeprefix('data.') for name in ENCODING_FIELDS)
 
 
 def _has_model(folder):

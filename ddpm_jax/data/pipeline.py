@@ -119,12 +119,17 @@ def _batch(source, images, labels, indices):
   return {'images': images, 'labels': labels[stand_ins(source, indices)]}
 
 
+def dtype_of(source: Any) -> np.dtype:
+  """Of what a source's `read` returns."""
+  return np.dtype(getattr(source, 'dtype', np.uint8))
+
+
 class _Memory:
   """All pictures of a source, which threads decode in the background: no start waits for them."""
 
   def __init__(self, source):
     self._source = source
-    self._images = np.empty((len(source), *source.image_shape), np.uint8)
+    self._images = np.empty((len(source), *source.image_shape), dtype_of(source))
     # One core is left to whoever makes use of the time, such as the compiler.
     num_threads = min(_MAX_THREADS, max(1, os.cpu_count() - 1))
     self._pool = concurrent.futures.ThreadPoolExecutor(num_threads)

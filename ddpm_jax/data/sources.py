@@ -1,9 +1,10 @@
-"""The sources of pictures, by the name that `data.source` gives.
+"""The sources of examples, by the name that `data.source` gives.
 
 digits                                the embedded 8x8 handwritten digits   digits.py
 tfds:NAME, tfds:NAME/CONFIG           TensorFlow Datasets                   tfds.py
 cifar10                               TFDS or the official archive          cifar10.py
 folder:PATH                           a folder of pictures                  folder.py
+array:PATH                            examples of any shape in an array     arrays.py
 celebahq256                           TFDS or a folder                      celebahq.py
 lsun_bedroom, lsun_church, lsun_cat   LSUN's lmdb or a folder               lsun.py
 """
@@ -14,19 +15,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm_jax.data import celebahq, cifar10, digits, folder, lsun, tfds
+from ddpm_jax.data import arrays, celebahq, cifar10, digits, folder, lsun, tfds
 from ddpm_jax.data.pictures import picture_axes
 from ddpm_jax.data.splits import NoSplitError, check_holdout, hold_out, told
 from ddpm_jax.errors import UserError
 
+OF_ANY_SHAPE = ('array',)  # how names begin of sources that have more than pictures
+
 
 class Source(Protocol):
-  """Random access to pictures of one size; can be pickled, for workers.
+  """Random access to examples of one shape; can be pickled, for workers.
 
   Attributes:
     name: the source as the config names it.
     split: name of the split.
-    image_shape: of a picture, (H, W, C).
+    image_shape: of an example, (H, W, C) of a picture.
   """
 
   name: str
@@ -37,9 +40,10 @@ class Source(Protocol):
     """Returns the number of pictures."""
 
   def read(self, indices: np.ndarray) -> np.ndarray:
-    """Returns uint8 [N, H, W, C] in [0, 255] for int [N]."""
+    """Returns the examples as they are stored, uint8 [N, H, W, C] of pictures, for int [N]."""
 
   # Optional, for more to be said and checked:
+  # dtype: of what `read` returns, if it is not uint8;
   # remarks: lines for the user on what was read, and what was left out;
   # names() -> bytes, the names of all pictures in their order;
   # picture_names() -> list of bytes, which data.holdout goes by;
@@ -78,7 +82,7 @@ def make_source(
   """
   if min(picture_axes(image_size)) < 1:
     raise UserError(f'data.image_size={image_size}: must be at least 1')
-  if channels not in (1, 3):
+  if takes_pictures(source) and channels not in (1, 3):
     raise UserError(f'data.channels={channels}: must be 1 (grey) or 3 (RGB)')
   check_holdout(holdout)
   shape = dict(image_size=image_size, channels=channels)
@@ -89,6 +93,11 @@ def make_source(
   if not len(opened):
     raise UserError(f'data.source={source!r}, data.split={split!r}: holds no pictures')
   return opened
+
+
+def takes_pictures(source: str) -> bool:
+  """Whether a source of this name has pictures, in grey or colour."""
+  return not source.startswith(OF_ANY_SHAPE)
 
 
 def _check_no_test(source, dir, shape):
@@ -140,6 +149,9 @@ SOURCES: Mapping[str, Callable[..., Any]] = {
   ),
   'tfds:NAME[/CONFIG]': _open_tfds,
   'folder:PATH': lambda source, name, dir, **shape: folder.make_folder_source(
+    name, name=source, **shape
+  ),
+  'array:PATH': lambda source, name, dir, **shape: arrays.make_array_source(
     name, name=source, **shape
   ),
   celebahq.NAME: lambda source, name, **shape: celebahq.make_celebahq256_source(**shape),

@@ -5,6 +5,8 @@ paper's t = 1).
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -78,8 +80,25 @@ SCHEDULES = {
 }
 
 
+def with_defaults(fields: Mapping[str, Any], levels: int | None) -> dict[str, Any]:
+  """The fields of config.diffusion, with a schedule and a beta_start where they have None.
+
+  Args:
+    fields: of config.diffusion.
+    levels: of the data; None for values of any kind.
+  """
+  name, beta_start = default_choices(levels)
+  name = name if fields['schedule'] is None else fields['schedule']
+  if name == 'logsnr' and levels is not None:
+    beta_start = (2 / (levels - 1)) ** 2
+  elif name != 'logsnr':
+    beta_start = BETA_START
+  given = fields['beta_start']
+  return {**fields, 'schedule': name, 'beta_start': beta_start if given is None else given}
+
+
 def default_choices(levels: int | None) -> tuple[str, float]:
-  """(name of a schedule, beta_start) for data of so many levels; None for data of any values.
+  """(name of a schedule, beta_start) for data of so many levels; None for values of any kind.
 
   The paper's begins at a standard deviation of 0.01, somewhat more than the width of one of 256
   levels. Where levels are narrower, the decoder would have to tell them apart by itself, for a bit

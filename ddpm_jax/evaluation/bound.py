@@ -7,6 +7,7 @@ WORKDIR/eval/step_XXXXXXXX/bpd-SPLIT_KEY/
 
 import csv
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import devices, processes
-from ddpm_jax.data import Labels, Source, stand_ins
+from ddpm_jax.data import PICTURES, Encoding, Labels, Source, stand_ins
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule, all_terms, sampled_terms
 from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.diffusion.gaussians import LEVELS
@@ -89,6 +90,7 @@ class Bound:
     num_terms: K of the estimate, or None for all terms.
     num_timesteps: T.
     labels: of all images of the split, for the bound given them; None for the bound without.
+    encoding: of the data.
   """
 
   source: Source
@@ -100,6 +102,7 @@ class Bound:
   num_terms: int | None
   num_timesteps: int
   labels: Labels | None = None
+  encoding: Encoding = PICTURES
 
   @property
   def split(self) -> str:
@@ -138,16 +141,19 @@ class Bound:
     """Returns the figure; writes terms.csv, of the bound but not of an estimate."""
     arrays = self.collect(parent, weights)
     total, error = mean_and_error(arrays['total_bpd'])
+    unit, scale = 'bits/dim', 1.0
+    if self.encoding.levels is None:  # of the density of the values as they are stored
+      unit, scale = 'nats/dim', math.log(2)
     figure = {
       'metric': 'bpd',
       'bpd_split': self.split,
-      'name': f'bits/dim ({self.split}{"" if self.labels is None else ", given the label"})',
-      'value': total,
-      'standard_error': error,
+      'name': f'{unit} ({self.split}{"" if self.labels is None else ", given the label"})',
+      'value': total * scale + self.encoding.log_scale(),
+      'standard_error': error and error * scale,
       'count': self.count,
       'split': f'{self.source.name} {self.split}, first {self.count} of {len(self.source)}',
       'data_sha256': self.identity.data['sha256'],
-      'L_T': float(arrays['prior_bpd'].mean(dtype=np.float64)),
+      'L_T': scale * float(arrays['prior_bpd'].mean(dtype=np.float64)),
     }
     folder = self.folder(parent, weights)
     if self.num_terms:
@@ -155,8 +161,8 @@ class Bound:
     else:
       vb = arrays['vb'].mean(axis=0, dtype=np.float64)
       figure |= {
-        'L_1..T-1': float(vb[1:].sum()),
-        'L_0': float(vb[0]),
+        'L_1..T-1': scale * float(vb[1:].sum()),
+        'L_0': scale * float(vb[0]) + self.encoding.log_scale(),
         'terms': 'all, one draw each',
       }
       if processes.is_primary():

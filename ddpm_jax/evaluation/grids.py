@@ -1,4 +1,4 @@
-"""Images for people: rounding to uint8, grids, PNG files."""
+"""Pictures for people: of examples of any shape, in grids, as PNG and GIF files."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,12 +10,59 @@ from ddpm_jax.storage.files import written_whole
 FRAME_MS = 60  # of an animation
 LAST_FRAME_MS = 1_500
 MAX_CAPTION = 24  # characters
+LINES_HEIGHT, MIN_LINES_WIDTH = 64, 128  # pixels of a signal
+COLOURS = ('#1f77b4', '#d62728', '#2ca02c', '#ff7f0e', '#9467bd', '#8c564b')  # of its channels
 MIN_CELL_PIXELS = 64  # smaller images are enlarged so that one can see them
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
   """float [-1, 1] -> uint8 [0, 255], clipped and rounded to the nearest level."""
   return np.rint(np.clip(images, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
+
+
+def pictures_of(x_0: np.ndarray) -> np.ndarray:
+  """Examples of any shape as pictures: themselves, signals as lines, volumes as middle slices.
+
+  Args:
+    x_0: float [N, ..., C] on [-1, 1], of one to three spatial axes.
+
+  Returns:
+    uint8 [N, H, W, 1 or 3].
+  """
+  num_axes = x_0.ndim - 2
+  if num_axes == 1:
+    return np.stack([_lines(example) for example in x_0])
+  if num_axes == 3:
+    x_0 = _slices(x_0)
+  if x_0.shape[-1] not in (1, 3):  # channels beside one another
+    x_0 = np.concatenate(np.split(x_0, x_0.shape[-1], axis=-1), axis=2)
+  return to_uint8(x_0)
+
+
+def _lines(signal):
+  """A signal [L, C] as lines, a colour each channel: uint8 [LINES_HEIGHT, W, 3]."""
+  from PIL import Image, ImageDraw
+
+  length, channels = signal.shape
+  width = max(length, MIN_LINES_WIDTH)
+  picture = Image.new('RGB', (width, LINES_HEIGHT), 'white')
+  draw = ImageDraw.Draw(picture)
+  at = np.linspace(0, width - 1, length)
+  for channel in range(channels):
+    rows = (1 - np.clip(signal[:, channel], -1, 1)) / 2 * (LINES_HEIGHT - 1)
+    draw.line(list(zip(at.tolist(), rows.tolist(), strict=True)), fill=COLOURS[channel % 6])
+  return np.array(picture)
+
+
+def _slices(volumes):
+  """[N, D, H, W, C] -> [N, height, width, C]: the middle slices across each axis, in a row."""
+  slices = [volumes.take(volumes.shape[axis] // 2, axis) for axis in (1, 2, 3)]
+  height = max(x.shape[1] for x in slices)
+  padded = [
+    np.pad(x, [(0, 0), (0, height - x.shape[1]), (0, 0), (0, 0)], constant_values=-1)
+    for x in slices
+  ]
+  return np.concatenate(padded, axis=2)
 
 
 def make_grid(

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from ddpm_jax import devices, processes
+from ddpm_jax.data import PICTURES, Encoding
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import stepwise
-from ddpm_jax.evaluation.grids import make_grid, save_gif, save_png, to_uint8
+from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_gif, save_png
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.sampling import Chain, fold_rows, make_noise_fn
@@ -79,6 +80,7 @@ class Drawer:
     words: the sampler in words, for reports.
     pattern: int32 [n], of a model with labels: sample i has the class pattern[i % n].
     class_names: of such a model.
+    encoding: of the data.
     guide: parameters of another model, replicated, to be guided away from.
   """
 
@@ -90,6 +92,7 @@ class Drawer:
   words: str
   pattern: np.ndarray | None = None
   class_names: tuple[str, ...] | None = None
+  encoding: Encoding = PICTURES
   guide: Any = None
 
   def labels(self, ids: np.ndarray) -> np.ndarray | None:
@@ -138,16 +141,19 @@ def write_samples(
     weights: Weights.
     workdir: WORKDIR.
     num_samples: N.
-    rounding: 'uint8'; or 'float' for x_0 in float32, neither clipped nor rounded.
+    rounding: 'uint8', as the data are stored; or 'float' for x_0 in float32, neither clipped nor
+      rounded.
     progress: whether to print the progress.
 
   Returns:
     the folder written to.
   """
 
+  encoding = drawer.encoding
+
   def compute(ids, pauses):
     x_0 = drawer.draw(weights.params, ids, pauses)
-    arrays = {'samples': to_uint8(x_0) if rounding == 'uint8' else x_0}
+    arrays = {'samples': encoding.decode(x_0) if rounding == 'uint8' else x_0}
     labels = drawer.labels(ids)
     return arrays if labels is None else arrays | {'labels': labels}
 
@@ -158,7 +164,7 @@ def write_samples(
       labels = np.asarray(arrays['labels'])
       rows, layout = by_class(labels, drawer.class_names, MAX_GRID_IMAGES)
     images = arrays['samples'][np.maximum(rows, 0)]
-    images = images if rounding == 'uint8' else to_uint8(images)
+    images = pictures_of(encoding.x_0(images) if rounding == 'uint8' else images)
     images[rows < 0] = 0
     save_png(folder / 'grid.png', make_grid(images, **layout))
 
@@ -215,7 +221,9 @@ def load_samples(folder: pathlib.Path, num_samples: int | None = None) -> np.nda
   return npz.open_npz(folder / 'samples.npz')['samples'][:num_samples]
 
 
-def write_pictures(folder: pathlib.Path, num_samples: int) -> pathlib.Path:
+def write_pictures(
+  folder: pathlib.Path, num_samples: int, encoding: Encoding = PICTURES
+) -> pathlib.Path:
   """Writes each sample that write_samples wrote as a file of its own, unless it is there.
 
   Returns:
@@ -226,7 +234,7 @@ def write_pictures(folder: pathlib.Path, num_samples: int) -> pathlib.Path:
     pictures.mkdir(exist_ok=True)
     for i, image in enumerate(load_samples(folder, num_samples)):
       if not (file := pictures / f'{i:08d}.png').exists():
-        save_png(file, image)
+        save_png(file, pictures_of(encoding.x_0(image[None]))[0])
   return pictures
 
 
@@ -248,7 +256,7 @@ def save_chain(file: pathlib.Path, drawer: Drawer, params: Any, num: int) -> pat
   """Writes the predictions of x_0 on the way to the first `num` samples as an animation."""
   ids = np.minimum(np.arange(drawer.sizes.host), num - 1)
   frames = (x_0[:num] for _, x_0 in drawer.predictions(params, ids))
-  save_gif(file, [make_grid(to_uint8(x)) for x in chosen_frames(frames, len(drawer.timesteps))])
+  save_gif(file, [make_grid(pictures_of(x)) for x in chosen_frames(frames, len(drawer.timesteps))])
   return file
 
 

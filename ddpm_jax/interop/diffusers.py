@@ -26,6 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion import schedules
+from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import tensors
 from ddpm_jax.interop.safetensors_file import write_safetensors
@@ -516,6 +517,7 @@ def scheduler_settings(diffusion: ConfigDict, clip: str = 'static') -> dict[str,
   Raises:
     UserError: there are none.
   """
+  diffusion = _of_pictures(diffusion)
   for field, known in (('mean_type', _PREDICTIONS), ('var_type', _VARIANCES)):
     if diffusion[field] not in known:
       raise UserError(
@@ -535,6 +537,11 @@ def scheduler_settings(diffusion: ConfigDict, clip: str = 'static') -> dict[str,
   if diffusion.schedule in _SCHEDULES:
     return settings | {'beta_schedule': _SCHEDULES[diffusion.schedule]}
   return settings | {'trained_betas': _our_betas(diffusion).tolist()}
+
+
+def _of_pictures(diffusion):
+  """A config.diffusion with the schedule of pictures where it leaves that open."""
+  return ConfigDict(schedules.with_defaults(diffusion.to_dict(), LEVELS))
 
 
 def _our_betas(diffusion):
@@ -572,7 +579,7 @@ def _has_one_head(head_dim, expected):
 
 
 def _check_scheduler(path, diffusion):
-  theirs = _scheduler_of(path)
+  theirs, diffusion = _scheduler_of(path), _of_pictures(diffusion)
   if theirs.get('_class_name') not in _SCHEDULERS:
     raise UserError(f'{path}: it is a {_shown(theirs.get("_class_name"))}, not a DDPMScheduler')
   expected = _SCHEDULER_DEFAULTS | {

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
-from ddpm_jax.config.origins import class_names, with_classes
+from ddpm_jax.config.origins import class_names, with_data
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.editing import known_of, write_edits
 from ddpm_jax.evaluation.own_pictures import OwnPictures, read_masks, read_pictures
@@ -30,8 +30,9 @@ def edit(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: pictures or a mask that cannot be used, no checkpoint, or one of another model.
   """
-  config = with_classes(config, workdir, config.init_from)
+  config = with_data(config, workdir, config.init_from)
   checks.prepare(config)
+  checks.check_pictures(config, '--mode=edit')
   checks.check_edit(config)
   config = build.edit_config(config)
   what, shape = config.edit.what, build.image_shape(config)

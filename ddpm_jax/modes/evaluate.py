@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
-from ddpm_jax.config.origins import settled, with_classes
+from ddpm_jax.config.origins import settled, with_data
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import Evaluator, score_images
 from ddpm_jax.evaluation.features import GREY_NOTE
@@ -33,7 +33,7 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: a config, checkpoint, data set, weights or statistics that cannot be used.
   """
-  config = with_classes(config, workdir)
+  config = with_data(config, workdir)
   checks.prepare(config)
   checks.check_metrics(build.names(config.eval.metrics))
   path = open_workdir(workdir if config.eval.samples else find_workdir(workdir))

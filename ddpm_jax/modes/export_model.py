@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
-from ddpm_jax.config.origins import with_classes
+from ddpm_jax.config.origins import with_data
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.diffusers import find_pipeline, write_pipeline
 from ddpm_jax.paths import expanded
@@ -28,7 +28,8 @@ def export_model(config: ConfigDict, workdir: str) -> None:
     UserError: no checkpoint, a folder in use, or a model that diffusers has not.
     WriteError: the folder cannot be written.
   """
-  config = with_classes(config, workdir)
+  config = with_data(config, workdir)
+  checks.check_pictures(config, '--mode=export')
   checks.prepare(config)
   if not config.export.path:
     raise UserError('--mode=export needs --config.export.path=FOLDER, the folder to write')

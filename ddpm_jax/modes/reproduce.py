@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
-from ddpm_jax.config.origins import with_classes
+from ddpm_jax.config.origins import with_data
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
 from ddpm_jax.modes.evaluate import restored
@@ -23,7 +23,7 @@ def reproduce(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: a config, checkpoint, data set or weights that cannot be used.
   """
-  config = with_classes(config, workdir)
+  config = with_data(config, workdir)
   checks.prepare(config)
   what = build.names(config.reproduce.what)
   if not what:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
-from ddpm_jax.config.origins import class_names, is_workdir, read_weights, with_classes
+from ddpm_jax.config.origins import class_names, is_workdir, read_weights, with_data
 from ddpm_jax.evaluation.samples import write_animation, write_pictures, write_samples
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.paths import expanded
@@ -24,7 +24,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: no checkpoint, or one of another model.
   """
-  config = with_classes(config, workdir, config.init_from)
+  config = with_data(config, workdir, config.init_from)
   checks.prepare(config)
   with Terminal().waiting('reads the checkpoint'):
     path, weights = find_weights(config, workdir)
@@ -37,7 +37,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
   folder = write_samples(drawer, weights, path, count, progress=True)
   written = [folder / 'samples.npz', folder / 'grid.png']
   if config.sample.files:
-    written.append(write_pictures(folder, count))
+    written.append(write_pictures(folder, count, drawer.encoding))
   if config.sample.animate:
     written.append(write_animation(drawer, weights, folder, count))
   processes.say(f'done: {" and ".join(map(str, written))}')

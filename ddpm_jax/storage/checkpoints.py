@@ -42,6 +42,7 @@ from ddpm_jax.storage.files import sync, write_text
 from ddpm_jax.storage.manifest import find_fault, read_manifest, write_manifest
 from ddpm_jax.storage.run_record import RunRecord
 from ddpm_jax.storage.workdir import (
+  ENCODING_FIELDS,
   FREE_FIELDS,
   check_path,
   differences,
@@ -50,7 +51,7 @@ from ddpm_jax.storage.workdir import (
 )
 
 # What must agree between a checkpoint and the program that reads it: sections, or single fields.
-MODEL_FIELDS = ('model', 'diffusion', 'data.image_size', 'data.channels')
+MODEL_FIELDS = ('model', 'diffusion', 'data.image_size', 'data.channels', *ENCODING_FIELDS)
 # But for these: the parameters are the same, float32, whatever they are computed with.
 FREE_MODEL_FIELDS = (*FREE_FIELDS, 'model.dtype')
 

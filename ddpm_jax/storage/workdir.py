@@ -27,6 +27,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
+from ddpm_jax.diffusion.gaussians import LEVELS
+from ddpm_jax.diffusion.schedules import with_defaults
 from ddpm_jax.errors import UserError, WriteError
 from ddpm_jax.paths import expanded
 from ddpm_jax.storage.files import (
@@ -44,6 +46,9 @@ FORMAT_FILE = 'format.json'
 # What begins the address of a bucket, to libraries that read and write those.
 _BUCKETS = ('gs:', 's3:', 'az:', 'hf:')
 
+# How values become x_0.
+ENCODING_FIELDS = ('data.levels', 'data.dtype', 'data.lowest', 'data.shift', 'data.scale')
+
 # What decides the course of a run. Everything else (how long, how often to log, where the data lie)
 # may change when it goes on.
 FIXED_FIELDS = (
@@ -54,6 +59,7 @@ FIXED_FIELDS = (
   'data.holdout',
   'data.image_size',
   'data.channels',
+  *ENCODING_FIELDS,
   'data.labels',
   'data.random_flip',
   'diffusion',
@@ -69,8 +75,11 @@ FREE_FIELDS = ('model.remat',)
 
 
 def config_dict(config: ConfigDict) -> dict[str, Any]:
-  """The config as plain JSON values."""
-  return json.loads(config.to_json())
+  """The config as plain JSON values, with the schedule that goes with the data's levels."""
+  values = json.loads(config.to_json())
+  levels = values['data']['levels']
+  levels = LEVELS if levels is None else levels if isinstance(levels, int) else None
+  return values | {'diffusion': with_defaults(values['diffusion'], levels)}
 
 
 def deciding_fields(config: ConfigDict, section: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ddpm_jax.modes.evaluate import evaluate
 from ddpm_jax.modes.info import info
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.modes.train import train
+from ddpm_jax.storage.workdir import config_dict
 from tests.tiny import tiny_config
 
 
@@ -36,7 +37,7 @@ def state_of(path, step=None, **overrides):
 
 def test_workdir_tells_the_config_of_its_run(origin):
   told = config_of(str(origin))
-  assert told.to_dict() == tiny_config().to_dict()
+  assert config_dict(told) == config_dict(tiny_config())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import ddpm_jax
 from ddpm_jax import data, trainer
 from ddpm_jax.config import build, checks, classes
-from ddpm_jax.config.origins import config_of, with_classes
+from ddpm_jax.config.origins import config_of, with_data
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.samples import by_class
@@ -46,7 +46,7 @@ def test_the_run_notes_its_classes_and_counts_them(workdir, model):
   assert json.loads((workdir / 'classes.json').read_text()) == list(NAMES)
   assert model.class_names == NAMES
   assert model.params['class_embedding']['embedding'].shape == (11, 128)
-  assert with_classes(labelled_config(), str(workdir)).model.num_classes == 10
+  assert with_data(labelled_config(), str(workdir)).model.num_classes == 10
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(workdir, model, tmp_path):

@@ -11,7 +11,7 @@ from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_csv
 
 
 def rate_distortion(
-  vb: np.ndarray, prior_bpd: np.ndarray, mse: np.ndarray
+  vb: np.ndarray, prior_bpd: np.ndarray, mse: np.ndarray, half_range: float = 127.5
 ) -> tuple[np.ndarray, np.ndarray]:
   """Progressive lossy compression (Sec. 4.3): after k reverse steps, x_{T-k} is known.
 
@@ -19,21 +19,26 @@ def rate_distortion(
     vb: [N, T] bits/dim.
     prior_bpd: [N].
     mse: [N, T] of the predicted x_0, on [-1, 1].
+    half_range: stored units of one unit of x_0.
 
   Returns:
-    (rate [T] in bits/dim, distortion [T] as RMSE on [0, 255]); entry k - 1 is after k steps.
+    (rate [T] in bits/dim, distortion [T] as RMSE in stored units); entry k - 1 is after k steps.
   """
   vb, mse = (x.mean(axis=0, dtype=np.float64)[::-1] for x in (vb, mse))
   rate = prior_bpd.mean(dtype=np.float64) + np.concatenate([[0], np.cumsum(vb)[:-1]])
-  return rate, 127.5 * np.sqrt(mse)
+  return rate, half_range * np.sqrt(mse)
 
 
 def compression(run: Run) -> pathlib.Path:
   """Rate, distortion and RMSE against reverse steps, on the split of config.reproduce."""
   bound = run.make_bound(run.split)
   arrays = bound.collect(run.eval_folder, run.weights)
-  rate, rmse = rate_distortion(arrays['vb'], arrays['prior_bpd'], arrays['mse'])
+  rate, rmse = rate_distortion(
+    arrays['vb'], arrays['prior_bpd'], arrays['mse'], run.encoding.half_range
+  )
   total = len(rate)
+  levels = run.encoding.levels
+  rmse_name = 'RMSE of x_0' if levels is None else f'RMSE on [0, {levels - 1}]'
   steps = np.arange(1, total + 1)
   theirs = {row[0]: row[1:] for row in paper.TABLE_4} if run.is_paper_data else {}
   identity = run.weights.identify(bound.identity)
@@ -48,14 +53,14 @@ def compression(run: Run) -> pathlib.Path:
   known = sorted(theirs)
   paper_rate, paper_rmse = np.transpose([theirs[k] for k in known]) if known else ([], [])
   curves = (
-    ('Distortion', 'reverse steps', steps, known, 'RMSE on [0, 255]', rmse, paper_rmse),
+    ('Distortion', 'reverse steps', steps, known, rmse_name, rmse, paper_rmse),
     ('Rate', 'reverse steps', steps, known, 'rate, bits/dim', rate, paper_rate),
     (
       'Distortion at a rate',
       'rate, bits/dim',
       rate,
       paper_rate,
-      'RMSE on [0, 255]',
+      rmse_name,
       rmse,
       paper_rmse,
     ),
@@ -71,7 +76,7 @@ def compression(run: Run) -> pathlib.Path:
   chosen = [max(1, round(total * (NUM_COLUMNS - i) / NUM_COLUMNS)) for i in range(NUM_COLUMNS)]
   table = [[str(k), f'{rate[k - 1]:.5f}', f'{rmse[k - 1]:.5f}', *theirs.get(k, '')] for k in chosen]
   table = [row[:3] + [f'{cell:.5f}' for cell in row[3:]] for row in table]
-  columns = ['Reverse steps', 'Rate (bits/dim)', 'RMSE [0, 255]']
+  columns = ['Reverse steps', 'Rate (bits/dim)', rmse_name.replace(' on', '')]
   columns += ['Paper: rate', 'Paper: RMSE'] if theirs else []
   plots.plot_table(folder / 'compression_table.png', columns, table)
   return folder

@@ -14,10 +14,11 @@ import numpy as np
 from ddpm_jax import processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule, q_sample
 from ddpm_jax.diffusion.forward import scale_levels
+from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures.run import Run, write_npz
-from ddpm_jax.evaluation.grids import make_grid, save_png, to_uint8
+from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_png
 from ddpm_jax.evaluation.references import source_identity
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.sampling import fold_rows, make_noise_fn
@@ -29,7 +30,11 @@ DEPTH_FRACTIONS = tuple(i / 8 for i in range(9))  # of T, Fig. 9
 
 
 def make_interpolate_fn(
-  denoiser_of: Callable[[Any], Denoiser], schedule: NoiseSchedule, *, variance: str | None
+  denoiser_of: Callable[[Any], Denoiser],
+  schedule: NoiseSchedule,
+  *,
+  variance: str | None,
+  levels: int | None = LEVELS,
 ) -> Stepwise:
   """Interpolation of images in the latent space (Sec. 4.4, Figs. 8 and 9).
 
@@ -47,12 +52,15 @@ def make_interpolate_fn(
     t = jnp.maximum(batch['num_steps'] - 1, 0)
     noise = noise_fn(schedule.num_timesteps)
 
+    def per_example(values):
+      return jnp.expand_dims(values, range(1, batch['images'].ndim))
+
     def encode(images):
-      x_0 = scale_levels(images)
-      is_noised = (batch['num_steps'] > 0)[:, None, None, None]
+      x_0 = scale_levels(images, levels)
+      is_noised = per_example(batch['num_steps'] > 0)
       return jnp.where(is_noised, q_sample(schedule, x_0, t, noise), x_0)
 
-    weights = batch['weights'][:, None, None, None]
+    weights = per_example(batch['weights'])
     mixed = (1 - weights) * encode(batch['images']) + weights * encode(batch['other_images'])
     return make_chain(None, noise_fn).start(mixed)
 
@@ -107,7 +115,9 @@ def interpolation(run: Run) -> pathlib.Path:
   chosen = np.random.default_rng(run.identity.seed).choice(len(source), 2 * pairs, replace=False)
   images = source.read(chosen).reshape(2, pairs, *source.image_shape)
   work = stepwise.compiled(
-    make_interpolate_fn(run.denoiser_of, run.schedule, variance=run.variance)
+    make_interpolate_fn(
+      run.denoiser_of, run.schedule, variance=run.variance, levels=run.encoding.levels
+    )
   )
   key = run.key_of('interpolate')
   identity = run.identify(images=chosen.tolist(), weights=list(WEIGHTS))
@@ -127,7 +137,7 @@ def interpolation(run: Run) -> pathlib.Path:
         'ids': pair.astype(np.int32),
       }
       x_0 = interpolate_batch(work, run.weights.params, batch, key, num_steps, pauses)
-      return {'samples': to_uint8(x_0)}
+      return {'samples': run.encoding.decode(x_0)}
 
     mixed = run.collect(
       folder / f'steps_{num_steps:04d}',
@@ -137,7 +147,8 @@ def interpolation(run: Run) -> pathlib.Path:
       compute,
       what=f'interpolations at {num_steps} steps',
     ).reshape(*shape, *source.image_shape)
-    return np.concatenate([images[0, :num_pairs, None], mixed, images[1, :num_pairs, None]], axis=1)
+    ends = (run.encoding.stored(of[:num_pairs, None]) for of in images)
+    return np.concatenate([next(ends), mixed, next(ends)], axis=1)
 
   at_half = interpolate(pairs, half)
   at_depths = np.concatenate([interpolate(1, depth) for depth in depths])
@@ -153,6 +164,7 @@ def interpolation(run: Run) -> pathlib.Path:
       },
     )
     for name, rows in (('figure8', at_half), ('figure9', at_depths)):
-      grid = make_grid(rows.reshape(-1, *source.image_shape), columns=rows.shape[1])
+      pictures = pictures_of(run.encoding.x_0(rows.reshape(-1, *source.image_shape)))
+      grid = make_grid(pictures, columns=rows.shape[1])
       save_png(folder / f'interpolation_{name}.png', grid)
   return folder

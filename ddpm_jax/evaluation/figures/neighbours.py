@@ -9,7 +9,7 @@ from ddpm_jax import processes
 from ddpm_jax.data import Source
 from ddpm_jax.evaluation.features import collect_features, features_identity
 from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_csv
-from ddpm_jax.evaluation.grids import make_grid, save_png
+from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_png
 from ddpm_jax.evaluation.images import ArrayImages
 from ddpm_jax.evaluation.references import real_features, source_identity
 from ddpm_jax.evaluation.samples import load_samples, samples_identity, write_samples
@@ -43,7 +43,7 @@ def nearest(queries: np.ndarray, others: Any, count: int) -> tuple[np.ndarray, n
 
 
 class PixelRows:
-  """A source's images as vectors of [0, 255], read a slice at a time."""
+  """A source's examples as vectors of their values, read a slice at a time."""
 
   def __init__(self, source: Source):
     self._source = source
@@ -63,24 +63,26 @@ def neighbours(run: Run) -> pathlib.Path:
   drawn = write_samples(drawer, run.weights, run.workdir, count, progress=True)
   samples = np.asarray(load_samples(drawn, count))
   source, scorer = run.open_training(), run.make_scorer(())
-  identity = features_identity(samples_identity(drawer, run.weights, 'uint8'), scorer.network)
+  identity = samples_identity(drawer, run.weights, 'uint8')
+  if scorer is not None:
+    identity = features_identity(identity, scorer.network)
   data = Identity(data=source_identity(source))
   folder = run.folder('neighbours', identity.but(data=data.data, choices={'samples': count}))
-  features = collect_features(
-    folder / 'rows',
-    scorer.network,
-    ArrayImages(samples),
-    count,
-    identity=identity,
-    batch_size=scorer.batch_size,
-  )
-  real, _ = real_features(
-    scorer.network, source, len(source), data, cache=scorer.cache, batch_size=scorer.batch_size
-  )
-  spaces = {
-    'pixels': nearest(samples.reshape(count, -1), PixelRows(source), width),
-    'features': nearest(features['features'], real['features'], width),
-  }
+  rows_of = run.encoding.encode(samples).reshape(count, -1)
+  spaces = {'pixels': nearest(rows_of, PixelRows(source), width)}
+  if scorer is not None:
+    features = collect_features(
+      folder / 'rows',
+      scorer.network,
+      ArrayImages(samples),
+      count,
+      identity=identity,
+      batch_size=scorer.batch_size,
+    )
+    real, _ = real_features(
+      scorer.network, source, len(source), data, cache=scorer.cache, batch_size=scorer.batch_size
+    )
+    spaces['features'] = nearest(features['features'], real['features'], width)
   if not processes.is_primary():
     return folder
   rows = []
@@ -90,10 +92,13 @@ def neighbours(run: Run) -> pathlib.Path:
         (space, i, rank + 1, indices[i, rank], distances[i, rank])
         for rank in range(indices.shape[1])
       ]
-    picture = np.concatenate(
-      [np.concatenate([samples[i : i + 1], source.read(indices[i])]) for i in range(count)]
+    shown = np.concatenate(
+      [
+        np.concatenate([samples[i : i + 1], run.encoding.stored(source.read(indices[i]))])
+        for i in range(count)
+      ]
     )
-    grid = make_grid(picture, columns=indices.shape[1] + 1)
+    grid = make_grid(pictures_of(run.encoding.x_0(shown)), columns=indices.shape[1] + 1)
     save_png(folder / f'neighbours_{space}.png', grid)
   columns = ('space', 'sample', 'rank', 'training_image', 'distance')
   write_csv(folder / 'neighbours.csv', columns, rows)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import devices
-from ddpm_jax.data import Source
+from ddpm_jax.data import Encoding, Source
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.evaluation.bound import Bound
 from ddpm_jax.evaluation.evaluator import Evaluator
@@ -44,6 +44,7 @@ class Run:
     variance: as p_mean_variance.
     kind: (prediction, loss, variance), as Table 2 names them.
     image_shape: of an example, (H, W, C) of pictures.
+    encoding: of the data.
     open_split: () -> Source of the images to compress and to interpolate.
     open_bpd_splits: () -> Sources of the bound.
     metrics: of config.eval.
@@ -53,7 +54,7 @@ class Run:
     key_of: name of a stream -> replicated key.
     open_training: () -> Source of training.
     make_bound: Source -> Bound, of all terms.
-    make_scorer: names of metrics -> Scorer.
+    make_scorer: names of metrics -> Scorer; None for data that no network of features takes.
     make_drawer: number of samples -> Drawer, of config.sample's sampler.
     make_evaluator: () -> Evaluator.
   """
@@ -66,6 +67,7 @@ class Run:
   variance: str | None
   kind: tuple[str, str, str]
   image_shape: tuple[int, ...]
+  encoding: Encoding
   open_split: Callable[[], Source]
   open_bpd_splits: Callable[[], Sequence[Source]]
   metrics: Sequence[str]
@@ -77,7 +79,7 @@ class Run:
   key_of: Callable[[str], jax.Array]
   open_training: Callable[[], Source]
   make_bound: Callable[[Source], Bound]
-  make_scorer: Callable[[Sequence[str]], Scorer]
+  make_scorer: Callable[[Sequence[str]], Scorer | None]
   make_drawer: Callable[[int], Drawer]
   make_evaluator: Callable[[], Evaluator]
 

@@ -12,7 +12,7 @@ from ddpm_jax import processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_npz
-from ddpm_jax.evaluation.grids import make_grid, save_png, to_uint8
+from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_png
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.sampling import fold_rows, make_noise_fn
 from ddpm_jax.sampling.ancestral import ancestral_chain
@@ -74,7 +74,7 @@ def shared(run: Run) -> pathlib.Path:
     chain, time, branch = (x.astype(np.int32) for x in np.unravel_index(ids, shape))
     batch = {'ids': chain, 'branches': branch, 'timesteps': np.int32(timesteps)[time]}
     chains = stepwise.run(work, run.weights.params, batch, key, pauses=pauses)
-    return {'samples': to_uint8(chains.x)}
+    return {'samples': run.encoding.decode(chains.x)}
 
   identity = run.identify(timesteps=timesteps, branches=NUM_COLUMNS, chains=chains)
   folder = run.folder('shared', identity)
@@ -83,5 +83,6 @@ def shared(run: Run) -> pathlib.Path:
   if processes.is_primary():
     shaped = images.reshape(*shape, *images.shape[1:])
     write_npz(folder / 'shared.npz', {'samples': shaped, 'timesteps': timesteps})
-    save_png(folder / 'shared.png', make_grid(images, columns=NUM_COLUMNS))
+    pictures = pictures_of(run.encoding.x_0(images))
+    save_png(folder / 'shared.png', make_grid(pictures, columns=NUM_COLUMNS))
   return folder

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 
+from ddpm_jax.data import PICTURES
 from ddpm_jax.evaluation.figures import paper
 from ddpm_jax.evaluation.figures.compression import compression, rate_distortion
 from ddpm_jax.evaluation.weights import make_weights
@@ -41,6 +42,7 @@ def test_the_papers_numbers_stand_beside_those_of_its_data_alone(tmp_path, is_pa
   weights = make_weights(2, {})
   run = types.SimpleNamespace(
     make_bound=lambda split: bound,
+    encoding=PICTURES,
     split='test',
     eval_folder=tmp_path,
     weights=weights,

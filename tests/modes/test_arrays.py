@@ -1,0 +1,256 @@
+"""Runs on signals and volumes, of whole numbers and of others: the whole path."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import ddpm_jax
+from ddpm_jax.errors import UserError
+from ddpm_jax.modes.edit import edit
+from ddpm_jax.modes.evaluate import evaluate
+from ddpm_jax.modes.export_model import export_model
+from ddpm_jax.modes.reproduce import reproduce
+from ddpm_jax.modes.sample import sample
+from ddpm_jax.modes.train import train
+from ddpm_jax.storage.checkpoints import Checkpointer
+from tests.tiny import tiny_config
+
+RNG = np.random.default_rng(0)
+WAVES = np.sin(np.arange(8)[:, None] * [0.7, 1.1] + RNG.uniform(0, 6, (60, 1, 2)))
+FIGURES = ('bound', 'compression', 'progressive', 'shared', 'interpolation', 'neighbours')
+KINDS = {  # name: (examples, data.levels)
+  'signals': (np.rint(2000 * WAVES).astype(np.int16), 4096),
+  'floats': ((5 * WAVES + 3).astype(np.float32), None),
+  'volumes': (RNG.integers(0, 256, (60, 4, 2, 4, 1), np.uint8), None),
+}
+
+SLOW, OTHERS = pytest.mark.slow, ('floats', 'volumes')
+
+
+def write(folder, kind, values=None):
+  """A folder of the two splits of the examples."""
+  values = KINDS[kind][0] if values is None else values
+  folder.mkdir(parents=True, exist_ok=True)
+  np.save(folder / 'train.npy', values[:40])
+  np.save(folder / 'test.npy', values[40:])
+  return folder
+
+
+def config_of(folder, kind, **fields):
+  values, levels = KINDS[kind]
+  return tiny_config(
+    **{
+      'data.source': f'array:{folder}',
+      'data.image_size': values.shape[1:-1],
+      'data.channels': values.shape[-1],
+      'data.levels': levels,
+      'model.ch': 8,
+      'model.num_groups': 4,
+      'train.num_steps': 4,
+      'train.checkpoint_every_steps': 4,
+      'eval.metrics': ('bpd',),
+      **fields,
+    }
+  )
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """{kind: (folder of the data, workdir)}."""
+  found = {}
+  for kind in KINDS:
+    data = write(tmp_path_factory.mktemp(kind) / 'data', kind)
+    train(config_of(data, kind), data.parent / 'run')
+    found[kind] = data, data.parent / 'run'
+  return found
+
+
+def figures_of(workdir):
+  (report,) = workdir.glob('eval/**/report.json')
+  return {figure['name']: figure for figure in json.loads(report.read_text())['figures']}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_samples_are_as_the_data_are_stored(runs, kind, tmp_path):
+  data, workdir = runs[kind]
+  values, levels = KINDS[kind]
+  sample(config_of(data, kind, **{'sample.files': 'png', 'sample.animate': True}), workdir)
+  (file,) = workdir.glob('samples/*/*/samples.npz')
+  stored = np.load(file)['samples']
+  assert (stored.shape, stored.dtype) == ((6, *values.shape[1:]), values.dtype)
+  if levels:
+    assert np.abs(stored).max() <= levels // 2
+  assert min(PIL.Image.open(file.with_name('grid.png')).size) > 64
+  files = sorted(workdir.glob('samples/*/*/pictures/*.png'))
+  assert len(files) == 6
+  model = ddpm_jax.load(workdir)
+  samples = model.sample(6, batch_size=8)
+  np.testing.assert_array_equal(samples, stored)
+  assert model.picture(samples).size[0] > 64
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_bound_is_of_the_values_as_they_are_stored(runs, kind):
+  data, workdir = runs[kind]
+  evaluate(config_of(data, kind), workdir)
+  figures = figures_of(workdir)
+  unit = 'nats/dim' if kind == 'floats' else 'bits/dim'
+  assert set(figures) == {f'{unit} (train)', f'{unit} (test)'}
+  model = ddpm_jax.load(workdir)
+  bound = model.bits_per_dim(KINDS[kind][0][40:50])
+  value = bound['total_bpd'].mean()
+  if kind == 'floats':
+    width = np.ptp(KINDS[kind][0][:40], axis=(0, 1)) / 2
+    value = value * np.log(2) + np.log(width).mean()
+  assert figures[f'{unit} (test)']['value'] == pytest.approx(value, rel=1e-5)
+  parts = sum(figures[f'{unit} (test)'][name] for name in ('L_T', 'L_1..T-1', 'L_0'))
+  assert parts == pytest.approx(value, rel=1e-5)
+
+
+def test_another_unit_changes_the_density_by_its_logarithm_and_nothing_else(runs, tmp_path):
+  data, workdir = runs['floats']
+  other = write(tmp_path / 'data', 'floats', 8 * KINDS['floats'][0] - 32)
+  train(config_of(other, 'floats'), tmp_path / 'run')
+  for ours, theirs in zip(
+    map(np.asarray, ddpm_jax.load(workdir).params['conv_in'].values()),
+    map(np.asarray, ddpm_jax.load(tmp_path / 'run').params['conv_in'].values()),
+    strict=True,
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+  evaluate(config_of(other, 'floats'), tmp_path / 'run')
+  evaluate(config_of(data, 'floats'), workdir)
+  ours, theirs = figures_of(workdir), figures_of(tmp_path / 'run')
+  for name, figure in ours.items():
+    assert theirs[name]['value'] == pytest.approx(figure['value'] + np.log(8), abs=1e-3)
+
+
+def test_levels_from_another_first_one_are_the_same_run(runs, tmp_path):
+  _, workdir = runs['signals']
+  other = write(tmp_path / 'data', 'signals', (KINDS['signals'][0] + 2048).astype(np.uint16))
+  train(config_of(other, 'signals'), tmp_path / 'run')
+  samples = [ddpm_jax.load(run).sample(3) for run in (workdir, tmp_path / 'run')]
+  assert [x.dtype for x in samples] == [np.int16, np.uint16]
+  np.testing.assert_array_equal(samples[0].astype(int) + 2048, samples[1])
+
+
+@pytest.mark.parametrize('kind', ['signals', *(pytest.param(x, marks=SLOW) for x in OTHERS)])
+def test_a_run_goes_on_bit_for_bit(runs, kind, tmp_path):
+  data, workdir = runs[kind]
+  for num_steps in (2, 4):
+    fields = {'train.num_steps': num_steps, 'train.checkpoint_every_steps': 2}
+    train(config_of(data, kind, **fields), tmp_path / 'run')
+  states = []
+  for run in (workdir, tmp_path / 'run'):
+    losses = [json.loads(x)['loss'] for x in (run / 'metrics.jsonl').read_text().splitlines()]
+    states.append((losses, ddpm_jax.load(run).sample(2).tobytes()))
+  assert states[0] == states[1]
+
+
+@pytest.mark.parametrize('kind', ['signals', *(pytest.param(x, marks=SLOW) for x in OTHERS)])
+def test_every_figure_is_drawn(runs, kind):
+  data, workdir = runs[kind]
+  reproduce(config_of(data, kind, **{'reproduce.what': FIGURES}), workdir)
+  pictures = {path.name for path in workdir.glob('reproduce/**/*.png')}
+  assert pictures >= {
+    'bound.png', 'compression.png', 'progressive.png', 'shared.png',
+    'interpolation_figure8.png', 'neighbours_pixels.png',
+  }  # fmt: skip
+  (file,) = workdir.glob('reproduce/**/interpolation.npz')
+  with np.load(file) as arrays:
+    rows, ids = arrays['figure_8'], arrays['ids']
+  assert rows.dtype == KINDS[kind][0].dtype
+  test_split = KINDS[kind][0][40:]
+  np.testing.assert_allclose(rows[:, 0], test_split[ids[0]], rtol=1e-5)
+  np.testing.assert_allclose(rows[:, -1], test_split[ids[1]], rtol=1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_model_takes_and_gives_the_data_as_they_are_stored(runs, kind):
+  values = KINDS[kind][0]
+  model = ddpm_jax.load(runs[kind][1])
+  assert model.shape == values.shape[1:]
+  x_T = model.invert(values[:3], num_steps=5)
+  back = model.decode(x_T, num_steps=5)
+  assert (back.shape, back.dtype) == (values[:3].shape, values.dtype)
+  between = model.interpolate(values[:2], values[2:4], num=3)
+  assert (between.shape[2:], between.dtype) == (values.shape[1:], values.dtype)
+  with pytest.raises(UserError, match=r'examples are .*; this model takes '):
+    model.bits_per_dim(values[:2].astype(str))
+  if kind == 'signals':
+    with pytest.raises(UserError, match=r'example 1 has values from .* holds -2048 to 2047'):
+      model.bits_per_dim(np.stack([values[0], values[0] + 2048]))
+  if kind != 'volumes':
+    with pytest.raises(UserError, match='edits take values of 256 levels in uint8, and this'):
+      model.sdedit(values[:1])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_what_is_for_pictures_alone_says_so(runs, kind, tmp_path):
+  data, workdir = runs[kind]
+  for mode, fields in ((edit, {}), (export_model, {'export.path': str(tmp_path / 'out')})):
+    with pytest.raises(UserError, match='is for pictures of 256 levels, and these data are'):
+      mode(config_of(data, kind, **fields), workdir)
+  with pytest.raises(UserError, match=r'give --config\.eval\.metrics=bpd'):
+    evaluate(config_of(data, kind, **{'eval.metrics': ('bpd', 'kid')}), workdir)
+
+
+def test_a_test_split_beyond_the_levels_is_named(runs, tmp_path):
+  _, workdir = runs['signals']
+  other = write(tmp_path / 'data', 'signals')
+  np.save(other / 'test.npy', KINDS['signals'][0][40:] * 2)
+  with pytest.raises(UserError, match=r'\(test\): example [0-9]+ has values .* data.levels=4096'):
+    evaluate(config_of(other, 'signals', **{'data.source': f'array:{other}'}), workdir)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'data.random_flip': True}, 'data.random_flip=True would turn signals back to front'),
+    ({'data.levels': None}, 'data.levels is not given, and .* int16 from -2000 to 2000'),
+    ({'data.levels': 2**17}, 'data.levels is 131072; it must be at most 65536'),
+    ({'data.levels': 'many'}, "data.levels is 'many'; it must be an integer, continuous or None"),
+    ({'data.image_size': (7,)}, r'image_size is 7; .* it must be a multiple of 2; .* \(8,\)'),
+    ({'data.shift': (1.0,)}, 'data.shift is given, which goes with data.levels=continuous'),
+    ({'data.dtype': 'int5'}, "data.dtype is 'int5'; it must be one of "),
+  ],
+)  # fmt: skip
+def test_fields_that_do_not_go_together_are_named_and_leave_nothing(fields, message, tmp_path):
+  data = write(tmp_path / 'data', 'signals')
+  config = config_of(data, 'signals', **{'model.ch_mult': (1, 2)})
+  with config.ignore_type():
+    config.update_from_flattened_dict(fields)
+  with pytest.raises(UserError, match=message) as error:
+    train(config, tmp_path / 'run')
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'run/config.json').exists()
+
+
+def test_an_array_from_python_trains_as_its_file_does(runs, tmp_path):
+  data, workdir = runs['signals']
+  config = config_of(data, 'signals')
+  model = ddpm_jax.train(tmp_path / 'run', KINDS['signals'][0][:40], config=config, progress=False)
+  np.testing.assert_array_equal(model.sample(3), ddpm_jax.load(workdir).sample(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['floats', 'volumes'])
+def test_an_array_from_python_needs_no_config(kind, tmp_path):
+  values = KINDS[kind][0]
+  model = ddpm_jax.train(tmp_path / 'run', values, num_steps=1, progress=False)
+  samples = model.sample(2)
+  assert (samples.shape[1:], samples.dtype) == (values.shape[1:], values.dtype)
+
+
+def test_a_checkpoint_belongs_to_the_encoding_of_its_values(runs):
+  _, workdir = runs['floats']
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['data']['dtype'] == 'float32'
+  assert len(config['data']['shift']) == len(config['data']['scale']) == 2
+  assert config['diffusion']['schedule'] == 'logsnr'
+  config['data']['scale'][0] *= 2
+  with Checkpointer(workdir / 'checkpoints', config, read_only=True) as checkpointer:
+    params = ddpm_jax.load(workdir).params
+    with pytest.raises(UserError, match=r'is of another model: data\.scale'):
+      checkpointer.restore_ema(params)
