@@ -35,7 +35,7 @@ from ddpm_jax.data import fingerprint, make_source
 file = tempfile.mkdtemp() + '/images.npy'
 images = np.arange(320).astype(np.uint8).reshape(5, 8, 8, 1)
 np.save(file, images)
-source = make_source(f'array:{file}', dir=None, image_size=8, channels=1, split='train')
+source = make_source(f'npy:{file}', dir=None, image_size=8, channels=1, split='train')
 assert (source.read(np.array([4, 0])) == images[[4, 0]]).all() and fingerprint(source)
 """,
   'ddpm_jax/evaluation/scores.py': """
