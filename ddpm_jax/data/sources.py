@@ -4,6 +4,7 @@ digits                                the embedded 8x8 handwritten digits   digi
 tfds:NAME, tfds:NAME/CONFIG           TensorFlow Datasets                   tfds.py
 cifar10                               TFDS or the official archive          cifar10.py
 folder:PATH                           a folder of pictures                  folder.py
+watch                                 the embedded motion of a smartwatch   watch.py
 array:PATH                            examples of any shape in an array     arrays.py
 celebahq256                           TFDS or a folder                      celebahq.py
 lsun_bedroom, lsun_church, lsun_cat   LSUN's lmdb or a folder               lsun.py
@@ -15,12 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm_jax.data import arrays, celebahq, cifar10, digits, folder, lsun, tfds
+from ddpm_jax.data import arrays, celebahq, cifar10, digits, folder, lsun, tfds, watch
 from ddpm_jax.data.pictures import picture_axes
 from ddpm_jax.data.splits import NoSplitError, check_holdout, hold_out, told
 from ddpm_jax.errors import UserError
 
-OF_ANY_SHAPE = ('array',)  # how names begin of sources that have more than pictures
+OF_ANY_SHAPE = ('array', 'watch')  # what names begin with of sources that have more than pictures
 
 
 class Source(Protocol):
@@ -97,7 +98,7 @@ def make_source(
 
 def takes_pictures(source: str) -> bool:
   """Whether a source of this name has pictures, in grey or colour."""
-  return not source.startswith(OF_ANY_SHAPE)
+  return source.partition(':')[0] not in OF_ANY_SHAPE
 
 
 def _check_no_test(source, dir, shape):
@@ -151,6 +152,7 @@ SOURCES: Mapping[str, Callable[..., Any]] = {
   'folder:PATH': lambda source, name, dir, **shape: folder.make_folder_source(
     name, name=source, **shape
   ),
+  'watch': lambda source, name, dir, **shape: watch.make_watch_source(**shape),
   'array:PATH': lambda source, name, dir, **shape: arrays.make_array_source(
     name, name=source, **shape
   ),
