@@ -15,7 +15,8 @@ def get_config():
       'init_optimizer': False,  # take over the state of the optimizer, too, from a workdir
       'network': placeholder(str),  # name of one's own, of a run from Python; none: model's U-Net
       'data': {
-        # digits | cifar10 | tfds:NAME | folder:PATH | watch | array:PATH | celebahq256 | lsun_*
+        # digits | cifar10 | tfds:NAME | folder:PATH | watch | brain_blocks | array:PATH |
+        # celebahq256 | lsun_*
         'source': 'cifar10',
         'dir': placeholder(str),  # folder of the data; none: TFDS's own
         'split': 'train',

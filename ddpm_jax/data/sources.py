@@ -5,6 +5,7 @@ tfds:NAME, tfds:NAME/CONFIG           TensorFlow Datasets                   tfds
 cifar10                               TFDS or the official archive          cifar10.py
 folder:PATH                           a folder of pictures                  folder.py
 watch                                 the embedded motion of a smartwatch   watch.py
+brain_blocks                          embedded blocks of an averaged brain  brain_blocks.py
 array:PATH                            examples of any shape in an array     arrays.py
 celebahq256                           TFDS or a folder                      celebahq.py
 lsun_bedroom, lsun_church, lsun_cat   LSUN's lmdb or a folder               lsun.py
@@ -16,12 +17,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm_jax.data import arrays, celebahq, cifar10, digits, folder, lsun, tfds, watch
+from ddpm_jax.data import arrays, brain_blocks, celebahq, cifar10, digits, folder, lsun, tfds, watch
 from ddpm_jax.data.pictures import picture_axes
 from ddpm_jax.data.splits import NoSplitError, check_holdout, hold_out, told
 from ddpm_jax.errors import UserError
 
-OF_ANY_SHAPE = ('array', 'watch')  # what names begin with of sources that have more than pictures
+OF_ANY_SHAPE = (
+  'array',
+  'watch',
+  'brain_blocks',
+)  # what names begin with of sources that have more than pictures
 
 
 class Source(Protocol):
@@ -153,6 +158,7 @@ SOURCES: Mapping[str, Callable[..., Any]] = {
     name, name=source, **shape
   ),
   'watch': lambda source, name, dir, **shape: watch.make_watch_source(**shape),
+  'brain_blocks': lambda source, name, dir, **shape: brain_blocks.make_brain_blocks_source(**shape),
   'array:PATH': lambda source, name, dir, **shape: arrays.make_array_source(
     name, name=source, **shape
   ),
