@@ -31,7 +31,13 @@ def test_version_stands_in_one_place_and_is_told(project):
 def test_dependencies_are_one_list(project):
   dynamic = project['tool']['setuptools']['dynamic']
   assert dynamic['dependencies'] == {'file': ['requirements.txt']}
-  assert set(project['project']['optional-dependencies']) == {'gpu', 'tpu', 'lsun'}
+  assert set(project['project']['optional-dependencies']) == {
+    'gpu',
+    'tpu',
+    'lsun',
+    'signals',
+    'volumes',
+  }
 
 
 def test_configs_of_the_package_are_those_of_the_top():

@@ -412,6 +412,7 @@ def source(config: ConfigDict, split: str | None = None, field: str = 'data.spli
       channels=config.data.channels,
       split=split or config.data.split,
       holdout=config.data.holdout,
+      stride=config.data.stride,
     )
   except UserError as error:
     if type(error) not in (UserError, data.NoSplitError):

@@ -59,21 +59,7 @@ class FolderSource(PictureSource):
     Raises:
       UserError: another choice, or pictures that lie in no folder of a class.
     """
-    if choice is None:
-      return None
-    if choice != FOLDERS:
-      raise UserError(f'data.labels={choice}: a folder of pictures has data.labels={FOLDERS} alone')
-    parts = [path.split('/') for path in self._paths]
-    if self.split == 'all':
-      parts = [of[1:] if of[0] in SPLITS and len(of) > 1 else of for of in parts]
-    if loose := ['/'.join(of) for of in parts if len(of) < 2]:
-      raise UserError(
-        f'data.labels={FOLDERS}: {len(loose)} pictures of {self._root} lie in no folder of a class '
-        f'({some(loose)}); move each into that of its class'
-      )
-    names = sorted({of[0] for of in parts})
-    numbers = {name: i for i, name in enumerate(names)}
-    return Labels(np.array([numbers[of[0]] for of in parts], np.int32), tuple(names))
+    return None if choice is None else labels_by_folder(self._paths, self._root, self.split, choice)
 
   def version(self) -> str:
     """sha256 (hex) of what the system tells of each file: another one if a picture changes."""
@@ -89,7 +75,37 @@ class FolderSource(PictureSource):
     return str(self._root / self._paths[index])
 
 
-def split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
+def labels_by_folder(
+  paths: Sequence[str], root: pathlib.Path, split: str, choice: str, what: str = 'pictures'
+) -> Labels:
+  """The class of each file: the first folder that the file lies in, below that of its split.
+
+  Args:
+    paths: relative to the folder of the split.
+    root: that folder.
+    split: its name; of 'all', the folder has those of the splits.
+    choice: data.labels.
+    what: the files are called, for errors.
+
+  Raises:
+    UserError: another choice, or files that lie in no folder of a class.
+  """
+  if choice != FOLDERS:
+    raise UserError(f'data.labels={choice}: a folder of {what} has data.labels={FOLDERS} alone')
+  parts = [path.split('/') for path in paths]
+  if split == 'all':
+    parts = [of[1:] if of[0] in SPLITS and len(of) > 1 else of for of in parts]
+  if loose := ['/'.join(of) for of in parts if len(of) < 2]:
+    raise UserError(
+      f'data.labels={FOLDERS}: {len(loose)} {what} of {root} lie in no folder of a class '
+      f'({some(loose)}); move each into that of its class'
+    )
+  names = sorted({of[0] for of in parts})
+  numbers = {name: i for i, name in enumerate(names)}
+  return Labels(np.array([numbers[of[0]] for of in parts], np.int32), tuple(names))
+
+
+def split_folder(root: pathlib.Path, split: str, what: str = 'pictures') -> pathlib.Path:
   """Returns the folder that holds `split`; see the module's docstring for the rule."""
   if split == 'all':
     return root
@@ -103,7 +119,7 @@ def split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
     )
   if split != 'train':
     raise NoSplitError(
-      f'data.split={split!r}: {root} has no such subfolder, and is one set of pictures, the split '
+      f'data.split={split!r}: {root} has no such subfolder, and is one set of {what}, the split '
       "'train'; --config.data.holdout=0.1, given when training begins, holds out a tenth as 'test'"
     )
   return root

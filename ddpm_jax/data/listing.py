@@ -1,4 +1,4 @@
-"""The pictures in a folder, each once, and a word on what is left out."""
+"""The files of a kind in a folder, each once, and a word on what is left out."""
 
 import dataclasses
 import errno
@@ -41,10 +41,14 @@ class PictureFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """The pictures below a folder, sorted by their paths, and {reason: paths} of what is left out."""
+  """The pictures below a folder, sorted by their paths, and {reason: paths} of what is left out.
+
+  `what` is what they are called, for people.
+  """
 
   pictures: Sequence[PictureFile]
   left_out: Mapping[str, Sequence[str]]
+  what: str = 'pictures'
 
   @property
   def paths(self) -> list[str]:
@@ -59,7 +63,7 @@ class Listing:
     reasons = '; '.join(
       f'{len(paths)} {reason} ({some(paths)})' for reason, paths in self.left_out.items()
     )
-    return (f'{root}: {len(self.pictures)} pictures; left out are {count}: {reasons}',)
+    return (f'{root}: {len(self.pictures)} {self.what}; left out are {count}: {reasons}',)
 
 
 def some(names: Sequence[str]) -> str:
@@ -68,7 +72,21 @@ def some(names: Sequence[str]) -> str:
 
 
 def list_pictures(root: pathlib.Path) -> Listing:
-  """Lists the pictures below a folder, at any depth.
+  """As list_files, of the pictures that Pillow reads here."""
+  listing = list_files(root, EXTENSIONS, 'pictures')
+  missing = _missing_formats({_extension(path) for path in listing.paths})
+  kept = [picture for picture in listing.pictures if _extension(picture.path) not in missing]
+  left_out = [(reason, path) for reason, paths in listing.left_out.items() for path in paths]
+  left_out += [
+    (f'{_extension(path)}, which Pillow here does not read', path)
+    for path in listing.paths
+    if _extension(path) in missing
+  ]
+  return Listing(kept, _by_reason(left_out))
+
+
+def list_files(root: pathlib.Path, extensions: Sequence[str], what: str) -> Listing:
+  """Lists the files below a folder, at any depth, whose names end in one of some extensions.
 
   A file that has several names, by links, is read by the first of them. Links are followed; a
   folder that they lead to a second time is left out.
@@ -76,21 +94,19 @@ def list_pictures(root: pathlib.Path) -> Listing:
   Raises:
     DiskError: the system fails to read a folder.
   """
-  found, left_out = _walk(root)
+  found, left_out = _walk(root, tuple(extensions))
   kept = {}
   # Of several names of a file, a link's is the last to be taken.
   for path, _, status in sorted(found, key=lambda entry: (entry[1], entry[0])):
     if kept.setdefault((status.st_dev, status.st_ino), (path, status))[0] != path:
       left_out.append(('links to files that are read already', path))
-  missing = _missing_formats({_extension(path) for path, _ in kept.values()})
-  pictures = []
-  for path, status in kept.values():
-    if _extension(path) in missing:
-      left_out.append((f'{_extension(path)}, which Pillow here does not read', path))
-      continue
-    times = status.st_mtime_ns, status.st_ctime_ns
-    pictures.append(PictureFile(path, status.st_size, *times, status.st_dev, status.st_ino))
-  return Listing(sorted(pictures), _by_reason(left_out))
+  files = [
+    PictureFile(
+      path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino
+    )
+    for path, status in kept.values()
+  ]
+  return Listing(sorted(files), _by_reason(left_out), what)
 
 
 def _by_reason(left_out):
@@ -102,8 +118,8 @@ def _by_reason(left_out):
   }
 
 
-def _walk(root):
-  """([(relative path, whether it goes by a link, stat) of a picture], [(reason, path)] of others).
+def _walk(root, extensions):
+  """([(relative path, whether it goes by a link, stat) of a file], [(reason, path)] of others).
 
   Folders come before those that links lead to, so that a folder has its own name.
   """
@@ -143,7 +159,7 @@ def _walk(root):
         (linked if is_link else folders).append((entry.path, path, is_link))
       elif not stat.S_ISREG(status.st_mode):
         left_out.append(('no regular files', path))
-      elif _extension(entry.name) in EXTENSIONS:
+      elif entry.name.lower().endswith(extensions):
         found.append((path, is_link, status))
       else:
         left_out.append((f'{_extension(entry.name) or "without an extension"}', path))

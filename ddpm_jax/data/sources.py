@@ -6,6 +6,8 @@ cifar10                               TFDS or the official archive          cifa
 folder:PATH                           a folder of pictures                  folder.py
 watch                                 the embedded motion of a smartwatch   watch.py
 brain_blocks                          embedded blocks of an averaged brain  brain_blocks.py
+signals:PATH                          recordings, WAV, FLAC or CSV          signals.py
+volumes:PATH                          NIfTI files, or MedMNIST's .npz       volumes.py
 array:PATH                            examples of any shape in an array     arrays.py
 celebahq256                           TFDS or a folder                      celebahq.py
 lsun_bedroom, lsun_church, lsun_cat   LSUN's lmdb or a folder               lsun.py
@@ -17,7 +19,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm_jax.data import arrays, brain_blocks, celebahq, cifar10, digits, folder, lsun, tfds, watch
+from ddpm_jax.data import (
+  arrays,
+  brain_blocks,
+  celebahq,
+  cifar10,
+  digits,
+  folder,
+  lsun,
+  signals,
+  tfds,
+  volumes,
+  watch,
+)
 from ddpm_jax.data.pictures import picture_axes
 from ddpm_jax.data.splits import NoSplitError, check_holdout, hold_out, told
 from ddpm_jax.errors import UserError
@@ -26,6 +40,8 @@ OF_ANY_SHAPE = (
   'array',
   'watch',
   'brain_blocks',
+  'signals',
+  'volumes',
 )  # what names begin with of sources that have more than pictures
 
 
@@ -66,6 +82,7 @@ def make_source(
   channels: int,
   split: str,
   holdout: float | None = None,
+  stride: int | None = None,
 ) -> Source:
   """Opens a data set.
 
@@ -78,6 +95,7 @@ def make_source(
     split: 'train', 'test', ...; each source has its own (data.split).
     holdout: part of the pictures of 'train' that is the split 'test' instead, where the source has
       none of its own (data.holdout).
+    stride: samples between windows of signals (data.stride).
 
   Returns:
     A Source with at least one picture.
@@ -91,7 +109,11 @@ def make_source(
   if takes_pictures(source) and channels not in (1, 3):
     raise UserError(f'data.channels={channels}: must be 1 (grey) or 3 (RGB)')
   check_holdout(holdout)
-  shape = dict(image_size=image_size, channels=channels)
+  shape: dict[str, Any] = dict(image_size=image_size, channels=channels)
+  if stride is not None:
+    if not source.startswith('signals:'):
+      raise UserError(f'data.stride is {stride}, which goes with data.source=signals:PATH alone')
+    shape['stride'] = stride
   if holdout is not None and split in ('train', 'test'):
     _check_no_test(source, dir, shape)
     return hold_out(_open(source, dir, shape | {'split': 'train'}), split, holdout)
@@ -159,6 +181,12 @@ SOURCES: Mapping[str, Callable[..., Any]] = {
   ),
   'watch': lambda source, name, dir, **shape: watch.make_watch_source(**shape),
   'brain_blocks': lambda source, name, dir, **shape: brain_blocks.make_brain_blocks_source(**shape),
+  'signals:PATH': lambda source, name, dir, **shape: signals.make_signals_source(
+    name, name=source, **shape
+  ),
+  'volumes:PATH': lambda source, name, dir, **shape: volumes.make_volumes_source(
+    name, name=source, **shape
+  ),
   'array:PATH': lambda source, name, dir, **shape: arrays.make_array_source(
     name, name=source, **shape
   ),

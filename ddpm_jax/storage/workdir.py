@@ -57,6 +57,7 @@ FIXED_FIELDS = (
   'data.source',
   'data.split',
   'data.holdout',
+  'data.stride',
   'data.image_size',
   'data.channels',
   *ENCODING_FIELDS,

@@ -1,0 +1,290 @@
+"""Recordings in files, in windows: a folder of WAV, FLAC or CSV.
+
+    data.source='signals:/data/motion'   data.image_size=(128,)   data.channels=6   data.stride=32
+
+All files of a kind in the folder and its subfolders, sorted by relative path; splits as those of a
+folder of pictures (motion/train, motion/test, or data.holdout, by the file). An example is a window
+of data.image_size samples of one file; windows begin every data.stride samples, by default one
+after the other. Files shorter than a window are left out, and counted.
+
+Samples of 8 and 16 bits are whole numbers, of 256 and 65,536 levels (data.levels); those of 24 or
+32 bits and floating-point ones are values of any kind, of which 1 is full scale. The columns of a
+CSV file are channels; a first line of names is passed over. With data.labels='folders' the folder
+that a file lies in is its class.
+"""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data.folder import labels_by_folder, split_folder
+from ddpm_jax.data.labels import Labels
+from ddpm_jax.data.listing import PictureFile, list_files, some
+from ddpm_jax.data.pictures import DamagedDataError, picture_axes
+from ddpm_jax.errors import UserError
+from ddpm_jax.paths import expanded
+from ddpm_jax.refusals import raise_refusal
+
+EXTENSIONS = ('.csv', '.flac', '.wav')
+# How samples are kept, by the subtype of the file; those of 8 bits are read as 16.
+_DTYPES = {
+  'PCM_S8': 'int8',
+  'PCM_U8': 'int8',
+  'PCM_16': 'int16',
+  'PCM_24': 'float32',
+  'PCM_32': 'float64',
+  'FLOAT': 'float32',
+  'DOUBLE': 'float64',
+}
+
+
+class Recording(NamedTuple):
+  """What the head of a file says.
+
+  Attributes:
+    length: in samples.
+    channels: number.
+    rate: in samples a second; None if the file does not say it.
+    dtype: of the samples, as they are kept.
+  """
+
+  length: int
+  channels: int
+  rate: int | None
+  dtype: str
+
+
+class SignalsSource:
+  """Windows of recordings."""
+
+  def __init__(
+    self,
+    root: pathlib.Path,
+    files: Sequence[PictureFile],
+    recordings: Sequence[Recording],
+    *,
+    name: str,
+    split: str,
+    length: int,
+    stride: int,
+    remarks: tuple[str, ...] = (),
+  ):
+    self.name, self.split, self.remarks = name, split, remarks
+    self.image_shape = (length, recordings[0].channels)
+    self.rate = recordings[0].rate
+    self._root, self._recordings, self._length = root, recordings, length
+    self._recorded = files
+    counts = [(recording.length - length) // stride + 1 for recording in recordings]
+    self._file_of = np.repeat(np.arange(len(files)), counts)
+    self._starts = np.concatenate([stride * np.arange(count) for count in counts])
+
+  def __len__(self):
+    return len(self._starts)
+
+  def read(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the windows as they are stored, [N, length, C] for int [N].
+
+    Raises:
+      DamagedDataError: a file that cannot be read, or a window with a value that is not finite.
+    """
+    rows = np.asarray(indices)
+    values = np.empty((len(rows), *self.image_shape), self._recordings[0].dtype)
+    for row, index in enumerate(rows):
+      path, start = self._path(index), int(self._starts[index])
+      values[row] = _read(path, start, self._length, self._recordings[0].dtype)
+      if values.dtype.kind == 'f' and not np.isfinite(values[row]).all():
+        raise DamagedDataError(
+          f'{path}, samples {start} to {start + self._length - 1}: a value is not finite. Mend the '
+          'file, or go on with --config.data.on_damage=skip'
+        )
+    return values
+
+  def _path(self, index):
+    return self._root / self._recorded[self._file_of[index]].path
+
+  def picture_names(self) -> list[bytes]:
+    """The file of each window."""
+    return [self._recorded[i].path.encode(errors='surrogateescape') for i in self._file_of]
+
+  def picture_files(self) -> list[PictureFile]:
+    """The file of each window, as it was when the folder was listed."""
+    return [self._recorded[i] for i in self._file_of]
+
+  def names(self) -> bytes:
+    """The files, and where windows begin."""
+    return b'\n'.join([*sorted(set(self.picture_names())), self._starts.astype('<i8').tobytes()])
+
+  def labels(self, choice: str | None) -> Labels | None:
+    """The class of each window, by its folder; None unless that is asked for."""
+    if choice is None:
+      return None
+    paths = [file.path for file in self._recorded]
+    found = labels_by_folder(paths, self._root, self.split, choice, 'recordings')
+    return found._replace(ids=found.ids[self._file_of])
+
+  def version(self) -> str:
+    """sha256 (hex) of what the system tells of each file."""
+    digest = hashlib.sha256()
+    for file in self._recorded:
+      digest.update(b'%d %d %d\n' % (file.size, file.changed_ns, file.touched_ns))
+    return digest.hexdigest()
+
+
+def _soundfile(path):
+  try:
+    import soundfile
+  except ImportError as error:
+    raise UserError(
+      f'reading {path} needs the package soundfile: pip install soundfile, or the extra signals of '
+      'this one'
+    ) from error
+  return soundfile
+
+
+def _head(path) -> Recording:
+  """Of a file.
+
+  Raises:
+    UserError: a file of another kind than its name says.
+  """
+  if path.suffix.lower() == '.csv':
+    values = _read_csv(path, path.stat().st_mtime_ns)
+    return Recording(len(values), values.shape[1], None, str(values.dtype))
+  soundfile = _soundfile(path)
+  try:
+    info = soundfile.info(str(path))
+  except (RuntimeError, OSError) as error:
+    raise_refusal(path, error)
+    raise DamagedDataError(f'{path} is no recording, or damaged ({_line(error)})') from error
+  if info.subtype not in _DTYPES:
+    raise UserError(f'{path} has samples of the kind {info.subtype}; give {", ".join(_DTYPES)}')
+  return Recording(info.frames, info.channels, info.samplerate, _DTYPES[info.subtype])
+
+
+def _read(path, start, length, dtype):
+  """Samples of a file, [length, C]."""
+  if path.suffix.lower() == '.csv':
+    return _read_csv(path, path.stat().st_mtime_ns)[start : start + length]
+  soundfile = _soundfile(path)
+  try:
+    with soundfile.SoundFile(str(path)) as file:
+      file.seek(start)
+      read_as = 'int16' if dtype == 'int8' else dtype
+      values = file.read(length, dtype=read_as, always_2d=True)
+  except (RuntimeError, OSError) as error:
+    raise_refusal(path, error)
+    raise DamagedDataError(f'{path} is damaged ({_line(error)})') from error
+  if len(values) != length:
+    raise DamagedDataError(f'{path} is cut off: it has no samples {start} to {start + length - 1}')
+  return values >> 8 if dtype == 'int8' else values
+
+
+@functools.lru_cache(maxsize=64)
+def _read_csv(path, changed_ns):
+  """All values of a file, [length, C]: int32 where all are whole, else float64."""
+  del changed_ns  # part of the cache's key
+  try:
+    text = path.read_text()
+    lines = text.splitlines()
+    skipped = 1 if lines and not _is_number(lines[0].split(',')[0]) else 0
+    if not lines[skipped:]:
+      return np.zeros((0, 1))
+    values = np.loadtxt(lines[skipped:], dtype=np.float64, delimiter=',', ndmin=2)
+  except (ValueError, UnicodeDecodeError) as error:
+    raise DamagedDataError(f'{path} is no table of numbers with commas ({_line(error)})') from error
+  is_whole = '.' not in ''.join(lines[skipped:]) and np.isfinite(values).all()
+  if is_whole and np.abs(values).max() < 2**31:
+    return values.astype(np.int32)
+  return values
+
+
+def _is_number(text):
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
+
+
+def _line(error):
+  return ' '.join(str(error).split())
+
+
+def make_signals_source(
+  path: str,
+  *,
+  name: str,
+  image_size: int | Sequence[int],
+  channels: int,
+  split: str,
+  stride: int | None = None,
+) -> Any:
+  """Opens the recordings of a split; see the module's docstring.
+
+  Raises:
+    UserError: no folder, no recordings, windows longer than any, or files that do not go together.
+    NoSplitError: no such split.
+  """
+  root = expanded(path).absolute()
+  if not root.is_dir():
+    problem = 'is not a folder' if root.exists() else 'does not exist'
+    raise UserError(f'data.source={name!r}: {root} {problem}; give a folder of recordings')
+  axes = picture_axes(image_size)
+  if len(axes) != 1:
+    raise UserError(
+      f'data.image_size is {image_size}, but data.source={name} has signals: give the samples of a '
+      'window, with a comma, as in --config.data.image_size=128,'
+    )
+  folder = split_folder(root, split, 'recordings')
+  listing = list_files(folder, EXTENSIONS, 'recordings')
+  remarks = listing.remarks(folder)
+  if not listing.pictures:
+    why = ''.join(f'; {line}' for line in remarks)
+    raise UserError(
+      f'data.source={name!r}: no recordings in {folder}; looked for {" ".join(EXTENSIONS)}{why}'
+    )
+  heads = [_head(folder / file.path) for file in listing.pictures]
+  first = heads[0]
+  for file, head in zip(listing.pictures, heads, strict=True):
+    for what, ours, theirs in (
+      ('channels', first.channels, head.channels),
+      ('samples a second', first.rate, head.rate),
+      ('as the type of samples', first.dtype, head.dtype),
+    ):
+      if ours != theirs:
+        raise UserError(
+          f'data.source={name!r}: {listing.pictures[0].path} has {ours} {what}, and {file.path} '
+          f'{theirs}; give recordings that are alike, or convert them'
+        )
+  if first.channels != channels:
+    raise UserError(
+      f'data.channels is {channels}, but the recordings of data.source={name} have '
+      f'{first.channels}: give --config.data.channels={first.channels}'
+    )
+  length = axes[0]
+  long = [(f, h) for f, h in zip(listing.pictures, heads, strict=True) if h.length >= length]
+  if not long:
+    raise UserError(
+      f'data.image_size is {tuple(axes)}, but the longest recording of {folder} has '
+      f'{max(head.length for head in heads)} samples: give at most as many'
+    )
+  if len(long) < len(heads):
+    short = [f.path for f, h in zip(listing.pictures, heads, strict=True) if h.length < length]
+    remarks += (
+      f'{folder}: {len(short)} of the {len(heads)} recordings are shorter than {length} samples '
+      f'({some(short)}), and left out',
+    )
+  return SignalsSource(
+    folder,
+    [file for file, _ in long],
+    [head for _, head in long],
+    name=name,
+    split=split,
+    length=length,
+    stride=stride or length,
+    remarks=remarks,
+  )
