@@ -179,6 +179,8 @@ SOURCES: Mapping[str, Callable[..., Any]] = {
   'folder:PATH': lambda source, name, dir, **shape: folder.make_folder_source(
     name, name=source, **shape
   ),
+  celebahq.NAME: lambda source, name, **shape: celebahq.make_celebahq256_source(**shape),
+  **dict.fromkeys(lsun.NAMES, lambda source, name, **shape: lsun.make_lsun_source(source, **shape)),
   'watch': lambda source, name, dir, **shape: watch.make_watch_source(**shape),
   'brain_blocks': lambda source, name, dir, **shape: brain_blocks.make_brain_blocks_source(**shape),
   'signals:PATH': lambda source, name, dir, **shape: signals.make_signals_source(
@@ -190,6 +192,4 @@ SOURCES: Mapping[str, Callable[..., Any]] = {
   'array:PATH': lambda source, name, dir, **shape: arrays.make_array_source(
     name, name=source, **shape
   ),
-  celebahq.NAME: lambda source, name, **shape: celebahq.make_celebahq256_source(**shape),
-  **dict.fromkeys(lsun.NAMES, lambda source, name, **shape: lsun.make_lsun_source(source, **shape)),
 }
