@@ -144,8 +144,10 @@ def bits_of_levels(x, levels):
   return -np.log2(np.where(last, 1, upper) - np.where(first, 0, lower))
 
 
-@pytest.mark.parametrize('levels', [4096, 65536, None])
-@pytest.mark.parametrize('shape', [(1024, 32, 2), (1024, 4, 2, 4, 2)], ids=['signals', 'volumes'])
+@pytest.mark.parametrize(
+  ('shape', 'levels'),
+  [((1024, 32, 2), 4096), ((1024, 4, 2, 4, 2), 65536), ((1024, 32, 2), None)],
+)
 def test_bound_of_signals_and_volumes_of_any_levels_meets_the_exact_likelihood(shape, levels):
   """By the schedule for such data, and the paper's fixed variances."""
   name, beta_start = default_choices(levels)
