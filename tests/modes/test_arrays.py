@@ -26,7 +26,12 @@ KINDS = {  # name: (examples, data.levels)
   'volumes': (RNG.integers(0, 256, (60, 4, 2, 4, 1), np.uint8), None),
 }
 
-SLOW, OTHERS = pytest.mark.slow, ('floats', 'volumes')
+
+def each_kind(*fast):
+  """The kinds of data; all but some are slow."""
+  slow = pytest.mark.slow
+  kinds = [kind if kind in fast else pytest.param(kind, marks=slow) for kind in KINDS]
+  return pytest.mark.parametrize('kind', kinds)
 
 
 def write(folder, kind, values=None):
@@ -56,15 +61,22 @@ def config_of(folder, kind, **fields):
   )
 
 
+class Runs(dict):
+  """{kind: (folder of the data, workdir)}, each trained when it is asked for."""
+
+  def __init__(self, parent):
+    self._parent = parent
+
+  def __missing__(self, kind):
+    data, workdir = write(self._parent / kind / 'data', kind), self._parent / kind / 'run'
+    train(config_of(data, kind), workdir)
+    self[kind] = data, workdir
+    return self[kind]
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """{kind: (folder of the data, workdir)}."""
-  found = {}
-  for kind in KINDS:
-    data = write(tmp_path_factory.mktemp(kind) / 'data', kind)
-    train(config_of(data, kind), data.parent / 'run')
-    found[kind] = data, data.parent / 'run'
-  return found
+  return Runs(tmp_path_factory.mktemp('arrays'))
 
 
 def figures_of(workdir):
@@ -72,7 +84,7 @@ def figures_of(workdir):
   return {figure['name']: figure for figure in json.loads(report.read_text())['figures']}
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@each_kind('signals', 'volumes')
 def test_samples_are_as_the_data_are_stored(runs, kind, tmp_path):
   data, workdir = runs[kind]
   values, levels = KINDS[kind]
@@ -91,7 +103,7 @@ def test_samples_are_as_the_data_are_stored(runs, kind, tmp_path):
   assert model.picture(samples).size[0] > 64
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@each_kind('floats', 'signals')
 def test_the_bound_is_of_the_values_as_they_are_stored(runs, kind):
   data, workdir = runs[kind]
   evaluate(config_of(data, kind), workdir)
@@ -135,7 +147,7 @@ def test_levels_from_another_first_one_are_the_same_run(runs, tmp_path):
   np.testing.assert_array_equal(samples[0].astype(int) + 2048, samples[1])
 
 
-@pytest.mark.parametrize('kind', ['signals', *(pytest.param(x, marks=SLOW) for x in OTHERS)])
+@each_kind('signals')
 def test_a_run_goes_on_bit_for_bit(runs, kind, tmp_path):
   data, workdir = runs[kind]
   for num_steps in (2, 4):
@@ -148,7 +160,7 @@ def test_a_run_goes_on_bit_for_bit(runs, kind, tmp_path):
   assert states[0] == states[1]
 
 
-@pytest.mark.parametrize('kind', ['signals', *(pytest.param(x, marks=SLOW) for x in OTHERS)])
+@each_kind('signals')
 def test_every_figure_is_drawn(runs, kind):
   data, workdir = runs[kind]
   reproduce(config_of(data, kind, **{'reproduce.what': FIGURES}), workdir)
@@ -166,7 +178,7 @@ def test_every_figure_is_drawn(runs, kind):
   np.testing.assert_allclose(rows[:, -1], test_split[ids[1]], rtol=1e-5)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@each_kind('signals')
 def test_the_model_takes_and_gives_the_data_as_they_are_stored(runs, kind):
   values = KINDS[kind][0]
   model = ddpm_jax.load(runs[kind][1])
@@ -186,7 +198,7 @@ def test_the_model_takes_and_gives_the_data_as_they_are_stored(runs, kind):
       model.sdedit(values[:1])
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@each_kind('signals')
 def test_what_is_for_pictures_alone_says_so(runs, kind, tmp_path):
   data, workdir = runs[kind]
   for mode, fields in ((edit, {}), (export_model, {'export.path': str(tmp_path / 'out')})):
