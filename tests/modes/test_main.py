@@ -150,7 +150,7 @@ def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
     ),
     (['--config.trains.x=3'], 'there is no config.trains.x; did you mean train?'),
     (['--config.seed.x=3'], 'there is no config.seed.x; fields there: none'),
-    (['--config=nothing.py'], 'there is no nothing.py; configs has brain_blocks.py, celebahq256.py'),
+    (['--config=nothing.py'], 'there is no nothing.py; configs has brain_blocks.py, celebahq256'),
     ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is neither labels nor'),
     (['--config.train.num_steps=many'], 'many'),
     (['--config.eval.metrics=fid,is,fod'], "eval.metrics is 'fod'; it must be one of bpd, fid, is"),
