@@ -196,9 +196,9 @@ def find_encoding(
 
 def _named(source, ids) -> Callable[[int], str]:
   """row -> what to call the example of that row."""
-  names = told(source, 'picture_names')
 
   def name(row):
+    names = told(source, 'picture_names')  # of all examples: not before one of them is to be named
     number = ids[row] if names is None else names[ids[row]].decode(errors='replace')
     return f'data.source={source.name} ({source.split}): example {number}'
 
