@@ -12,7 +12,6 @@ With data.labels='folders' the first folder that a picture lies in, below that o
 class (flowers/train/rose/1.jpg, flowers/rose/1.jpg). Classes are numbered by their sorted names.
 """
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.labels import FOLDERS, Labels
-from ddpm_jax.data.listing import EXTENSIONS, Listing, PictureFile, list_pictures, some
+from ddpm_jax.data.listing import EXTENSIONS, Listing, PictureFile, list_pictures, some, version_of
 from ddpm_jax.data.pictures import PictureSource
 from ddpm_jax.data.splits import SPLITS, NoSplitError
 from ddpm_jax.errors import UserError
@@ -63,10 +62,7 @@ class FolderSource(PictureSource):
 
   def version(self) -> str:
     """sha256 (hex) of what the system tells of each file: another one if a picture changes."""
-    digest = hashlib.sha256()
-    for picture in self._pictures:
-      digest.update(b'%d %d %d\n' % (picture.size, picture.changed_ns, picture.touched_ns))
-    return digest.hexdigest()
+    return version_of(self._pictures)
 
   def _files(self, indices):
     return [self._root / self._paths[i] for i in indices]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import os
 import pathlib
 import stat
@@ -64,6 +65,14 @@ class Listing:
       f'{len(paths)} {reason} ({some(paths)})' for reason, paths in self.left_out.items()
     )
     return (f'{root}: {len(self.pictures)} {self.what}; left out are {count}: {reasons}',)
+
+
+def version_of(files: Sequence[PictureFile]) -> str:
+  """sha256 (hex) of what the system tells of each file: another one if a file changes."""
+  digest = hashlib.sha256()
+  for file in files:
+    digest.update(b'%d %d %d\n' % (file.size, file.changed_ns, file.touched_ns))
+  return digest.hexdigest()
 
 
 def some(names: Sequence[str]) -> str:

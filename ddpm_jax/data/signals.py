@@ -14,7 +14,6 @@ that a file lies in is its class.
 """
 
 import functools
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 
 from ddpm_jax.data.folder import labels_by_folder, split_folder
 from ddpm_jax.data.labels import Labels
-from ddpm_jax.data.listing import PictureFile, list_files, some
+from ddpm_jax.data.listing import PictureFile, list_files, some, version_of
 from ddpm_jax.data.pictures import DamagedDataError, picture_axes
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
@@ -128,10 +127,7 @@ class SignalsSource:
 
   def version(self) -> str:
     """sha256 (hex) of what the system tells of each file."""
-    digest = hashlib.sha256()
-    for file in self._recorded:
-      digest.update(b'%d %d %d\n' % (file.size, file.changed_ns, file.touched_ns))
-    return digest.hexdigest()
+    return version_of(self._recorded)
 
 
 def _soundfile(path):

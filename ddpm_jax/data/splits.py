@@ -53,7 +53,6 @@ class Part:
 
   def __init__(self, source: Any, rows: np.ndarray, *, split: str, remarks: tuple[str, ...] = ()):
     self.name, self.split, self.image_shape = source.name, split, source.image_shape
-    self.dtype = getattr(source, 'dtype', np.dtype(np.uint8))
     self.remarks = (*getattr(source, 'remarks', ()), *remarks)
     self._source, self._rows = source, rows
 

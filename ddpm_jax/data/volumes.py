@@ -9,7 +9,6 @@ them: then they are values of any kind (data.levels=continuous). With data.label
 folder that a file lies in is its class. An .npz file is read as array:PATH reads it.
 """
 
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from ddpm_jax.data.arrays import make_array_source
 from ddpm_jax.data.folder import labels_by_folder, split_folder
 from ddpm_jax.data.labels import Labels
-from ddpm_jax.data.listing import PictureFile, list_files
+from ddpm_jax.data.listing import PictureFile, list_files, version_of
 from ddpm_jax.data.pictures import DamagedDataError, picture_axes
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
@@ -88,10 +87,7 @@ class VolumesSource:
 
   def version(self) -> str:
     """sha256 (hex) of what the system tells of each file."""
-    digest = hashlib.sha256()
-    for file in self._scanned:
-      digest.update(b'%d %d %d\n' % (file.size, file.changed_ns, file.touched_ns))
-    return digest.hexdigest()
+    return version_of(self._scanned)
 
 
 def _open(path) -> Any:
