@@ -19,7 +19,6 @@ from ddpm_jax import data, devices, numerics, processes
 from ddpm_jax.config import classes
 from ddpm_jax.config.fields import DATA, check_value
 from ddpm_jax.config.splits import measured, trained_on
-from ddpm_jax.data.encoding import CONTINUOUS
 from ddpm_jax.data.pictures import picture_axes
 from ddpm_jax.diffusion import (
   Denoiser,
@@ -31,7 +30,7 @@ from ddpm_jax.diffusion import (
   make_schedule,
   timestep_subsequence,
 )
-from ddpm_jax.diffusion.gaussians import LEVELS
+from ddpm_jax.diffusion.gaussians import LEVELS, levels_of
 from ddpm_jax.diffusion.schedules import with_defaults
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features, references, stepwise
@@ -141,8 +140,7 @@ def schedule(config: ConfigDict) -> NoiseSchedule:
 
 def levels(config: ConfigDict) -> int | None:
   """Of the data; None for values of any kind."""
-  given = config.data.levels
-  return LEVELS if given is None else None if given == CONTINUOUS else given
+  return levels_of(config.data.levels)
 
 
 def encoding(config: ConfigDict) -> data.Encoding:

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-LEVELS = 256  # of pictures
+LEVELS = 256  # of pictures, and where nothing else is said
 MIN_PROBABILITY = 1e-12
 CDF_SLOPE = math.sqrt(2 / math.pi)
 CDF_CUBE = 0.044715
@@ -31,6 +31,11 @@ def normal_kl(
     + jnp.exp(logvar1 - logvar2)
     + jnp.square(mean1 - mean2) * jnp.exp(-logvar2)
   )
+
+
+def levels_of(given: int | str | None) -> int | None:
+  """What data.levels says: a number, LEVELS where it is None; None for values of any kind."""
+  return LEVELS if given is None else given if isinstance(given, int) else None
 
 
 def normal_log_density(x: jax.Array, *, means: jax.Array, log_scales: jax.Array) -> jax.Array:

@@ -87,14 +87,13 @@ def with_defaults(fields: Mapping[str, Any], levels: int | None) -> dict[str, An
     fields: of config.diffusion.
     levels: of the data; None for values of any kind.
   """
-  name, beta_start = default_choices(levels)
-  name = name if fields['schedule'] is None else fields['schedule']
-  if name == 'logsnr' and levels is not None:
-    beta_start = (2 / (levels - 1)) ** 2
-  elif name != 'logsnr':
-    beta_start = BETA_START
+  name = default_choices(levels)[0] if fields['schedule'] is None else fields['schedule']
   given = fields['beta_start']
-  return {**fields, 'schedule': name, 'beta_start': beta_start if given is None else given}
+  return {
+    **fields,
+    'schedule': name,
+    'beta_start': _first_beta(name, levels) if given is None else given,
+  }
 
 
 def default_choices(levels: int | None) -> tuple[str, float]:
@@ -105,9 +104,14 @@ def default_choices(levels: int | None) -> tuple[str, float]:
   each time that the width halves; so the first noise is as wide as a level there, and the levels of
   noise lie evenly in log-SNR from it on.
   """
-  if levels is None:
-    return 'logsnr', CONTINUOUS_BETA_START
-  return ('linear', BETA_START) if levels <= LEVELS else ('logsnr', (2 / (levels - 1)) ** 2)
+  name = 'linear' if levels is not None and levels <= LEVELS else 'logsnr'
+  return name, _first_beta(name, levels)
+
+
+def _first_beta(name, levels):
+  if name != 'logsnr':
+    return BETA_START
+  return CONTINUOUS_BETA_START if levels is None else (2 / (levels - 1)) ** 2
 
 
 def make_betas(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ddpm_jax.data import PICTURES
 from ddpm_jax.storage.files import written_whole
 
 FRAME_MS = 60  # of an animation
@@ -17,7 +18,7 @@ MIN_CELL_PIXELS = 64  # smaller images are enlarged so that one can see them
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
   """float [-1, 1] -> uint8 [0, 255], clipped and rounded to the nearest level."""
-  return np.rint(np.clip(images, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
+  return PICTURES.decode(images)
 
 
 def pictures_of(x_0: np.ndarray) -> np.ndarray:

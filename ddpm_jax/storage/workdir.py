@@ -27,7 +27,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
-from ddpm_jax.diffusion.gaussians import LEVELS
+from ddpm_jax.diffusion.gaussians import levels_of
 from ddpm_jax.diffusion.schedules import with_defaults
 from ddpm_jax.errors import UserError, WriteError
 from ddpm_jax.paths import expanded
@@ -78,8 +78,7 @@ FREE_FIELDS = ('model.remat',)
 def config_dict(config: ConfigDict) -> dict[str, Any]:
   """The config as plain JSON values, with the schedule that goes with the data's levels."""
   values = json.loads(config.to_json())
-  levels = values['data']['levels']
-  levels = LEVELS if levels is None else levels if isinstance(levels, int) else None
+  levels = levels_of(values['data']['levels'])
   return values | {'diffusion': with_defaults(values['diffusion'], levels)}
 
 
