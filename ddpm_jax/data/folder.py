@@ -71,6 +71,26 @@ class FolderSource(PictureSource):
     return str(self._root / self._paths[index])
 
 
+def existing_folder(path: str, name: str, what: str) -> pathlib.Path:
+  """The absolute path of a folder; a UserError, which says what it should have, if it is none."""
+  root = expanded(path).absolute()
+  if not root.is_dir():
+    problem = 'is not a folder' if root.exists() else 'does not exist'
+    raise UserError(f'data.source={name!r}: {root} {problem}; give a folder of {what}')
+  return root
+
+
+def check_found(
+  listing: Listing, folder: pathlib.Path, name: str, extensions: Sequence[str]
+) -> None:
+  """Raises a UserError for a folder without any file of the kind, with what was left out."""
+  if not listing.pictures:
+    why = ''.join(f'; {line}' for line in listing.remarks(folder))
+    raise UserError(
+      f'data.source={name!r}: no {listing.what} in {folder}; looked for {" ".join(extensions)}{why}'
+    )
+
+
 def labels_by_folder(
   paths: Sequence[str], root: pathlib.Path, split: str, choice: str, what: str = 'pictures'
 ) -> Labels:
@@ -148,17 +168,10 @@ def make_folder_source(
   path: str, *, name: str, image_size: int | Sequence[int], channels: int, split: str
 ) -> Any:
   """Opens the pictures in the folder `path`; `name` is the source as the config names it."""
-  root = expanded(path).absolute()
-  if not root.is_dir():
-    problem = 'is not a folder' if root.exists() else 'does not exist'
-    raise UserError(f'data.source={name!r}: {root} {problem}; give a folder of pictures')
+  root = existing_folder(path, name, 'pictures')
   folder = split_folder(root, split)
   listing = list_pictures(folder)
   remarks = tuple(_beside(root, folder))
-  if not listing.pictures:
-    why = ''.join(f'; {line}' for line in listing.remarks(folder))
-    raise UserError(
-      f'data.source={name!r}: no pictures in {folder}; looked for {" ".join(EXTENSIONS)}{why}'
-    )
+  check_found(listing, folder, name, EXTENSIONS)
   shape = dict(image_size=image_size, channels=channels)
   return FolderSource(folder, listing, name=name, split=split, remarks=remarks, **shape)

@@ -20,12 +20,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.folder import labels_by_folder, split_folder
+from ddpm_jax.data.folder import (
+  check_found,
+  existing_folder,
+  labels_by_folder,
+  split_folder,
+)
 from ddpm_jax.data.labels import Labels
 from ddpm_jax.data.listing import PictureFile, list_files, some, version_of
 from ddpm_jax.data.pictures import DamagedDataError, picture_axes
 from ddpm_jax.errors import UserError
-from ddpm_jax.paths import expanded
 from ddpm_jax.refusals import raise_refusal
 
 EXTENSIONS = ('.csv', '.flac', '.wav')
@@ -225,10 +229,7 @@ def make_signals_source(
     UserError: no folder, no recordings, windows longer than any, or files that do not go together.
     NoSplitError: no such split.
   """
-  root = expanded(path).absolute()
-  if not root.is_dir():
-    problem = 'is not a folder' if root.exists() else 'does not exist'
-    raise UserError(f'data.source={name!r}: {root} {problem}; give a folder of recordings')
+  root = existing_folder(path, name, 'recordings')
   axes = picture_axes(image_size)
   if len(axes) != 1:
     raise UserError(
@@ -238,11 +239,7 @@ def make_signals_source(
   folder = split_folder(root, split, 'recordings')
   listing = list_files(folder, EXTENSIONS, 'recordings')
   remarks = listing.remarks(folder)
-  if not listing.pictures:
-    why = ''.join(f'; {line}' for line in remarks)
-    raise UserError(
-      f'data.source={name!r}: no recordings in {folder}; looked for {" ".join(EXTENSIONS)}{why}'
-    )
+  check_found(listing, folder, name, EXTENSIONS)
   heads = [_head(folder / file.path) for file in listing.pictures]
   first = heads[0]
   for file, head in zip(listing.pictures, heads, strict=True):

@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.arrays import make_array_source
-from ddpm_jax.data.folder import labels_by_folder, split_folder
+from ddpm_jax.data.folder import (
+  check_found,
+  existing_folder,
+  labels_by_folder,
+  split_folder,
+)
 from ddpm_jax.data.labels import Labels
 from ddpm_jax.data.listing import PictureFile, list_files, version_of
 from ddpm_jax.data.pictures import DamagedDataError, picture_axes
 from ddpm_jax.errors import UserError
-from ddpm_jax.paths import expanded
 from ddpm_jax.refusals import raise_refusal
 
 EXTENSIONS = ('.nii', '.nii.gz')
@@ -137,20 +141,13 @@ def make_volumes_source(
     UserError: no folder, no volumes, or volumes of another shape.
     NoSplitError: no such split.
   """
-  root = expanded(path).absolute()
-  if root.suffix == '.npz':
+  if pathlib.Path(path).suffix == '.npz':
     return make_array_source(path, name=name, image_size=image_size, channels=channels, split=split)
-  if not root.is_dir():
-    problem = 'is not a folder' if root.exists() else 'does not exist'
-    raise UserError(f'data.source={name!r}: {root} {problem}; give a folder of volumes, or an .npz')
+  root = existing_folder(path, name, 'volumes, or an .npz')
   folder = split_folder(root, split, 'volumes')
   listing = list_files(folder, EXTENSIONS, 'volumes')
   remarks = listing.remarks(folder)
-  if not listing.pictures:
-    why = ''.join(f'; {line}' for line in remarks)
-    raise UserError(
-      f'data.source={name!r}: no volumes in {folder}; looked for {" ".join(EXTENSIONS)}{why}'
-    )
+  check_found(listing, folder, name, EXTENSIONS)
   expected = (*picture_axes(image_size), channels)
   dtypes = {}
   for file in listing.pictures:
