@@ -24,6 +24,7 @@ from ddpm_jax.data.splits import NoSplitError
 from ddpm_jax.errors import UserError
 
 RATE = 25  # samples a second
+NUM_LEVELS = 1 << 14  # from -8,192 on, which hold all values
 CHANNELS = ('ax', 'ay', 'az', 'wx', 'wy', 'wz')
 TEST_PEOPLE = (9, 10)
 SPLITS = ('train', 'test', 'all')

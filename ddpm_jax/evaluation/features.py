@@ -14,18 +14,21 @@ from ddpm_jax import devices, numerics
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.inception_weights import INCEPTION_SHA256, load_inception
 from ddpm_jax.nn import digits_classifier, inception
+from ddpm_jax.nn.classifier import Classifier, random_params
 from ddpm_jax.storage import npz, shards
 from ddpm_jax.storage.identity import Identity
 
 GREY_NOTE = 'Grey images are repeated to three channels, for the Inception network.'
 DIGITS_FILE = pathlib.Path(digits_classifier.__file__).with_suffix('.npz')
+WATCH_FILE = DIGITS_FILE.with_name('watch_classifier.npz')
+NUM_EXERCISES = 7
 
 
 class Images(Protocol):
-  """A set of images of values 0..255."""
+  """A set of images of values 0..255; or of examples of any kind, as Encoding.encode has them."""
 
   def read(self, indices: np.ndarray) -> np.ndarray:
-    """Returns [n, H, W, C], uint8 or float32."""
+    """Returns [n, ..., C]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,9 @@ class FeatureNetwork:
     sha256: of its weights.
     preprocessing: what it does to images.
     params: replicated parameters.
-    extract: (params, images [D, B, H, W, C]) -> dict of features [D, B, d] and of logits
+    extract: (params, images [D, B, ..., C]) -> dict of features [D, B, d] and of logits
       [D, B, classes].
+    has_classes: whether logits mean something.
   """
 
   name: str
@@ -48,6 +52,7 @@ class FeatureNetwork:
   preprocessing: str
   params: Any
   extract: Callable[..., dict[str, jax.Array]]
+  has_classes: bool = True
 
   def about(self) -> dict[str, Any]:
     """What decides its features, and what a report says of it."""
@@ -120,6 +125,43 @@ def digits_network() -> FeatureNetwork:
   )
 
 
+def watch_network(levels: int | None) -> FeatureNetwork:
+  """The classifier of watch's exercises, which the package ships."""
+  network = Classifier(NUM_EXERCISES, levels)
+  params, sha256 = load_params(network, np.zeros((1, 128, 6), np.float32), WATCH_FILE)
+  return FeatureNetwork(
+    name='classifier of exercises',
+    published=False,
+    sha256=sha256,
+    preprocessing='samples, as they are',
+    params=devices.replicate(params),
+    extract=_compile(network, 'features', 'logits'),
+  )
+
+
+def random_network(levels: int | None, x_0: np.ndarray) -> FeatureNetwork:
+  """Random convolutions, for data without a network that was trained on them.
+
+  Args:
+    levels: of the data; None for values of any kind.
+    x_0: float [N, ..., C], training examples whose mean and deviation inputs are freed of.
+  """
+  network = Classifier(1, levels)
+  params = random_params(network, x_0)
+  digest = hashlib.sha256()
+  for name, leaf in flat_names(params).items():
+    digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
+  return FeatureNetwork(
+    name='random convolutions',
+    published=False,
+    sha256=digest.hexdigest(),
+    preprocessing='each channel freed of the mean and the deviation of training examples',
+    params=devices.replicate(params),
+    extract=_compile(network, 'pooled', 'logits'),
+    has_classes=False,
+  )
+
+
 def _compile(network, features, logits, *, repeats_grey=False):
   function = make_feature_fn(network, features, logits, repeats_grey=repeats_grey)
   return devices.compile_batch_fn(function, in_axes=(None, 0))
@@ -134,21 +176,30 @@ def flat_names(params: Any) -> dict[str, Any]:
 
 
 def load_digits_classifier(file: pathlib.Path = DIGITS_FILE) -> tuple[Any, str]:
-  """(params, sha256 of their file).
+  """As load_params, of the digits classifier."""
+  images = np.zeros((1, *digits_classifier.IMAGE_SHAPE), np.uint8)
+  return load_params(digits_classifier.DigitsClassifier(), images, file)
+
+
+def load_params(network: Any, example: np.ndarray, file: pathlib.Path) -> tuple[Any, str]:
+  """(params of a network, sha256 of their file).
+
+  Args:
+    network: module.
+    example: a batch that it takes.
+    file: .npz of an array a parameter.
 
   Raises:
     UserError: the file is not that of this network.
   """
-  images = np.zeros((1, *digits_classifier.IMAGE_SHAPE), np.uint8)
-  network = digits_classifier.DigitsClassifier()
-  like = jax.eval_shape(network.init, jax.random.key(0), images)['params']
+  like = jax.eval_shape(network.init, jax.random.key(0), example)['params']
   with np.load(file) as stored:
     arrays = dict(stored)
   leaves = flat_names(like)
   if {name: array.shape for name, array in arrays.items()} != {
     name: leaf.shape for name, leaf in leaves.items()
   }:
-    raise UserError(f'{file} is of another network; scripts/train_digits_classifier.py makes it')
+    raise UserError(f'{file} is of another network; scripts/train_{file.stem}.py makes it')
   params = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
   return params, hashlib.sha256(file.read_bytes()).hexdigest()
 
