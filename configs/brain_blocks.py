@@ -25,6 +25,12 @@ def get_config():
     num_samples=16,
   )
   config.sample.update(num_samples=16, batch_size=16)
-  config.eval.update(metrics=('bpd',), num_samples=16, bpd_examples=16, batch_size=16)
+  config.eval.update(
+    metrics=('bpd', 'fid', 'kid', 'pr'),
+    network='random',
+    num_samples=48,
+    bpd_examples=16,
+    batch_size=16,
+  )
   config.reproduce.update(num_samples=16)
   return config

@@ -148,7 +148,7 @@ def get_config():
         'num_samples': 50_000,  # images for the other metrics, drawn as sample says
         'samples': placeholder(str),  # folder or .npz of images to score instead of our own
         'rounding': 'uint8',  # uint8, as published programs | float, as the original's loop
-        'network': 'inception',  # inception | digits, the network of the features
+        'network': 'inception',  # inception | digits | watch | random: of the features
         'inception_weights': placeholder(str),  # file; none: downloaded once, into the cache
         'inception_sha256': placeholder(str),  # of that file; none: of the published weights
         'reference': placeholder(str),  # .npz of published statistics or images; none: the data
@@ -166,6 +166,7 @@ def get_config():
           'shared',
           'interpolation',
           'neighbours',
+          'comparison',
         ),
         'split': 'test',  # of the images to compress and to interpolate
         'num_samples': 1_024,  # chains whose x_0 predictions are measured

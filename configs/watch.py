@@ -28,7 +28,9 @@ def get_config(kind=''):
     num_samples=16,
   )
   config.sample.update(num_samples=64, batch_size=64)
-  config.eval.update(metrics=('bpd',), num_samples=64, bpd_examples=64)
+  config.eval.update(
+    metrics=('bpd', 'fid', 'kid', 'pr'), network='watch', num_samples=64, bpd_examples=64
+  )
   config.reproduce.update(num_samples=64)
   if kind not in ('', 'labels'):
     raise UserError(f'configs/watch.py:{kind} is not known; its only argument is labels')

@@ -45,6 +45,7 @@ from ddpm_jax.evaluation.editing import (
 )
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures import Run
+from ddpm_jax.evaluation.images import evenly_spaced
 from ddpm_jax.evaluation.samples import Drawer, make_chain_fns
 from ddpm_jax.evaluation.scores import Scorer
 from ddpm_jax.evaluation.stepwise import Stepwise
@@ -84,6 +85,8 @@ from ddpm_jax.training.step import TrainStep, make_train_step
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 LABEL_DROPOUT = 0.1  # by default
+OF_ANY_DATA = ('watch', 'random')  # networks of features that do not go by pictures
+MAX_OF_STATISTICS = 1_024  # examples whose mean and deviation a network of features takes
 MAX_STEPS_PER_DISPATCH = 20  # by default: a signal is heard after a dispatch
 STREAMS = (
   'init',
@@ -919,13 +922,18 @@ def feature_network(config: ConfigDict) -> features.FeatureNetwork:
   Raises:
     UserError: weights that cannot be used, or images that it does not take.
   """
+  network = config.eval.network
+  if network == 'random':
+    return features.random_network(levels(config), training_examples(config, MAX_OF_STATISTICS))
+  if network == 'watch':
+    return features.watch_network(levels(config))
   if not has_pictures(config):
     raise UserError(
-      f'the features of eval.network={config.eval.network} are of pictures of 256 levels, and '
+      f'the features of eval.network={network} are of pictures of 256 levels, and '
       f'these data are {" x ".join(map(str, image_shape(config)))}, levels '
-      f'{config.data.levels or 256}: give --config.eval.metrics=bpd'
+      f'{config.data.levels or 256}: give --config.eval.network=random'
     )
-  if config.eval.network == 'digits':
+  if network == 'digits':
     return features.digits_network()
   return features.inception_network(
     config.eval.inception_weights,
@@ -933,6 +941,13 @@ def feature_network(config: ConfigDict) -> features.FeatureNetwork:
     sha256=config.eval.inception_sha256,
     is_grey=config.data.channels == 1,
   )
+
+
+def training_examples(config: ConfigDict, most: int) -> np.ndarray:
+  """x_0 float32 [N, ..., C] of the training split, evenly spaced examples of it."""
+  opened, values = source(config), encoding(config)
+  encoded = opened.read(evenly_spaced(min(most, len(opened)), len(opened)))
+  return values.x_0(values.stored(encoded))
 
 
 def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
@@ -943,6 +958,12 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
   """
   network, count = feature_network(config), config.eval.reference_examples
   if config.eval.reference:
+    if not has_pictures(config):
+      raise UserError(
+        'eval.reference is of pictures of 256 levels, and these data are '
+        f'{" x ".join(map(str, image_shape(config)))}: leave it out, and they are measured against '
+        'the split of eval.reference_split'
+      )
     path = expanded(config.eval.reference)
     any_channels = config.eval.network == 'inception'
     opened = references.open_file(
@@ -962,6 +983,14 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
     cache=references.open_cache(cache_dir(config)),
     batch_size=config.eval.batch_size,
   )
+
+
+def scorer_if_any(config: ConfigDict, metrics: Sequence[str]) -> Scorer | None:
+  """The Scorer of those metrics that the network has; None for data that it does not take."""
+  network = config.eval.network
+  if not has_pictures(config) and network not in OF_ANY_DATA:
+    return None
+  return scorer(config, [name for name in metrics if name != 'is' or network != 'random'])
 
 
 def bpd_fns(
@@ -1150,7 +1179,8 @@ def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run
     key_of=lambda stream: devices.replicate(key(config.sample.seed, stream)),
     open_training=lambda: source(config),
     make_bound=lambda opened: bounds(config, [opened], None, data.read_class_names(path))[0],
-    make_scorer=lambda metrics: scorer(config, metrics) if has_pictures(config) else None,
+    make_scorer=lambda metrics: scorer_if_any(config, metrics),
+    labels_of=lambda opened: labels_of(config, opened, data.read_class_names(path)),
     make_drawer=lambda count: drawer(config, count, names=data.read_class_names(path)),
     make_evaluator=lambda: evaluator(config, path),
   )

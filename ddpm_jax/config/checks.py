@@ -31,7 +31,7 @@ from ddpm_jax.storage.workdir import config_dict, flatten
 MAX_SIGNAL = 2e-3  # alphas_cumprod[T-1]; the paper's is 4e-5, that of quad 7e-4
 PAPER_SIGNAL = 4e-5
 MIN_SIGNAL = 1e-37  # least alphas_cumprod in float32, whose reciprocal samplers take
-NETWORKS = ('inception', 'digits')  # of the features
+NETWORKS = ('inception', 'digits', 'watch', 'random')  # of the features
 
 
 def prepare(
@@ -336,6 +336,8 @@ def _check_eval(config):
       'leave it out'
     )
   check_choice('eval.rounding', config.eval.rounding, ('uint8', 'float'))
+  if config.eval.rounding == 'float':
+    check_pictures(config, 'eval.rounding=float')
   check_choice('eval.network', config.eval.network, NETWORKS)
   is_picture = len(build.axes(config)) == 2
   if config.eval.network == 'digits' and is_picture and build.image_shape(config) != (8, 8, 1):
@@ -343,6 +345,16 @@ def _check_eval(config):
       'eval.network=digits takes images of 8 x 8 pixels and one channel, not '
       f'data.image_size={config.data.image_size} and data.channels={config.data.channels}; '
       'use eval.network=inception'
+    )
+  if config.eval.network == 'watch' and (len(build.axes(config)), config.data.channels) != (1, 6):
+    raise UserError(
+      'eval.network=watch takes signals of 6 channels, and these data are '
+      f'{" x ".join(map(str, build.image_shape(config)))}: use eval.network=random'
+    )
+  if config.eval.network == 'random' and 'is' in build.names(config.eval.metrics):
+    raise UserError(
+      'eval.network=random has no classes, which the metric is goes by: leave it out, as in '
+      '--config.eval.metrics=bpd,fid,kid,pr'
     )
   if (config.eval.bpd_terms or 0) > config.diffusion.num_timesteps:
     raise UserError(

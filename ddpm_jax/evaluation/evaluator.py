@@ -115,7 +115,7 @@ class Evaluator:
     return self.scorer.score(
       parent,
       f'features-{drawn.name.rpartition("_")[0]}',
-      ArrayImages(load_samples(drawn)),
+      ArrayImages(load_samples(drawn), self.drawer.encoding),
       self.num_samples,
       identity=identity,
       facts=facts,

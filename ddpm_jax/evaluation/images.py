@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.data import PICTURES, Encoding
 from ddpm_jax.data.listing import list_pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
@@ -189,15 +190,17 @@ class ChosenImages:
 
 
 class ArrayImages:
-  """Samples in an array, as images of values 0..255."""
+  """Samples in an array, as images of values 0..255, or as the encoding of other data."""
 
-  def __init__(self, samples: np.ndarray):
-    """samples: uint8 [N, H, W, C], or x_0 in float32."""
-    self._samples = samples
+  def __init__(self, samples: np.ndarray, encoding: Encoding = PICTURES):
+    """samples: as the data are stored, [N, ..., C]; of pictures also x_0 in float32."""
+    self._samples, self._encoding = samples, encoding
 
   def read(self, indices: np.ndarray) -> np.ndarray:
-    """Returns uint8, or float32 in [0, 255] and not rounded, [n, H, W, C]."""
+    """Returns [n, ..., C]: of pictures uint8, or float32 in [0, 255] and not rounded."""
     samples = self._samples[indices]
+    if not self._encoding.is_of_pictures:
+      return self._encoding.encode(samples)
     if samples.dtype == np.uint8:
       return samples
     return (np.clip(samples, -1, 1) + 1) * np.float32(127.5)

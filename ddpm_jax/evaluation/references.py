@@ -264,8 +264,14 @@ def statistics_of(features: Any) -> Statistics:
 
 
 def blockiness_of(images: Any, count: int) -> float | None:
-  """The blockiness of some of `count` images; None where they are too small to have one."""
-  ratio = jpeg.blockiness(images.read(evenly_spaced(min(count, JPEG_IMAGES), count)))
+  """The blockiness of some of `count` images; None where they are too small to have one.
+
+  And of what is no picture of 256 levels.
+  """
+  some = images.read(evenly_spaced(min(count, JPEG_IMAGES), count))
+  if some.ndim != 4 or some.dtype not in (np.uint8, np.float32):
+    return None
+  ratio = jpeg.blockiness(some)
   return None if np.isnan(ratio) else round(ratio, 3)
 
 

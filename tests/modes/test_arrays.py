@@ -1,5 +1,6 @@
 """Runs on signals and volumes, of whole numbers and of others: the whole path."""
 
+import csv
 import json
 
 import numpy as np
@@ -19,7 +20,9 @@ from tests.tiny import tiny_config
 
 RNG = np.random.default_rng(0)
 WAVES = np.sin(np.arange(8)[:, None] * [0.7, 1.1] + RNG.uniform(0, 6, (60, 1, 2)))
-FIGURES = ('bound', 'compression', 'progressive', 'shared', 'interpolation', 'neighbours')
+FIGURES = (
+  *('bound', 'compression', 'progressive', 'shared', 'interpolation', 'neighbours', 'comparison'),
+)
 KINDS = {  # name: (examples, data.levels)
   'signals': (np.rint(2000 * WAVES).astype(np.int16), 4096),
   'floats': ((5 * WAVES + 3).astype(np.float32), None),
@@ -56,6 +59,8 @@ def config_of(folder, kind, **fields):
       'train.num_steps': 4,
       'train.checkpoint_every_steps': 4,
       'eval.metrics': ('bpd',),
+      'eval.network': 'random',
+      'reproduce.num_samples': 8,
       **fields,
     }
   )
@@ -167,7 +172,8 @@ def test_every_figure_is_drawn(runs, kind):
   pictures = {path.name for path in workdir.glob('reproduce/**/*.png')}
   assert pictures >= {
     'bound.png', 'compression.png', 'progressive.png', 'shared.png',
-    'interpolation_figure8.png', 'neighbours_pixels.png',
+    'interpolation_figure8.png', 'neighbours_pixels.png', 'neighbours_features.png',
+    'progressive_metrics.png', 'comparison.png', 'structure.png', 'examples.png',
   }  # fmt: skip
   (file,) = workdir.glob('reproduce/**/interpolation.npz')
   with np.load(file) as arrays:
@@ -176,6 +182,40 @@ def test_every_figure_is_drawn(runs, kind):
   test_split = KINDS[kind][0][40:]
   np.testing.assert_allclose(rows[:, 0], test_split[ids[0]], rtol=1e-5)
   np.testing.assert_allclose(rows[:, -1], test_split[ids[1]], rtol=1e-5)
+
+
+@each_kind('signals')
+def test_samples_stand_between_real_data_and_simple_models(runs, kind):
+  """Columns of real examples are near to the training examples; the model has learned nothing."""
+  data, workdir = runs[kind]
+  reproduce(config_of(data, kind, **{'reproduce.what': ('comparison',)}), workdir)
+  (file,) = workdir.glob('reproduce/*/comparison*/comparison.csv')
+  with open(file, newline='') as stream:
+    rows = {row.pop('figure'): row for row in csv.DictReader(stream)}
+  evaluate(config_of(data, kind, **{'eval.bpd_splits': ('test',)}), workdir)
+  (bound,) = (x for name, x in figures_of(workdir).items() if 'test' in name)
+  (name,) = (name for name in rows if '/dim of' in name)
+  assert name.startswith('bits/dim of 10 test' if KINDS[kind][1] else 'nats/dim of 10 test')
+  assert float(rows[name]['samples']) == pytest.approx(bound['value'])
+  terms = sum(float(rows[f'of which {term}']['samples']) for term in ('L_T', 'L_1..T-1', 'L_0'))
+  assert terms == pytest.approx(bound['value'])
+  assert float(rows[name]['Gaussian']) < float(rows[name]['marginals'])  # a sine knows its next
+  for figure in ('Frechet distance', 'marginals apart, deviations', 'autocorrelations apart'):
+    values = {column: float(x) for column, x in rows[figure].items() if column != 'better'}
+    assert max(values['test'], values['half of training']) < values['samples']
+  assert rows['RMS distance to the nearest training example, median']['half of training'] == ''
+
+
+@each_kind('signals', 'volumes')
+def test_distances_are_in_the_features_of_random_convolutions(runs, kind):
+  data, workdir = runs[kind]
+  fields = {'eval.metrics': ('fid', 'kid', 'pr'), 'eval.num_samples': 8}
+  evaluate(config_of(data, kind, **fields), workdir)
+  reports = [json.loads(file.read_text()) for file in workdir.glob('eval/**/report.json')]
+  (report,) = (x for x in reports if x['about'].get('network_name') == 'random convolutions')
+  assert {figure['metric'] for figure in report['figures']} == {'fid', 'kid', 'precision', 'recall'}
+  assert all('random convolutions' in figure['name'] for figure in report['figures'])
+  assert any('compare with no published' in note for note in report['notes'])
 
 
 @each_kind('signals')
@@ -204,8 +244,16 @@ def test_what_is_for_pictures_alone_says_so(runs, kind, tmp_path):
   for mode, fields in ((edit, {}), (export_model, {'export.path': str(tmp_path / 'out')})):
     with pytest.raises(UserError, match='is for pictures of 256 levels, and these data are'):
       mode(config_of(data, kind, **fields), workdir)
-  with pytest.raises(UserError, match=r'give --config\.eval\.metrics=bpd'):
-    evaluate(config_of(data, kind, **{'eval.metrics': ('bpd', 'kid')}), workdir)
+  for fields, message in (
+    ({'eval.network': 'inception'}, r'give --config\.eval\.network=random'),
+    ({'eval.network': 'watch', 'data.channels': 2}, 'watch takes signals of 6 channels'),
+    ({'eval.metrics': ('is',)}, 'no classes, which the metric is goes by'),
+    ({'eval.rounding': 'float'}, 'eval.rounding=float is for pictures of 256 levels'),
+    ({'eval.reference': 'statistics.npz'}, r'eval\.reference is of pictures of 256 levels'),
+  ):
+    fields = {'eval.metrics': ('bpd', 'kid'), **fields}
+    with pytest.raises(UserError, match=message):
+      evaluate(config_of(data, kind, **fields), workdir)
 
 
 def test_a_test_split_beyond_the_levels_is_named(runs, tmp_path):

@@ -9,6 +9,8 @@ WORKDIR/reproduce/step_XXXXXXXX/FIGURE_KEY/
                   the predictions themselves are in predictions_KEY/
   shared          Figure 7: samples that share x_t                     npz, png
   interpolation   Figures 8 and 9: between real images                 npz, png
+  comparison      beside real data and simple models: likelihood,      csv, md, png
+                  distances, structure, copies, classifiers
   neighbours      nearest training images by pixels and by features    csv, png
 
 A new figure is a file, and its entry here: Run -> the folder that it was written to.
@@ -18,6 +20,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from ddpm_jax.evaluation.figures.bound_terms import bound
+from ddpm_jax.evaluation.figures.comparison import comparison
 from ddpm_jax.evaluation.figures.compression import compression
 from ddpm_jax.evaluation.figures.interpolation import interpolation
 from ddpm_jax.evaluation.figures.neighbours import neighbours
@@ -35,4 +38,5 @@ FIGURES: Mapping[str, Callable[[Run], pathlib.Path]] = {
   'shared': shared,
   'interpolation': interpolation,
   'neighbours': neighbours,
+  'comparison': comparison,
 }

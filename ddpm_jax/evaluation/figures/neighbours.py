@@ -74,7 +74,7 @@ def neighbours(run: Run) -> pathlib.Path:
     features = collect_features(
       folder / 'rows',
       scorer.network,
-      ArrayImages(samples),
+      ArrayImages(samples, run.encoding),
       count,
       identity=identity,
       batch_size=scorer.batch_size,

@@ -85,7 +85,7 @@ def _measure(run, scorer, folder, drawn, predictions, every, chains):
     figures, _ = scorer.score(
       drawn,
       f'features-slot-{slot:03d}',
-      ArrayImages(predictions[:, slot]),
+      ArrayImages(predictions[:, slot], run.encoding),
       len(predictions),
       identity=chains.but(choices={'every_steps': every, 'slot': slot}),
       facts={},

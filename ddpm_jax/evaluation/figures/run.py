@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import devices
-from ddpm_jax.data import Encoding, Source
+from ddpm_jax.data import Encoding, Labels, Source
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.evaluation.bound import Bound
 from ddpm_jax.evaluation.evaluator import Evaluator
@@ -53,6 +53,7 @@ class Run:
     is_paper_data: whether the data are those of the paper's numbers.
     key_of: name of a stream -> replicated key.
     open_training: () -> Source of training.
+    labels_of: Source -> its Labels; None for a model without.
     make_bound: Source -> Bound, of all terms.
     make_scorer: names of metrics -> Scorer; None for data that no network of features takes.
     make_drawer: number of samples -> Drawer, of config.sample's sampler.
@@ -78,6 +79,7 @@ class Run:
   is_paper_data: bool
   key_of: Callable[[str], jax.Array]
   open_training: Callable[[], Source]
+  labels_of: Callable[[Source], Labels | None]
   make_bound: Callable[[Source], Bound]
   make_scorer: Callable[[Sequence[str]], Scorer | None]
   make_drawer: Callable[[int], Drawer]
