@@ -80,6 +80,11 @@ def get_config():
       'train': {
         'global_batch_size': 128,  # images a step, over all devices and processes
         'grad_accum_steps': 1,  # parts of a device's batch, one after another: less memory
+        # Of the squared error of x_0: simple | kl | min_snr | p2 | sigmoid | edm; none: that of the
+        # prediction as it is
+        'loss_weight': placeholder(str),
+        # gamma of min_snr (none: 5) and of p2 (none: 1), bias of sigmoid (none: 2)
+        'loss_weight_number': placeholder(float),
         'label_dropout': placeholder(float),  # part of the examples without label; none: 0.1
         'num_steps': 800_000,  # 800,000 steps * 128 = 102.4M examples
         'steps_per_dispatch': placeholder(int),  # none: 1 on a CPU, else as many as all of the

@@ -571,6 +571,8 @@ def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainSt
     grad_accum_steps=config.train.grad_accum_steps,
     num_classes=num_classes(config),
     label_dropout=label_dropout(config),
+    loss_weight=config.train.loss_weight,
+    loss_weight_number=config.train.loss_weight_number,
     axis_name=devices.AXIS,
   )
   return devices.compile_train_step(step, several=steps_per_dispatch(config) > 1)

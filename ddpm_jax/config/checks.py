@@ -197,7 +197,10 @@ def check_pictures(config: ConfigDict, what: str) -> None:
 
 def _check_diffusion(config):
   parameterization = build.parameterization(config.diffusion)
-  check_loss(parameterization, config.diffusion.loss_type)
+  train = config.train
+  check_loss(
+    parameterization, config.diffusion.loss_type, train.loss_weight, train.loss_weight_number
+  )
   signal = np.cumprod(1 - build.betas(config))[-1]
   config = build.diffusion(config)
   if signal < MIN_SIGNAL and parameterization.needs_signal:

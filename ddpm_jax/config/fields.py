@@ -53,6 +53,7 @@ LIMITS: dict[str, tuple[float, float]] = {
   'optim.adam_eps': (_MIN_EPS, 1),
   'train.global_batch_size': (1, _MAX_INT),
   'train.grad_accum_steps': (1, _MAX_INT),
+  'train.loss_weight_number': (-100, 100),
   'train.label_dropout': (0, _BELOW_ONE),
   'train.num_steps': (0, _MAX_INT),
   'train.steps_per_dispatch': (1, _MAX_INT),

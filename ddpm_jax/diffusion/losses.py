@@ -8,19 +8,37 @@ from ddpm_jax.diffusion.forward import mean_except_batch, q_sample
 from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.diffusion.prediction import Network, Parameterization, check_choice
 from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.diffusion.weights import check_weight, output_weight
 from ddpm_jax.errors import UserError
 
 LOSS_TYPES = ('mse', 'kl')
 
 
-def check_loss(parameterization: Parameterization, loss_type: str) -> None:
-  """Raises a UserError for an unknown loss, and for 'mse' with a learned variance."""
+def check_loss(
+  parameterization: Parameterization,
+  loss_type: str,
+  weight: str | None = None,
+  weight_number: float | None = None,
+) -> None:
+  """Raises a UserError for an unknown loss, and for choices that do not go together."""
   check_choice('diffusion.loss_type', loss_type, LOSS_TYPES)
   if loss_type == 'mse' and parameterization.fixed_variance is None:
     raise UserError(
       f'diffusion.loss_type=mse does not train diffusion.var_type={parameterization.variance}; use '
       'loss_type=kl'
     )
+  if weight is None:
+    if weight_number is not None:
+      raise UserError(
+        f'train.loss_weight_number is {weight_number}, but there is no train.loss_weight: give one'
+      )
+    return
+  if loss_type == 'kl':
+    raise UserError(
+      f'train.loss_weight={weight} weights an mse, and diffusion.loss_type=kl has its weight: use '
+      'loss_type=mse, or leave the weight out'
+    )
+  check_weight(parameterization, weight, weight_number)
 
 
 def training_losses(
@@ -33,6 +51,8 @@ def training_losses(
   parameterization: Parameterization,
   loss_type: str,
   levels: int | None = LEVELS,
+  weight: str | None = None,
+  weight_number: float | None = None,
 ) -> jax.Array:
   """Loss of each example (Alg. 1): L_simple (Eq. 14) for 'mse', one term of the bound for 'kl'.
 
@@ -45,6 +65,8 @@ def training_losses(
     parameterization: what the output means.
     loss_type: 'mse', between the output and its target, or 'kl', in bits/dim and unclipped.
     levels: as vb_terms_bpd, for 'kl'.
+    weight: of the squared error of x_0, one of WEIGHTS; None for the output's error as it is.
+    weight_number: the weight's parameter; None for its default.
 
   Returns:
     [B].
@@ -53,7 +75,7 @@ def training_losses(
     UserError: an unknown choice; 'mse' with a learned variance, which it would leave untrained; an
       output of another shape.
   """
-  check_loss(parameterization, loss_type)
+  check_loss(parameterization, loss_type, weight, weight_number)
   x_t = q_sample(schedule, x_0, t, noise)
   output = network(parameterization.input(schedule, x_t, t), t)
   if loss_type == 'kl':
@@ -62,4 +84,7 @@ def training_losses(
     return vb_terms_bpd(schedule, prediction, x_0, x_t, t, variance=variance, levels=levels)
   parameterization.check_output(output, x_t)
   target = parameterization.target(schedule, x_0, noise, x_t, t)
-  return mean_except_batch(jnp.square(target - output))
+  losses = mean_except_batch(jnp.square(target - output))
+  if weight is None:
+    return losses
+  return losses * output_weight(schedule, parameterization, t, weight, weight_number)

@@ -38,6 +38,9 @@ Network = Callable[[jax.Array, jax.Array], jax.Array]  # (x_t, t) -> output
 Denoiser = Callable[[jax.Array, jax.Array], Prediction]  # (x_t, t) -> Prediction
 
 
+SIGMA_DATA = 0.5  # deviation of the data, as EDM's preconditioning has it
+
+
 class Mean(NamedTuple):
   """A kind of prediction: how to make its target and how to read x_0 from it.
 
@@ -166,6 +169,16 @@ class Parameterization:
   ) -> jax.Array:
     """What the first C channels of the output are trained towards, [B, ..., C]."""
     return MEANS[self.mean].target(schedule, x_0, eps, x_t, t)
+
+  def x_0_scale(self, schedule: NoiseSchedule, t: jax.Array) -> jax.Array:
+    """What an error of 1 in the output makes of x_0, with its sign, [B]: x_0 is linear in both.
+
+    Args:
+      schedule: NoiseSchedule.
+      t: int [B].
+    """
+    zero = jnp.zeros(t.shape, jnp.result_type(float))
+    return MEANS[self.mean].x_0(schedule, zero + 1, zero, t)
 
   def check_output(self, output: jax.Array, x_t: jax.Array) -> None:
     """Raises a UserError for an output of another shape than [B, ..., channels(C)]."""

@@ -68,6 +68,8 @@ FIXED_FIELDS = (
   'optim',
   'train.global_batch_size',
   'train.label_dropout',
+  'train.loss_weight',
+  'train.loss_weight_number',
 )
 
 

@@ -40,6 +40,8 @@ def make_train_step(
   grad_accum_steps: int = 1,
   num_classes: int | None = None,
   label_dropout: float = 0.0,
+  loss_weight: str | None = None,
+  loss_weight_number: float | None = None,
   axis_name: str | None = None,
 ) -> TrainStep:
   """One step of Alg. 1: draw t and noise, descend, average.
@@ -59,6 +61,7 @@ def make_train_step(
     num_classes: of the labels; None for a model without.
     label_dropout: probability that an example's label is left out, so that the model learns the
       distribution of all classes, too.
+    loss_weight, loss_weight_number: as training_losses has the weight.
     axis_name: of the devices that share a batch, each with an equal part; None for one device.
 
   Returns:
@@ -81,6 +84,8 @@ def make_train_step(
       parameterization=parameterization,
       loss_type=loss_type,
       levels=levels,
+      weight=loss_weight,
+      weight_number=loss_weight_number,
     ).mean()
 
   def accumulate(params, examples, dropout_key):
