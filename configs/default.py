@@ -85,6 +85,9 @@ def get_config():
         'loss_weight': placeholder(str),
         # gamma of min_snr (none: 5) and of p2 (none: 1), bias of sigmoid (none: 2)
         'loss_weight_number': placeholder(float),
+        # How t is drawn: uniform | stratified, over the batch | loss, by the last losses at each |
+        # lognormal, by the logarithm of the noise level; none: uniform. The objective is the same
+        'timesteps': placeholder(str),
         'label_dropout': placeholder(float),  # part of the examples without label; none: 0.1
         'num_steps': 800_000,  # 800,000 steps * 128 = 102.4M examples
         'steps_per_dispatch': placeholder(int),  # none: 1 on a CPU, else as many as all of the

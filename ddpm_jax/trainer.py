@@ -45,7 +45,7 @@ from ddpm_jax.storage.workdir import (
   store_config,
 )
 from ddpm_jax.training import loop
-from ddpm_jax.training.state import TrainState, init_train_state
+from ddpm_jax.training.state import TrainState
 
 MAX_TABLE_LINES = 16
 MAX_SKIPPED_BATCHES = 10  # a run that has more of them has another fault
@@ -397,7 +397,7 @@ def begin(
   start = read_start(given, config, optimizer_state=optimizer_state)
   sets = 'one set of weights, used as both' if start.is_one_set else 'weights and moving average'
   say(f'{given}, step {start.step}: {sets}')
-  state = init_train_state(start.params, build.optimizer(config))
+  state = build.init_state(config, start.params)
   if not start.is_one_set:
     state = dataclasses.replace(state, ema_params=start.ema_params)
   if start.opt_state is not None:
@@ -447,7 +447,7 @@ def restore_or_init(
   @jax.jit  # here, so that it is traced once for its shapes and for its values
   def init():
     fresh = build.init_params(config) if params is None else jax.tree.map(jnp.asarray, params)
-    return init_train_state(fresh, build.optimizer(config))
+    return build.init_state(config, fresh)
 
   state_like = jax.eval_shape(init)
   state = checkpointer.restore_latest(state_like)

@@ -96,6 +96,30 @@ def test_four_devices_train_as_one(params):
     assert max(jax.tree.leaves(moved)) > 1e-3
 
 
+@pytest.mark.parametrize('timesteps', ['stratified', 'loss', 'lognormal'])
+def test_four_devices_draw_timesteps_as_one(timesteps):
+  model, key = OneLayer(), jax.random.key(2)
+  params = jax.device_get(model.init(key, jnp.zeros((1, 4, 4, 1)), jnp.zeros(1, jnp.int32)))
+  by_loss = SCHEDULE.num_timesteps if timesteps == 'loss' else None
+
+  def fresh():
+    return init_train_state(params['params'], OPTIMIZER, timesteps_by_loss=by_loss)
+
+  one, one_step = fresh(), jax.jit(make_step(None, model, timesteps=timesteps))
+  four, four_key = devices.replicate(fresh()), devices.replicate(key)
+  four_step = devices.compile_train_step(
+    make_step(devices.AXIS, model, timesteps=timesteps), several=False
+  )
+  for images in batches():
+    one, metrics = one_step(one, images, None, key)
+    four, four_metrics = four_step(four, devices.split_over_devices(images), None, four_key)
+    np.testing.assert_allclose(four_metrics['loss'], metrics['loss'], rtol=2e-5)
+  if by_loss:
+    np.testing.assert_array_equal(four.loss_history.counts, one.loss_history.counts)
+    assert int(one.loss_history.counts.sum()) == 5 * 8
+    np.testing.assert_allclose(four.loss_history.squares, one.loss_history.squares, rtol=1e-4)
+
+
 def test_state_has_no_device_axis(params):
   replicated = devices.replicate(params)
   assert jax.tree.map(jnp.shape, replicated) == jax.tree.map(jnp.shape, params)

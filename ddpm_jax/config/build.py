@@ -81,6 +81,7 @@ from ddpm_jax.storage.workdir import (
 )
 from ddpm_jax.training import recipe
 from ddpm_jax.training.loop import Plan
+from ddpm_jax.training.state import TrainState, init_train_state
 from ddpm_jax.training.step import TrainStep, make_train_step
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -556,6 +557,16 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
   )
 
 
+def init_state(config: ConfigDict, params: Any) -> TrainState:
+  """The state of a run before its first step."""
+  by_loss = config.train.timesteps == 'loss'
+  return init_train_state(
+    params,
+    optimizer(config),
+    timesteps_by_loss=config.diffusion.num_timesteps if by_loss else None,
+  )
+
+
 def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainStep:
   """The training step over all devices, compiled, as devices.compile_train_step returns it."""
   step = make_train_step(
@@ -573,6 +584,7 @@ def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainSt
     label_dropout=label_dropout(config),
     loss_weight=config.train.loss_weight,
     loss_weight_number=config.train.loss_weight_number,
+    timesteps=config.train.timesteps or 'uniform',
     axis_name=devices.AXIS,
   )
   return devices.compile_train_step(step, several=steps_per_dispatch(config) > 1)

@@ -18,6 +18,7 @@ from ddpm_jax.diffusion import make_betas
 from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.prediction import check_choice
 from ddpm_jax.diffusion.schedules import prior_bpd_range
+from ddpm_jax.diffusion.timesteps import DRAWS
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
 from ddpm_jax.evaluation.scores import METRICS, check_count
@@ -378,5 +379,6 @@ def _check_choices(config):
     check_choice('data.channels', config.data.channels, (1, 3))
   _check_axes(config)
   _check_encoding(config.data)
+  check_choice('train.timesteps', config.train.timesteps, (None, *DRAWS))
   check_choice('train.on_nonfinite', config.train.on_nonfinite, ('stop', 'skip'))
   check_choice('data.on_damage', config.data.on_damage, ('stop', 'skip'))

@@ -44,7 +44,6 @@ from ddpm_jax.storage.workdir import (
   has_begun,
   workdir_path,
 )
-from ddpm_jax.training.state import init_train_state
 
 PACKAGED_WEIGHTS = 'ema_params.safetensors'
 PACKAGED_ABOUT = 'about.json'
@@ -256,9 +255,7 @@ def read_start(given: str, config: ConfigDict, *, optimizer_state: bool) -> Star
 def _read_workdir(folder, config, step, params_like=None):
   """The Start of a checkpoint."""
   state_like = jax.eval_shape(
-    lambda like: init_train_state(
-      build.init_params(config) if like is None else like, build.optimizer(config)
-    ),
+    lambda like: build.init_state(config, build.init_params(config) if like is None else like),
     params_like,
   )
   with build.checkpointer(config, folder, read_only=True) as checkpoints:

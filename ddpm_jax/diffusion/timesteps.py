@@ -124,9 +124,9 @@ def with_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> LossHi
     losses: [B], before they are weighted by 1 / (T p_t).
   """
   rows = jnp.arange(len(t))
-  same = t[:, None] == t
-  earlier = (same & (rows[:, None] > rows)).sum(axis=1)
-  later = (same & (rows[:, None] < rows)).sum(axis=1)
+  same = t[:, None] == t[None]
+  earlier = (same & (rows[:, None] > rows[None])).sum(axis=1)
+  later = (same & (rows[:, None] < rows[None])).sum(axis=1)
   # Of more than HISTORY losses at one t, the last count: places that are written are all different.
   place = jnp.where(later < HISTORY, (history.counts[t] + earlier) % HISTORY, HISTORY)
   return LossHistory(

@@ -450,8 +450,11 @@ def keep_steps(directory: pathlib.Path, reason: str, steps: Sequence[int]) -> No
 
 def _items(state):
   """Splits a TrainState into the items on disk; the EMA alone, as sampling reads nothing else."""
+  carried = {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
+  if state.loss_history is not None:
+    carried['loss_history'] = state.loss_history
   return {
-    'state': {'step': state.step, 'params': state.params, 'opt_state': state.opt_state},
+    'state': carried,
     'ema_params': state.ema_params,
   }
 

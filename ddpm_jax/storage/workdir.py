@@ -68,6 +68,7 @@ FIXED_FIELDS = (
   'optim',
   'train.global_batch_size',
   'train.label_dropout',
+  'train.timesteps',
   'train.loss_weight',
   'train.loss_weight_number',
 )

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddpm_jax.diffusion.timesteps import LossHistory, no_losses
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -16,15 +18,25 @@ class TrainState:
   params: Any
   ema_params: Any
   opt_state: Any
+  loss_history: LossHistory | None = None  # of training whose t are drawn by loss
 
 
-def init_train_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-  """The state before the first step; the EMA starts at the initial parameters."""
+def init_train_state(
+  params: Any, optimizer: optax.GradientTransformation, *, timesteps_by_loss: int | None = None
+) -> TrainState:
+  """The state before the first step; the EMA starts at the initial parameters.
+
+  Args:
+    params: the parameters.
+    optimizer: optax transformation.
+    timesteps_by_loss: T, of training whose t are drawn by loss; None for other training.
+  """
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     ema_params=jax.tree.map(jnp.copy, params),  # a buffer of its own: the state is donated
     opt_state=optimizer.init(params),
+    loss_history=None if timesteps_by_loss is None else no_losses(timesteps_by_loss),
   )
 
 
@@ -40,4 +52,6 @@ def apply_gradients(
   ema_params = jax.tree.map(
     lambda ema, new: ema - (1 - ema_decay) * (ema - new), state.ema_params, params
   )
-  return TrainState(state.step + 1, params, ema_params, opt_state)
+  return state.replace(
+    step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
+  )

@@ -14,8 +14,16 @@ import optax
 from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.diffusion.losses import training_losses
-from ddpm_jax.diffusion.prediction import Parameterization, make_network
+from ddpm_jax.diffusion.prediction import Parameterization, check_choice, make_network
 from ddpm_jax.diffusion.schedules import NoiseSchedule
+from ddpm_jax.diffusion.timesteps import (
+  DRAWS,
+  drawn,
+  lognormal_chances,
+  loss_chances,
+  stratified,
+  with_losses,
+)
 from ddpm_jax.sampling.noise import fold_rows
 from ddpm_jax.training.recipe import LearningRate, schedule_count
 from ddpm_jax.training.state import TrainState, apply_gradients
@@ -42,6 +50,7 @@ def make_train_step(
   label_dropout: float = 0.0,
   loss_weight: str | None = None,
   loss_weight_number: float | None = None,
+  timesteps: str = 'uniform',
   axis_name: str | None = None,
 ) -> TrainStep:
   """One step of Alg. 1: draw t and noise, descend, average.
@@ -62,6 +71,7 @@ def make_train_step(
     label_dropout: probability that an example's label is left out, so that the model learns the
       distribution of all classes, too.
     loss_weight, loss_weight_number: as training_losses has the weight.
+    timesteps: how t is drawn, one of DRAWS; 'loss' needs a state with a loss_history.
     axis_name: of the devices that share a batch, each with an equal part; None for one device.
 
   Returns:
@@ -71,11 +81,13 @@ def make_train_step(
     num_classes, in place of images there are {'images': images, 'labels': int32 [B] or [N]}.
   """
 
-  def loss_fn(params, x_0, t, noise, rows, labels, dropout_key):
+  check_choice('train.timesteps', timesteps, DRAWS)
+
+  def loss_fn(params, x_0, t, noise, rows, labels, counts, dropout_key):
     network = make_network(
       model, params, labels=labels, train=True, rngs={'dropout': dropout_key}, rows=rows
     )
-    return training_losses(
+    losses = training_losses(
       schedule,
       network,
       x_0,
@@ -86,25 +98,43 @@ def make_train_step(
       levels=levels,
       weight=loss_weight,
       weight_number=loss_weight_number,
-    ).mean()
+    )
+    mean = losses.mean() if counts is None else (counts * losses).mean()
+    return mean, losses if timesteps == 'loss' else None
 
   def accumulate(params, examples, dropout_key):
     def of_part(part):
-      return jax.value_and_grad(loss_fn)(params, *part, dropout_key)
+      (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *part, dropout_key)
+      return (loss, grads), losses
 
     parts = jax.tree.map(lambda x: x.reshape(grad_accum_steps, -1, *x.shape[1:]), examples)
     zeros = jax.tree.map(
-      jnp.zeros_like, jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts))
+      jnp.zeros_like, jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts))[0]
     )
-    total, _ = jax.lax.scan(
-      lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), zeros, parts
-    )
-    return jax.tree.map(lambda x: x / grad_accum_steps, total)
+
+    def add_part(total, part):
+      sums, losses = of_part(part)
+      return jax.tree.map(jnp.add, total, sums), losses
+
+    total, losses = jax.lax.scan(add_part, zeros, parts)
+    loss, grads = jax.tree.map(lambda x: x / grad_accum_steps, total)
+    return (loss, None if losses is None else losses.reshape(-1)), grads
 
   def draw(key, shape):
     t_key, noise_key, flip_key = jax.random.split(key, 3)
-    t = jax.random.randint(t_key, (), 0, schedule.num_timesteps)
+    if timesteps == 'uniform':
+      t = jax.random.randint(t_key, (), 0, schedule.num_timesteps)
+    else:
+      t = jax.random.uniform(t_key)  # what t is made of
     return t, jax.random.normal(noise_key, shape), jax.random.bernoulli(flip_key)
+
+  def timesteps_of(uniforms, rows, history):
+    """(t, how often the loss of each counts; None for once)."""
+    if timesteps == 'stratified':
+      size = len(rows) * (1 if axis_name is None else jax.lax.psum(1, axis_name))
+      return stratified(uniforms, rows, size, schedule.num_timesteps), None
+    chances = lognormal_chances(schedule) if timesteps == 'lognormal' else loss_chances(history)
+    return drawn(chances, uniforms)
 
   def kept_labels(labels, key, rows):
     def is_left_out(key):
@@ -123,18 +153,27 @@ def make_train_step(
     step_key = jax.random.fold_in(key, state.step)
     draw_key, dropout_key = jax.random.split(step_key)
     t, noise, flip = jax.vmap(draw, in_axes=(0, None))(fold_rows(draw_key, rows), images.shape[1:])
+    counts = None
+    if timesteps != 'uniform':
+      t, counts = timesteps_of(t, rows, state.loss_history)
     x_0 = scale_levels(images, levels)
     if random_flip:
       x_0 = jnp.where(jnp.expand_dims(flip, range(1, x_0.ndim)), x_0[..., ::-1, :], x_0)
     if labels is not None and label_dropout:
       labels = kept_labels(labels, step_key, rows)
-    examples = x_0, t, noise, rows, labels
+    examples = x_0, t, noise, rows, labels, counts
     if grad_accum_steps == 1:
-      loss, grads = jax.value_and_grad(loss_fn)(state.params, *examples, dropout_key)
+      (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, *examples, dropout_key
+      )
     else:
-      loss, grads = accumulate(state.params, examples, dropout_key)
+      (loss, losses), grads = accumulate(state.params, examples, dropout_key)
     if axis_name is not None:
       loss, grads = jax.lax.pmean((loss, grads), axis_name)
+    if timesteps == 'loss':
+      if axis_name is not None:
+        t, losses = (jax.lax.all_gather(x, axis_name, tiled=True) for x in (t, losses))
+      state = state.replace(loss_history=with_losses(state.loss_history, t, losses))
     metrics = {
       'loss': loss,
       'grad_norm': optax.tree.norm(grads),

@@ -198,6 +198,25 @@ def test_damaged_newest_checkpoint_costs_steps_not_the_run(undisturbed, tmp_path
 
 
 @pytest.mark.usefixtures('one_layer')
+def test_a_run_that_draws_by_loss_goes_on_with_the_losses_it_has_seen(tmp_path):
+  fields = {'train.timesteps': 'loss', 'train.num_steps': 12}  # 16 losses a step, at ten timesteps
+  train(tiny_config(**fields), tmp_path / 'whole')
+  for num_steps in (5, 12):
+    train(tiny_config(**fields | {'train.num_steps': num_steps}), tmp_path / 'parts')
+  config = tiny_config(**fields)
+  like = jax.eval_shape(lambda: build.init_state(config, build.init_params(config)))
+  states = []
+  for name in ('parts', 'whole'):
+    with build.checkpointer(config, tmp_path / name, read_only=True) as checkpointer:
+      states.append(checkpointer.restore_latest(like))
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  assert int(states[0].loss_history.counts.sum()) == 12 * 16
+  assert losses(tmp_path / 'parts') == losses(tmp_path / 'whole')
+  with pytest.raises(UserError, match=r'another config \(train.timesteps: workdir loss, config'):
+    train(tiny_config(**fields | {'train.timesteps': 'lognormal'}), tmp_path / 'parts')
+
+
+@pytest.mark.usefixtures('one_layer')
 def test_batches_gathered_on_the_devices_are_the_same(tmp_path, monkeypatch):
   train(tiny_config(), tmp_path / 'read')
   monkeypatch.setattr(build, 'device_data', lambda _, batches: devices.replicate(batches.images))

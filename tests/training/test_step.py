@@ -10,6 +10,7 @@ import pytest
 
 from ddpm_jax.diffusion import Parameterization, make_betas, make_schedule
 from ddpm_jax.diffusion.forward import scale_levels
+from ddpm_jax.diffusion.timesteps import DRAWS, HISTORY
 from ddpm_jax.training.recipe import make_optimizer
 from ddpm_jax.training.state import init_train_state
 from ddpm_jax.training.step import make_train_step
@@ -91,6 +92,43 @@ def test_a_batch_of_indices_is_gathered_from_the_data():
   expected = np.square(np.asarray(scale_levels(data[indices]))).mean()
   assert loss(indices, prediction, data=data) == loss(data[indices], prediction)
   assert loss(indices, prediction, data=data) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize('timesteps', DRAWS)
+def test_the_objective_is_that_of_a_uniform_timestep_however_it_is_drawn(timesteps):
+  total, count = 10, 4096
+  schedule, optimizer = make_schedule(make_betas('linear', total)), optax.sgd(0.0)
+  step = make_train_step(
+    Blank(),
+    schedule,
+    optimizer,
+    optax.constant_schedule(0.0),
+    parameterization=Parameterization('xstart', 'fixedlarge'),
+    loss_type='mse',
+    ema_decay=0.9,
+    random_flip=False,
+    timesteps=timesteps,
+    grad_accum_steps=2,
+  )
+  params = {'image': -jnp.ones((1, 1, 1)), 'slope': jnp.float32(1.0)}
+  by_loss = total if timesteps == 'loss' else None
+  state = init_train_state(params, optimizer, timesteps_by_loss=by_loss)
+  images, found = np.zeros((count, 1, 1, 1), np.uint8), []  # x_0 = -1: the error is t
+  step = jax.jit(step)
+  for _ in range(8):
+    state, metrics = step(state, images, None, jax.random.key(3))
+    found.append(float(metrics['loss']))
+    assert metrics['grad_norm'] > 0
+  expected = np.mean(np.arange(total) ** 2)
+  error = {'stratified': 0.02}.get(timesteps, np.std(found))
+  assert np.mean(found) == pytest.approx(expected, abs=5 * error / np.sqrt(8))
+  assert np.std(found) < 0.1 * expected
+  if by_loss:  # a loss of t^2 at each t, and none at 0
+    np.testing.assert_allclose(
+      state.loss_history.squares, np.repeat(np.arange(total)[:, None] ** 4, HISTORY, 1), rtol=1e-5
+    )
+  else:
+    assert state.loss_history is None
 
 
 RATE = optax.constant_schedule(1e-2)
