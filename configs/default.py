@@ -52,8 +52,8 @@ def get_config():
         'beta_start': placeholder(float),  # none: 1e-4; of logsnr the square of a level's width
         'beta_end': 0.02,
         'mean_type': 'eps',  # eps | xstart | xprev | v
-        'var_type': 'fixedlarge',  # fixedsmall | fixedlarge | learned
-        'loss_type': 'mse',  # mse | kl
+        'var_type': 'fixedlarge',  # fixedsmall | fixedlarge | learned | learned_range
+        'loss_type': 'mse',  # mse | kl | hybrid, which trains a learned variance
       },
       'model': {
         'ch': 128,  # channels of the first level; a multiple of num_groups

@@ -12,6 +12,7 @@ from ddpm_jax.diffusion import (
 )
 from ddpm_jax.sampling import clipped
 
+ORIGINAL_VARIANCES = ('fixedsmall', 'fixedlarge', 'learned')
 MIXTURE = {'weights': [0.3, 0.7], 'means': [-0.8, 0.5], 'stds': [0.3, 0.2]}
 
 
@@ -93,6 +94,12 @@ def with_log_variance(network, log_variances):
     return jnp.concatenate([network(x, t), jnp.broadcast_to(log_variance, x.shape)], axis=-1)
 
   return wider_network
+
+
+def range_channels(schedule, log_variances):
+  """The channels of learned_range that stand for log_variances, float64 [T]."""
+  least, most = schedule.posterior_log_variance_clipped, np.log(schedule.betas)
+  return 2 * (log_variances - least) / (most - least) - 1
 
 
 def predict(schedule, output, x_t, t, *, mean, variance, clip='none'):

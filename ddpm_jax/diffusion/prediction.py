@@ -110,12 +110,21 @@ MEANS: Mapping[str, Mean] = {
   'v': Mean(target=_v, x_0=_x_0_of_v),
 }
 
+
+def _log_variance_in_range(schedule, channels, x_t, t):
+  """log beta_t where the channels are 1, log beta tilde_t where -1 (Eq. 15, Nichol & Dhariwal)."""
+  share = (channels + 1) / 2
+  least = extract(schedule.posterior_log_variance_clipped, t, x_t)
+  return share * jnp.log(extract(schedule.betas, t, x_t)) + (1 - share) * least
+
+
 # Of variances that the network returns beside its prediction, as further channels:
 # (schedule, channels, x_t, t) -> log-variance. The others are tables of the schedule.
 VARIANCES: Mapping[str, Callable[..., jax.Array] | None] = {
   'fixedsmall': None,
   'fixedlarge': None,
   'learned': lambda schedule, channels, x_t, t: channels,
+  'learned_range': _log_variance_in_range,
 }
 
 
@@ -127,7 +136,8 @@ class Parameterization:
     mean: 'eps', the noise; 'xstart', x_0; 'xprev', the mean of p(x_{t-1} | x_t) itself; 'v', a
       mixture of noise and x_0: the names of MEANS.
     variance: of p(x_{t-1} | x_t): 'fixedsmall', the posterior's; 'fixedlarge', beta_t; 'learned',
-      whose logarithm the network returns in channels of its own: the names of VARIANCES.
+      whose logarithm the network returns in channels of its own; 'learned_range', which it returns
+      as a place between the two fixed ones: the names of VARIANCES.
 
   Raises:
     UserError: an unknown name.

@@ -483,7 +483,7 @@ def unet_settings(config: ConfigDict) -> dict[str, Any]:
   height = lengths[0]
   resolutions = [height // 2**i for i in range(len(config.model.ch_mult))]
   attends = [resolution in config.model.attn_resolutions for resolution in resolutions]
-  learned = config.diffusion.var_type == 'learned'
+  learned = config.diffusion.var_type in ('learned', 'learned_range')
   return _UNET_DEFAULTS | {
     '_class_name': 'UNet2DModel',
     '_diffusers_version': _VERSION,

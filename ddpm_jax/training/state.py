@@ -1,5 +1,6 @@
 """What training carries from step to step, and the moving average."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -52,6 +53,6 @@ def apply_gradients(
   ema_params = jax.tree.map(
     lambda ema, new: ema - (1 - ema_decay) * (ema - new), state.ema_params, params
   )
-  return state.replace(
-    step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
+  return dataclasses.replace(
+    state, step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
   )

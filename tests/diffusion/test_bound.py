@@ -21,10 +21,11 @@ from ddpm_jax.diffusion import (
   vb_terms_bpd,
 )
 from ddpm_jax.diffusion.bound import timestep_strata
-from ddpm_jax.diffusion.prediction import MEANS, VARIANCES
+from ddpm_jax.diffusion.prediction import MEANS
 from ddpm_jax.diffusion.schedules import default_choices
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampling import clipped, make_noise_fn
+from tests.analytic import ORIGINAL_VARIANCES as VARIANCES
 from tests.analytic import (
   gaussian_posterior_variances,
   mixture_network,

@@ -13,12 +13,14 @@ from ddpm_jax.diffusion import (
   p_mean_variance,
   training_losses,
 )
-from ddpm_jax.diffusion.losses import LOSS_TYPES, check_loss
-from ddpm_jax.diffusion.prediction import MEANS, VARIANCES
+from ddpm_jax.diffusion.losses import check_loss
+from ddpm_jax.diffusion.prediction import MEANS
 from ddpm_jax.errors import UserError
+from tests.analytic import ORIGINAL_VARIANCES as VARIANCES
 from tests.analytic import predict, true_output
 from tests.decoder import assert_decoder_bpd
 
+LOSS_TYPES = ('mse', 'kl')  # the original program's
 ORIGINAL_PARAMETERIZATIONS = list(itertools.product(('eps', 'xstart', 'xprev'), VARIANCES))
 
 
@@ -177,9 +179,14 @@ def test_a_loss_is_checked_against_the_parameterization():
   for mean, variance, loss_type in itertools.product(MEANS, VARIANCES, LOSS_TYPES):
     if (variance, loss_type) != ('learned', 'mse'):
       check_loss(Parameterization(mean, variance), loss_type)
-  with pytest.raises(UserError, match=r'loss_type=mse does not train .*var_type=learned'):
-    check_loss(Parameterization('v', 'learned'), 'mse')
-  with pytest.raises(UserError, match=r"diffusion.loss_type is 'l1'; it must be one of mse, kl$"):
+  for variance in ('learned', 'learned_range'):
+    for loss_type in ('kl', 'hybrid'):
+      check_loss(Parameterization('v', variance), loss_type)
+    with pytest.raises(UserError, match=rf'mse does not train .*var_type={variance}; use'):
+      check_loss(Parameterization('v', variance), 'mse')
+  with pytest.raises(UserError, match=r'hybrid trains .*, and var_type=fixedlarge is fixed'):
+    check_loss(Parameterization('v', 'fixedlarge'), 'hybrid')
+  with pytest.raises(UserError, match=r"loss_type is 'l1'; it must be one of mse, kl, hybrid$"):
     check_loss(Parameterization(), 'l1')
 
 

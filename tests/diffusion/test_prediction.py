@@ -14,8 +14,9 @@ from ddpm_jax.diffusion import (
   make_schedule,
   q_sample,
 )
-from ddpm_jax.diffusion.prediction import MEANS, VARIANCES
+from ddpm_jax.diffusion.prediction import MEANS
 from ddpm_jax.errors import UserError
+from tests.analytic import ORIGINAL_VARIANCES as VARIANCES
 from tests.analytic import predict, true_output
 
 
@@ -150,7 +151,7 @@ def test_an_output_of_another_shape_is_refused(linear, example, variance, shape)
     ({'mean': None}, 'diffusion.mean_type is None'),
     (
       {'variance': 'fixed'},
-      "diffusion.var_type is 'fixed'; it must be one of fixedsmall, fixedlarge, learned$",
+      "var_type is 'fixed'; it must be one of fixedsmall, fixedlarge, learned, learned_range$",
     ),
   ],
 )

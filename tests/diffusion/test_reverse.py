@@ -13,8 +13,9 @@ from ddpm_jax.diffusion import (
   p_sample,
   q_posterior_mean_variance,
 )
-from ddpm_jax.diffusion.prediction import MEANS, VARIANCES
+from ddpm_jax.diffusion.prediction import MEANS
 from ddpm_jax.errors import UserError
+from tests.analytic import ORIGINAL_VARIANCES as VARIANCES
 from tests.analytic import predict, true_output
 
 ORIGINAL_MEANS = ('eps', 'xstart', 'xprev')

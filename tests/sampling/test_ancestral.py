@@ -13,7 +13,7 @@ from ddpm_jax.diffusion import (
   make_schedule,
   timestep_subsequence,
 )
-from ddpm_jax.diffusion.prediction import MEANS, VARIANCES
+from ddpm_jax.diffusion.prediction import MEANS
 from ddpm_jax.diffusion.schedules import respace
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampling import CLIPS, clipped
@@ -24,10 +24,12 @@ from tests.analytic import (
   gaussian_posterior_variances,
   mixture_network,
   network_from_eps,
+  range_channels,
   reference_network,
   true_output,
   with_log_variance,
 )
+from tests.analytic import ORIGINAL_VARIANCES as VARIANCES
 
 MEAN = np.array([0.5, -0.3])
 COVARIANCES = {
@@ -61,8 +63,11 @@ def gaussian_denoiser(schedule, parameterization, mean, std):
   """Of the exact network for pixels of N(mean, std^2), with the exact variance of p."""
   network = mixture_network(schedule, [1.0], [mean], [std])
   network = network_from_eps(parameterization.mean, schedule, network)
-  if parameterization.variance == 'learned':
-    network = with_log_variance(network, np.log(gaussian_posterior_variances(schedule, std)[1]))
+  if parameterization.fixed_variance is None:
+    channels = np.log(gaussian_posterior_variances(schedule, std)[1])
+    if parameterization.variance == 'learned_range':
+      channels = range_channels(schedule, channels)
+    network = with_log_variance(network, channels)
   return make_denoiser(network, parameterization, schedule)
 
 
@@ -199,14 +204,15 @@ def test_a_variance_that_the_denoiser_does_not_give_is_refused(num_steps):
     ancestral(*arguments, timesteps, variance=None)
 
 
+@pytest.mark.parametrize('variance', ['learned', 'learned_range'])
 @pytest.mark.parametrize('num_steps', [1, 3, 10])
-def test_learned_variance_is_carried_over_to_longer_steps(num_steps):
+def test_learned_variance_is_carried_over_to_longer_steps(num_steps, variance):
   # With the exact reverse variance, Gaussian data come out exact from however few steps, but for
   # the last, which adds none: x_0 is E[x_0 | x_t] there.
   count, mean, std = 40_000, 0.3, 0.4
   noise_fn = batch_noise_fn((count, 1))
   timesteps = timestep_subsequence(LINEAR, num_steps, 'linspace')
-  denoiser = gaussian_denoiser(LINEAR, Parameterization('eps', 'learned'), mean, std)
+  denoiser = gaussian_denoiser(LINEAR, Parameterization('eps', variance), mean, std)
   x_0 = np.asarray(
     sample(
       ancestral,
