@@ -15,11 +15,12 @@ from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.errors import UserError
 
 COSINE_OFFSET = 0.008  # s of Nichol & Dhariwal 2021: keeps beta_0 from vanishing
-COSINE_MAX_BETA = 0.999
+MAX_BETA = 0.999  # of cosine, sigmoid and linear_scaled
 KARRAS_RHO = 7  # Karras et al. 2022, Table 1
 END_SIGNAL = 4e-5  # alphas_cumprod[T-1] of logsnr; the paper's
 BETA_START, BETA_END = 1e-4, 0.02  # the paper's
 CONTINUOUS_BETA_START = 1e-6
+SIGMOID_START, SIGMOID_END, SIGMOID_TAU = -3, 3, 1  # Table 1, Chen 2023
 MIN_BETA = 1e-10  # below it, 1 - beta has lost the digits of beta
 MAX_SIGMA = 80.0  # likewise: beyond it x_T is noise as it is
 
@@ -56,7 +57,7 @@ def _cosine(num_timesteps, beta_start, beta_end):
   del beta_start, beta_end
   u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
   alphas_cumprod = np.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
-  return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], COSINE_MAX_BETA)
+  return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], MAX_BETA)
 
 
 def _logsnr(num_timesteps, beta_start, beta_end):
@@ -68,6 +69,36 @@ def _logsnr(num_timesteps, beta_start, beta_end):
   return (noise - before) / (1 - before)
 
 
+def _linear_scaled(num_timesteps, beta_start, beta_end):
+  scale = 1000 / num_timesteps
+  betas = np.linspace(scale * beta_start, scale * beta_end, num_timesteps, dtype=np.float64)
+  return np.minimum(betas, MAX_BETA)
+
+
+def _sigmoid(num_timesteps, beta_start, beta_end):
+  del beta_start, beta_end
+  u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+  places = (SIGMOID_START + u * (SIGMOID_END - SIGMOID_START)) / SIGMOID_TAU
+  falls = 1 / (1 + np.exp(places))
+  alphas_cumprod = (falls - falls[-1]) / (falls[0] - falls[-1])
+  return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], MAX_BETA)
+
+
+def _zero_snr(name):
+  """A schedule whose sqrt(alphas_cumprod) is shifted and scaled, so that it ends at 0."""
+
+  def betas(num_timesteps, beta_start, beta_end):
+    alphas = 1 - SCHEDULES[name](num_timesteps, beta_start, beta_end)
+    if num_timesteps == 1:
+      return np.ones(1)
+    signal = np.sqrt(np.cumprod(alphas))
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    alphas_cumprod = signal**2
+    return 1 - np.append(alphas[0], alphas_cumprod[1:] / alphas_cumprod[:-1])
+
+  return betas
+
+
 SCHEDULES = {
   'linear': _linear,
   'quad': _quad,
@@ -77,6 +108,13 @@ SCHEDULES = {
   'warmup50': _warmup(0.5),
   'cosine': _cosine,
   'logsnr': _logsnr,
+  'linear_scaled': _linear_scaled,
+  'sigmoid': _sigmoid,
+}
+# Of zero signal at the end (Algorithm 1, Lin et al. 2023).
+SCHEDULES |= {
+  f'{name}_zero_snr': _zero_snr(name)
+  for name in ('linear', 'quad', 'cosine', 'linear_scaled', 'sigmoid')
 }
 
 
@@ -123,7 +161,11 @@ def make_betas(
     name: linear, quad, const, jsd, warmup10 or warmup50 (the original program's); cosine (Eq. 17,
       Nichol & Dhariwal 2021); or logsnr, evenly in the logarithm of the signal-to-noise ratio.
       const reads beta_end only; jsd, which is 1/T, 1/(T-1), ..., 1, and cosine read neither end;
-      logsnr goes from beta_start to the paper's alphas_cumprod at the end, 4e-5.
+      logsnr goes from beta_start to the paper's alphas_cumprod at the end, 4e-5. linear_scaled is
+      linear with both ends times 1000 / T, the betas capped below 1; sigmoid (Chen 2023) has
+      alphas_cumprod fall as a sigmoid, and reads neither end. linear_zero_snr, quad_zero_snr,
+      cosine_zero_snr, linear_scaled_zero_snr and sigmoid_zero_snr are those schedules with
+      sqrt(alphas_cumprod) shifted and scaled to end at 0 (Algorithm 1, Lin et al. 2023).
     num_timesteps: T, at least 1.
     beta_start: first beta, in [1e-10, 1].
     beta_end: last beta, in [1e-10, 1].

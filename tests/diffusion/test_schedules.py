@@ -135,6 +135,41 @@ def test_cosine_follows_its_formula(num_timesteps):
   assert (np.diff(betas) > 0).all()
 
 
+def test_scaled_betas_leave_as_much_signal_whatever_the_number_of_timesteps():
+  linear = make_betas('linear', 1000, beta_start=2e-4, beta_end=0.03)
+  np.testing.assert_array_equal(
+    make_betas('linear_scaled', 1000, beta_start=2e-4, beta_end=0.03), linear
+  )
+  log_signal = [np.log1p(-make_betas('linear_scaled', n)).sum() for n in (100, 1000, 4000)]
+  np.testing.assert_allclose(log_signal, log_signal[1], rtol=0.1)
+  np.testing.assert_allclose(make_betas('linear_scaled', 4000)[[0, -1]], [2.5e-5, 0.005])
+  few = make_betas('linear_scaled', 10)  # whose last betas would be 1 and more
+  assert few[0] == 0.01
+  assert few[-1] == few.max() == 0.999
+
+
+@pytest.mark.parametrize('num_timesteps', [50, 1000])
+def test_sigmoid_follows_its_formula(num_timesteps):
+  u = np.arange(1, num_timesteps + 1) / num_timesteps
+  start, end = 1 / (1 + np.exp(3.0)), 1 / (1 + np.exp(-3.0))  # Algorithm 1, Chen 2023
+  expected = (end - 1 / (1 + np.exp(-(u * 6 - 3)))) / (end - start)
+  betas = make_betas('sigmoid', num_timesteps)
+  np.testing.assert_allclose(np.cumprod(1 - betas)[:-1], expected[:-1], rtol=1e-9)
+  assert betas[-1] == 0.999
+
+
+@pytest.mark.filterwarnings('ignore:divide by zero')
+@pytest.mark.parametrize('name', [name for name in SCHEDULES if name.endswith('_zero_snr')])
+def test_zero_snr_is_algorithm_1_of_its_paper(name):
+  before = np.sqrt(np.cumprod(1 - make_betas(name.removesuffix('_zero_snr'), 100)))
+  after = make_schedule(make_betas(name, 100)).sqrt_alphas_cumprod
+  assert after[-1] == 0
+  assert after[0] == pytest.approx(before[0], rel=1e-12)
+  # A line in the one before.
+  slope = before[0] / (before[0] - before[-1])
+  np.testing.assert_allclose(after, slope * (before - before[-1]), rtol=1e-9, atol=1e-15)
+
+
 @pytest.mark.parametrize(('levels', 'beta_start'), [(4096, None), (65536, None), (None, 1e-6)])
 def test_logsnr_is_even_from_the_width_of_a_level_to_the_papers_end(levels, beta_start):
   name, start = default_choices(levels)
