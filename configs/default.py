@@ -45,13 +45,14 @@ def get_config():
         'num_workers': 4,  # processes that read sets beyond it; 0: none
       },
       'diffusion': {
-        # linear | quad | const | jsd | warmup10 | warmup50 | cosine | logsnr; none: linear, or for
-        # more than 256 levels logsnr
+        # linear | quad | const | jsd | warmup10 | warmup50 | cosine | logsnr | sigmoid |
+        # linear_scaled, linear with its betas times 1000 / num_timesteps | linear_zero_snr and
+        # others that end without signal; none: linear, or for more than 256 levels logsnr
         'schedule': placeholder(str),
         'num_timesteps': 1000,
         'beta_start': placeholder(float),  # none: 1e-4; of logsnr the square of a level's width
         'beta_end': 0.02,
-        'mean_type': 'eps',  # eps | xstart | xprev | v
+        'mean_type': 'eps',  # eps | xstart | xprev | v | edm
         'var_type': 'fixedlarge',  # fixedsmall | fixedlarge | learned | learned_range
         'loss_type': 'mse',  # mse | kl | hybrid, which trains a learned variance
       },

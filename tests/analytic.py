@@ -50,13 +50,26 @@ def true_output(mean, schedule, x_0, eps, x_t, t):
     'xstart': x_0,
     'xprev': q_posterior_mean_variance(schedule, x_0, x_t, t)[0],
     'v': alpha * eps - sigma * x_0,
+    # (x_0 - c_skip x) / c_out with x = x_t / alpha, of data whose deviation is 1/2.
+    'edm': (sigma * x_0 - alpha / 4 * eps) / (0.5 * jnp.sqrt(sigma**2 + alpha**2 / 4)),
   }[mean]
+
+
+def given(mean, schedule, x, time):
+  """(x_t, t) of which a network of a kind of prediction is given x and time."""
+  if mean != 'edm':
+    return x, time
+  log_sigmas = 0.5 * np.log(1 / schedule.alphas_cumprod - 1)
+  t = jnp.argmin(jnp.abs(jnp.asarray(log_sigmas, time.dtype)[None] - 4 * time[:, None]), axis=1)
+  alpha, sigma = noise_level(schedule, x, t)
+  return x * jnp.sqrt(sigma**2 + alpha**2 / 4), t
 
 
 def network_from_eps(mean, schedule, eps_network):
   """The network of another prediction that says the same as one that predicts eps."""
 
-  def network(x_t, t):
+  def network(x, time):
+    x_t, t = given(mean, schedule, x, time)
     eps = eps_network(x_t, t)
     alpha, sigma = noise_level(schedule, x_t, t)
     return true_output(mean, schedule, (x_t - sigma * eps) / alpha, eps, x_t, t)
@@ -86,12 +99,13 @@ def gaussian_posterior_variances(schedule, std):
   return of_x_0, schedule.posterior_variance + schedule.posterior_mean_coef1**2 * of_x_0
 
 
-def with_log_variance(network, log_variances):
+def with_log_variance(network, log_variances, mean='eps', schedule=None):
   """The network with log_variances[t] in channels of its own, as a learned variance has them."""
 
-  def wider_network(x, t):
+  def wider_network(x, time):
+    _, t = given(mean, schedule, x, time)
     log_variance = jnp.asarray(log_variances, x.dtype)[t].reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.concatenate([network(x, t), jnp.broadcast_to(log_variance, x.shape)], axis=-1)
+    return jnp.concatenate([network(x, time), jnp.broadcast_to(log_variance, x.shape)], axis=-1)
 
   return wider_network
 

@@ -245,12 +245,16 @@ def check_network(config: ConfigDict, network: OwnNetwork, params: Any) -> None:
   x_t = jax.ShapeDtypeStruct((2, *image_shape(config)), jnp.float32)
   t = jax.ShapeDtypeStruct((2,), jnp.int32)
   labels = None if network.num_classes is None else jnp.zeros(2, jnp.int32)
-  output = jax.eval_shape(
-    lambda params, x, t: make_network(network, params, labels=labels)(x, t), params, x_t, t
-  )
+  meaning, noise = parameterization(config.diffusion), schedule(config)
+
+  def output_of(params, x_t, t):
+    applied = make_network(network, params, labels=labels)
+    return applied(meaning.input(noise, x_t, t), meaning.time(noise, t))
+
+  output = jax.eval_shape(output_of, params, x_t, t)
   if not isinstance(output, jax.ShapeDtypeStruct):
     raise UserError(f'{network.name} returned a {type(output).__name__}; it must return an array')
-  parameterization(config.diffusion).check_output(output, x_t)
+  meaning.check_output(output, x_t)
 
 
 def init_params(config: ConfigDict) -> Any:

@@ -67,7 +67,7 @@ def training_losses(
 
   Args:
     schedule: NoiseSchedule.
-    network: (x_t, t) -> output.
+    network: (x_t, t) -> output, of the parameterization's input and time.
     x_0: [B, ..., C].
     t: int [B].
     noise: ~ N(0, I), [B, ..., C].
@@ -86,7 +86,7 @@ def training_losses(
   """
   check_loss(parameterization, loss_type, weight, weight_number)
   x_t = q_sample(schedule, x_0, t, noise)
-  output = network(parameterization.input(schedule, x_t, t), t)
+  output = network(parameterization.input(schedule, x_t, t), parameterization.time(schedule, t))
   if loss_type == 'kl':
     prediction = parameterization.read(schedule, output, x_t, t)
     variance = parameterization.fixed_variance

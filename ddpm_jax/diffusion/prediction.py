@@ -34,11 +34,12 @@ class Prediction(NamedTuple):
   mean: jax.Array | None = None
 
 
-Network = Callable[[jax.Array, jax.Array], jax.Array]  # (x_t, t) -> output
+Network = Callable[[jax.Array, jax.Array], jax.Array]  # (input, time) of (x_t, t) -> output
 Denoiser = Callable[[jax.Array, jax.Array], Prediction]  # (x_t, t) -> Prediction
 
 
 SIGMA_DATA = 0.5  # deviation of the data, as EDM's preconditioning has it
+MAX_EDM_SIGMA = 1e6  # sigma is infinite at a last beta of 1, and what a network is given is not
 
 
 class Mean(NamedTuple):
@@ -51,12 +52,16 @@ class Mean(NamedTuple):
     x_0: (schedule, output, x_t, t) -> x_0.
     is_step: whether the output is the mean of p(x_{t-1} | x_t) itself: of one step, and no other.
     needs_signal: whether x_0 cannot be read where x_T holds nothing of it (a last beta of 1).
+    input_of: (schedule, x_t, t) -> what the network is given for x_t; None for x_t itself.
+    time_of: (schedule, t) -> what it is given for t, float [B]; None for t itself.
   """
 
   target: Callable[..., jax.Array]
   x_0: Callable[..., jax.Array]
   is_step: bool = False
   needs_signal: bool = False
+  input_of: Callable[..., jax.Array] | None = None
+  time_of: Callable[..., jax.Array] | None = None
 
 
 def _x_0_of_eps(schedule, eps, x_t, t):
@@ -92,6 +97,36 @@ def _x_0_of_v(schedule, v, x_t, t):
   )
 
 
+def _edm_levels(schedule, x_t, t):
+  """(a_t, s_t, the deviation of x_t) for data of deviation SIGMA_DATA."""
+  a = extract(schedule.sqrt_alphas_cumprod, t, x_t)
+  s = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
+  return a, s, jnp.sqrt(jnp.square(s) + jnp.square(a * SIGMA_DATA))
+
+
+def _edm_input(schedule, x_t, t):
+  """c_in x_t / a_t: of deviation 1 (Table 1, Karras et al. 2022)."""
+  return x_t / _edm_levels(schedule, x_t, t)[2]
+
+
+def _edm_time(schedule, t):
+  """c_noise = log(sigma) / 4 (Table 1, Karras et al. 2022)."""
+  sigma = jnp.asarray(schedule.sqrt_recipm1_alphas_cumprod, jnp.result_type(float))[t]
+  return jnp.log(jnp.minimum(sigma, MAX_EDM_SIGMA)) / 4
+
+
+def _edm_target(schedule, x_0, eps, x_t, t):
+  """(x_0 - c_skip x_t / a_t) / c_out, of deviation 1 (Eq. 8, Karras et al. 2022)."""
+  a, s, deviation = _edm_levels(schedule, x_t, t)
+  return (s * x_0 - a * SIGMA_DATA**2 * eps) / (SIGMA_DATA * deviation)
+
+
+def _x_0_of_edm(schedule, output, x_t, t):
+  """x_0 = c_skip x_t / a_t + c_out output (Eq. 7, Karras et al. 2022)."""
+  a, s, deviation = _edm_levels(schedule, x_t, t)
+  return a * jnp.square(SIGMA_DATA / deviation) * x_t + s * SIGMA_DATA / deviation * output
+
+
 MEANS: Mapping[str, Mean] = {
   'eps': Mean(
     target=lambda schedule, x_0, eps, x_t, t: eps,
@@ -108,6 +143,7 @@ MEANS: Mapping[str, Mean] = {
     is_step=True,
   ),
   'v': Mean(target=_v, x_0=_x_0_of_v),
+  'edm': Mean(target=_edm_target, x_0=_x_0_of_edm, input_of=_edm_input, time_of=_edm_time),
 }
 
 
@@ -134,7 +170,8 @@ class Parameterization:
 
   Attributes:
     mean: 'eps', the noise; 'xstart', x_0; 'xprev', the mean of p(x_{t-1} | x_t) itself; 'v', a
-      mixture of noise and x_0: the names of MEANS.
+      mixture of noise and x_0; 'edm', one with the preconditioning of Karras et al. 2022: the names
+      of MEANS.
     variance: of p(x_{t-1} | x_t): 'fixedsmall', the posterior's; 'fixedlarge', beta_t; 'learned',
       whose logarithm the network returns in channels of its own; 'learned_range', which it returns
       as a place between the two fixed ones: the names of VARIANCES.
@@ -170,9 +207,14 @@ class Parameterization:
     return channels if self.fixed_variance else 2 * channels
 
   def input(self, schedule: NoiseSchedule, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """What the network is given for x_t: x_t itself, for all of today's kinds."""
-    del schedule, t
-    return x_t
+    """What the network is given for x_t: x_t itself, but for 'edm'."""
+    of_kind = MEANS[self.mean].input_of
+    return x_t if of_kind is None else of_kind(schedule, x_t, t)
+
+  def time(self, schedule: NoiseSchedule, t: jax.Array) -> jax.Array:
+    """What the network is given for t int [B]: t itself, but for 'edm'."""
+    of_kind = MEANS[self.mean].time_of
+    return t if of_kind is None else of_kind(schedule, t)
 
   def target(
     self, schedule: NoiseSchedule, x_0: jax.Array, eps: jax.Array, x_t: jax.Array, t: jax.Array
@@ -260,7 +302,7 @@ def make_denoiser(
   """The network, its output read."""
 
   def denoiser(x_t, t):
-    output = network(parameterization.input(schedule, x_t, t), t)
+    output = network(parameterization.input(schedule, x_t, t), parameterization.time(schedule, t))
     return parameterization.read(schedule, output, x_t, t)
 
   return denoiser

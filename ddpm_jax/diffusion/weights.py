@@ -66,7 +66,7 @@ def check_weight(parameterization: Parameterization, name: str, number: float | 
   if parameterization.is_step:
     raise UserError(
       f'train.loss_weight={name} weights the error of x_0, and diffusion.mean_type='
-      f'{parameterization.mean} predicts one step: use eps, xstart or v, or leave it out'
+      f'{parameterization.mean} predicts one step: use eps, xstart, v or edm, or leave it out'
     )
   if number is not None and WEIGHTS[name].number is None:
     known = ', '.join(other for other, weight in WEIGHTS.items() if weight.number is not None)

@@ -33,7 +33,7 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
   is odd.
 
   Args:
-    t: int [B], not scaled.
+    t: int [B], not scaled; or float [B].
     dim: at least 4.
 
   Returns:

@@ -60,7 +60,8 @@ def exact_denoiser(schedule, parameterization):
   network = mixture_network(schedule, [1.0], [MEAN], [SCALE])
   network = network_from_eps(parameterization.mean, schedule, network)
   if parameterization.variance == 'learned':
-    network = with_log_variance(network, np.log(gaussian_posterior_variances(schedule, SCALE)[1]))
+    log_variances = np.log(gaussian_posterior_variances(schedule, SCALE)[1])
+    network = with_log_variance(network, log_variances, parameterization.mean, schedule)
   return make_denoiser(network, parameterization, schedule)
 
 

@@ -33,7 +33,8 @@ def exact_network(mean, variance):
   log_variances = np.log(gaussian_posterior_variances(SCHEDULE, SCALE)[1])
   if variance == 'learned_range':
     log_variances = range_channels(SCHEDULE, log_variances)
-  return with_log_variance(network_from_eps(mean, SCHEDULE, network), log_variances)
+  network = network_from_eps(mean, SCHEDULE, network)
+  return with_log_variance(network, log_variances, mean, SCHEDULE)
 
 
 def test_the_range_lies_between_the_fixed_variances(linear, example):

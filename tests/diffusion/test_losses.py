@@ -63,6 +63,7 @@ def test_mse_weights_the_error_of_x_0(linear, example64, mean):
     'xstart': 1,
     'xprev': linear.posterior_mean_coef1[t] ** 2,
     'v': snr + 1,  # that of eps and that of xstart together
+    'edm': snr + 4,  # 1 / c_out^2
   }[mean]
   squared_error = np.square(np.asarray(predicted) - x_0).mean(axis=(1, 2, 3))
   np.testing.assert_allclose(losses, weight * squared_error, rtol=1e-8)

@@ -147,7 +147,10 @@ def test_an_output_of_another_shape_is_refused(linear, example, variance, shape)
 @pytest.mark.parametrize(
   ('choices', 'message'),
   [
-    ({'mean': 'score'}, "diffusion.mean_type is 'score'; it must be one of eps, xstart, xprev, v$"),
+    (
+      {'mean': 'score'},
+      "mean_type is 'score'; it must be one of eps, xstart, xprev, v, edm$",
+    ),
     ({'mean': None}, 'diffusion.mean_type is None'),
     (
       {'variance': 'fixed'},

@@ -67,7 +67,7 @@ def gaussian_denoiser(schedule, parameterization, mean, std):
     channels = np.log(gaussian_posterior_variances(schedule, std)[1])
     if parameterization.variance == 'learned_range':
       channels = range_channels(schedule, channels)
-    network = with_log_variance(network, channels)
+    network = with_log_variance(network, channels, parameterization.mean, schedule)
   return make_denoiser(network, parameterization, schedule)
 
 
