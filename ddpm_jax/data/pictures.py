@@ -46,6 +46,14 @@ class BrokenPicturesError(DamagedDataError):
     )
 
 
+def check_finite(values: np.ndarray, name: str) -> None:
+  """Raises a DamagedDataError for an example with a value that is not finite; `name` names it."""
+  if values.dtype.kind == 'f' and not np.isfinite(values).all():
+    raise DamagedDataError(
+      f'{name}: a value is not finite. Mend the file, or go on with --config.data.on_damage=skip'
+    )
+
+
 def picture_axes(image_size: int | Sequence[int]) -> tuple[int, ...]:
   """(height, width) of data.image_size: of a square, or as it says."""
   return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)

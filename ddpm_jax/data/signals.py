@@ -14,25 +14,20 @@ that a file lies in is its class.
 """
 
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.folder import (
-  check_found,
-  existing_folder,
-  labels_by_folder,
-  split_folder,
-)
-from ddpm_jax.data.labels import Labels
-from ddpm_jax.data.listing import PictureFile, list_files, some, version_of
-from ddpm_jax.data.pictures import DamagedDataError, picture_axes
+from ddpm_jax.data.folder import check_found, existing_folder, split_folder
+from ddpm_jax.data.listing import list_files
+from ddpm_jax.data.pictures import DamagedDataError, check_finite, picture_axes
+from ddpm_jax.data.windows import WindowsSource, long_enough
 from ddpm_jax.errors import UserError
 from ddpm_jax.refusals import raise_refusal
 
 EXTENSIONS = ('.csv', '.flac', '.wav')
+_WHAT = 'recordings'
 # How samples are kept, by the subtype of the file; those of 8 bits are read as 16.
 _DTYPES = {
   'PCM_S8': 'int8',
@@ -61,32 +56,14 @@ class Recording(NamedTuple):
   dtype: str
 
 
-class SignalsSource:
-  """Windows of recordings."""
+class SignalsSource(WindowsSource):
+  """Windows of recordings, [N, samples, C]; `rate` is in samples a second, or None."""
 
-  def __init__(
-    self,
-    root: pathlib.Path,
-    files: Sequence[PictureFile],
-    recordings: Sequence[Recording],
-    *,
-    name: str,
-    split: str,
-    length: int,
-    stride: int,
-    remarks: tuple[str, ...] = (),
-  ):
-    self.name, self.split, self.remarks = name, split, remarks
-    self.image_shape = (length, recordings[0].channels)
-    self.rate = recordings[0].rate
-    self._root, self._recordings, self._length = root, recordings, length
-    self._recorded = files
-    counts = [(recording.length - length) // stride + 1 for recording in recordings]
-    self._file_of = np.repeat(np.arange(len(files)), counts)
-    self._starts = np.concatenate([stride * np.arange(count) for count in counts])
-
-  def __len__(self):
-    return len(self._starts)
+  def __init__(self, root, files, recordings: Sequence[Recording], *, length, **choices):
+    first = recordings[0]
+    lengths = [recording.length for recording in recordings]
+    super().__init__(root, files, lengths, shape=(length, first.channels), what=_WHAT, **choices)
+    self.rate, self._dtype = first.rate, first.dtype
 
   def read(self, indices: np.ndarray) -> np.ndarray:
     """Returns the windows as they are stored, [N, length, C] for int [N].
@@ -94,44 +71,13 @@ class SignalsSource:
     Raises:
       DamagedDataError: a file that cannot be read, or a window with a value that is not finite.
     """
-    rows = np.asarray(indices)
-    values = np.empty((len(rows), *self.image_shape), self._recordings[0].dtype)
+    rows, length = np.asarray(indices), self.image_shape[0]
+    values = np.empty((len(rows), *self.image_shape), self._dtype)
     for row, index in enumerate(rows):
-      path, start = self._path(index), int(self._starts[index])
-      values[row] = _read(path, start, self._length, self._recordings[0].dtype)
-      if values.dtype.kind == 'f' and not np.isfinite(values[row]).all():
-        raise DamagedDataError(
-          f'{path}, samples {start} to {start + self._length - 1}: a value is not finite. Mend the '
-          'file, or go on with --config.data.on_damage=skip'
-        )
+      path, start = self._path(self._file_of[index]), int(self._starts[index])
+      values[row] = _read(path, start, length, self._dtype)
+      check_finite(values[row], f'{path}, samples {start} to {start + length - 1}')
     return values
-
-  def _path(self, index):
-    return self._root / self._recorded[self._file_of[index]].path
-
-  def picture_names(self) -> list[bytes]:
-    """The file of each window."""
-    return [self._recorded[i].path.encode(errors='surrogateescape') for i in self._file_of]
-
-  def picture_files(self) -> list[PictureFile]:
-    """The file of each window, as it was when the folder was listed."""
-    return [self._recorded[i] for i in self._file_of]
-
-  def names(self) -> bytes:
-    """The files, and where windows begin."""
-    return b'\n'.join([*sorted(set(self.picture_names())), self._starts.astype('<i8').tobytes()])
-
-  def labels(self, choice: str | None) -> Labels | None:
-    """The class of each window, by its folder; None unless that is asked for."""
-    if choice is None:
-      return None
-    paths = [file.path for file in self._recorded]
-    found = labels_by_folder(paths, self._root, self.split, choice, 'recordings')
-    return found._replace(ids=found.ids[self._file_of])
-
-  def version(self) -> str:
-    """sha256 (hex) of what the system tells of each file."""
-    return version_of(self._recorded)
 
 
 def _soundfile(path):
@@ -229,15 +175,15 @@ def make_signals_source(
     UserError: no folder, no recordings, windows longer than any, or files that do not go together.
     NoSplitError: no such split.
   """
-  root = existing_folder(path, name, 'recordings')
+  root = existing_folder(path, name, _WHAT)
   axes = picture_axes(image_size)
   if len(axes) != 1:
     raise UserError(
       f'data.image_size is {image_size}, but data.source={name} has signals: give the samples of a '
       'window, with a comma, as in --config.data.image_size=128,'
     )
-  folder = split_folder(root, split, 'recordings')
-  listing = list_files(folder, EXTENSIONS, 'recordings')
+  folder = split_folder(root, split, _WHAT)
+  listing = list_files(folder, EXTENSIONS, _WHAT)
   remarks = listing.remarks(folder)
   check_found(listing, folder, name, EXTENSIONS)
   heads = [_head(folder / file.path) for file in listing.pictures]
@@ -258,26 +204,17 @@ def make_signals_source(
       f'data.channels is {channels}, but the recordings of data.source={name} have '
       f'{first.channels}: give --config.data.channels={first.channels}'
     )
-  length = axes[0]
-  long = [(f, h) for f, h in zip(listing.pictures, heads, strict=True) if h.length >= length]
-  if not long:
-    raise UserError(
-      f'data.image_size is {tuple(axes)}, but the longest recording of {folder} has '
-      f'{max(head.length for head in heads)} samples: give at most as many'
-    )
-  if len(long) < len(heads):
-    short = [f.path for f, h in zip(listing.pictures, heads, strict=True) if h.length < length]
-    remarks += (
-      f'{folder}: {len(short)} of the {len(heads)} recordings are shorter than {length} samples '
-      f'({some(short)}), and left out',
-    )
+  lengths = [head.length for head in heads]
+  long, left_out = long_enough(
+    listing.pictures, lengths, axes, folder=folder, what=_WHAT, unit='samples'
+  )
   return SignalsSource(
     folder,
-    [file for file, _ in long],
-    [head for _, head in long],
+    [listing.pictures[i] for i in long],
+    [heads[i] for i in long],
     name=name,
     split=split,
-    length=length,
-    stride=stride or length,
-    remarks=remarks,
+    length=axes[0],
+    stride=stride or axes[0],
+    remarks=remarks + left_out,
   )

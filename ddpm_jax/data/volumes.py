@@ -24,7 +24,7 @@ from ddpm_jax.data.folder import (
 )
 from ddpm_jax.data.labels import Labels
 from ddpm_jax.data.listing import PictureFile, list_files, version_of
-from ddpm_jax.data.pictures import DamagedDataError, picture_axes
+from ddpm_jax.data.pictures import DamagedDataError, check_finite, picture_axes
 from ddpm_jax.errors import UserError
 from ddpm_jax.refusals import raise_refusal
 
@@ -63,11 +63,7 @@ class VolumesSource:
     for row, index in enumerate(rows):
       path = self._root / self._scanned[index].path
       values[row] = _values(path).reshape(self.image_shape)
-      if values.dtype.kind == 'f' and not np.isfinite(values[row]).all():
-        raise DamagedDataError(
-          f'{path}: a value is not finite. Mend the file, or go on with '
-          '--config.data.on_damage=skip'
-        )
+      check_finite(values[row], str(path))
     return values
 
   def picture_names(self) -> list[bytes]:

@@ -164,7 +164,10 @@ def test_tables_that_are_none_are_named(tmp_path, text):
 @pytest.mark.parametrize(
   ('choices', 'message'),
   [
-    ({'length': 31}, r'is \(31,\), but the longest recording of .* has 30 samples: give at most'),
+    (
+      {'length': 31},
+      r'is \(31,\), but the longest of the recordings in .* has 30 samples: give at most',
+    ),
     ({'channels': 6}, r'have 2: give --config\.data\.channels=2'),
   ],
 )
