@@ -16,12 +16,13 @@ def get_config():
       'network': placeholder(str),  # name of one's own, of a run from Python; none: model's U-Net
       'data': {
         # digits | cifar10 | tfds:NAME | folder:PATH | array:PATH | signals:PATH |
-        # volumes:PATH | watch | brain_blocks | celebahq256 | lsun_*
+        # volumes:PATH | frames:PATH | watch | brain_blocks | celebahq256 | lsun_*
         'source': 'cifar10',
         'dir': placeholder(str),  # folder of the data; none: TFDS's own
         'split': 'train',
         'holdout': placeholder(float),  # part of train that is test, where there is none; none: 0
-        'stride': placeholder(int),  # samples between windows of signals:PATH; none: the window
+        # Samples between windows of signals:PATH, or frames of frames:PATH; none: the window
+        'stride': placeholder(int),
         # Pixels of the side of square pictures; or the length of each axis, as (48, 64), height and
         # width. Pictures of other sizes are centre-cropped to that form and resized.
         'image_size': FieldReference(32, field_type=object),

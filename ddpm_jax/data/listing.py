@@ -80,9 +80,11 @@ def some(names: Sequence[str]) -> str:
   return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
 
 
-def list_pictures(root: pathlib.Path) -> Listing:
+def list_pictures(
+  root: pathlib.Path, extensions: Sequence[str] = EXTENSIONS, what: str = 'pictures'
+) -> Listing:
   """As list_files, of the pictures that Pillow reads here."""
-  listing = list_files(root, EXTENSIONS, 'pictures')
+  listing = list_files(root, extensions, what)
   missing = _missing_formats({_extension(path) for path in listing.paths})
   kept = [picture for picture in listing.pictures if _extension(picture.path) not in missing]
   left_out = [(reason, path) for reason, paths in listing.left_out.items() for path in paths]
@@ -91,7 +93,7 @@ def list_pictures(root: pathlib.Path) -> Listing:
     for path in listing.paths
     if _extension(path) in missing
   ]
-  return Listing(kept, _by_reason(left_out))
+  return Listing(kept, _by_reason(left_out), what)
 
 
 def list_files(root: pathlib.Path, extensions: Sequence[str], what: str) -> Listing:

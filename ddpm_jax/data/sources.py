@@ -9,6 +9,7 @@ brain_blocks                          embedded blocks of an averaged brain  brai
 signals:PATH                          recordings, WAV, FLAC or CSV          signals.py
 volumes:PATH                          NIfTI files, or MedMNIST's .npz       volumes.py
 array:PATH                            examples of any shape in an array     arrays.py
+frames:PATH                           moving pictures, GIF, APNG or WebP    frames.py
 celebahq256                           TFDS or a folder                      celebahq.py
 lsun_bedroom, lsun_church, lsun_cat   LSUN's lmdb or a folder               lsun.py
 """
@@ -26,6 +27,7 @@ from ddpm_jax.data import (
   cifar10,
   digits,
   folder,
+  frames,
   lsun,
   signals,
   tfds,
@@ -42,7 +44,9 @@ OF_ANY_SHAPE = (
   'brain_blocks',
   'signals',
   'volumes',
+  'frames',
 )  # what names begin with of sources that have more than pictures
+WITH_WINDOWS = ('signals:', 'frames:')
 
 
 class Source(Protocol):
@@ -95,7 +99,7 @@ def make_source(
     split: 'train', 'test', ...; each source has its own (data.split).
     holdout: part of the pictures of 'train' that is the split 'test' instead, where the source has
       none of its own (data.holdout).
-    stride: samples between windows of signals (data.stride).
+    stride: samples between windows of signals, or frames (data.stride).
 
   Returns:
     A Source with at least one picture.
@@ -111,8 +115,10 @@ def make_source(
   check_holdout(holdout)
   shape: dict[str, Any] = dict(image_size=image_size, channels=channels)
   if stride is not None:
-    if not source.startswith('signals:'):
-      raise UserError(f'data.stride is {stride}, which goes with data.source=signals:PATH alone')
+    if not source.startswith(WITH_WINDOWS):
+      raise UserError(
+        f'data.stride is {stride}, which goes with data.source=signals:PATH or frames:PATH alone'
+      )
     shape['stride'] = stride
   if holdout is not None and split in ('train', 'test'):
     _check_no_test(source, dir, shape)
@@ -190,6 +196,9 @@ SOURCES: Mapping[str, Callable[..., Any]] = {
     name, name=source, **shape
   ),
   'array:PATH': lambda source, name, dir, **shape: arrays.make_array_source(
+    name, name=source, **shape
+  ),
+  'frames:PATH': lambda source, name, dir, **shape: frames.make_frames_source(
     name, name=source, **shape
   ),
 }

@@ -163,7 +163,7 @@ def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
       ['--config.data.source=digit'],
       "data.source='digit': must be one of digits, cifar10, cifar10:3.0.2, tfds:NAME[/CONFIG], "
       'folder:PATH, celebahq256, lsun_bedroom, lsun_church, lsun_cat, watch, brain_blocks, '
-      'signals:PATH, volumes:PATH, array:PATH',
+      'signals:PATH, volumes:PATH, array:PATH, frames:PATH',
     ),
     (['--mode=sample'], 'holds no checkpoint; run --mode=train first'),
     (['--config.init_from=/nowhere'], 'error: /nowhere: nothing there; give a workdir'),
