@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.labels import Labels
-from ddpm_jax.data.pictures import picture_axes
+from ddpm_jax.data.pictures import check_finite, picture_axes
 from ddpm_jax.data.splits import SPLITS, NoSplitError
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
@@ -33,17 +33,38 @@ _LABEL_KEYS = ('labels', 'y')
 class ArrayFileSource:
   """Examples of an array, mapped from its file."""
 
-  def __init__(self, name, split, file, values, labels):
+  def __init__(self, name, split, file, key, values, labels):
     self.name, self.split = name, split
     self.image_shape = values.shape[1:]
-    self._file, self._values, self._labels = file, values, labels
+    self._file, self._key, self._labels = file, key, labels
+    self._values, self._length = values, len(values)
+    self._opened = self.version()
 
   def __len__(self):
-    return len(self._values)
+    return self._length
+
+  def __getstate__(self):
+    return self.__dict__ | {'_values': None}  # a worker maps the file anew
 
   def read(self, indices: np.ndarray) -> np.ndarray:
-    """The examples as they are stored, [N, ..., C] for int [N]."""
-    return np.asarray(self._values[np.asarray(indices)])
+    """The examples as they are stored, [N, ..., C] for int [N].
+
+    Raises:
+      DamagedDataError: an example with a value that is not finite.
+      UserError: the file is not the one that was opened any more.
+    """
+    if self.version() != self._opened:  # a file that is mapped and cut off would kill the process
+      raise UserError(
+        f'data.source={self.name!r}: {self._file} has changed since it was opened: start again'
+      )
+    if self._values is None:
+      self._values = _read(self._file)[self._key]
+    rows = np.asarray(indices)
+    values = np.asarray(self._values[rows]).reshape(len(rows), *self.image_shape)
+    if values.dtype.kind == 'f':
+      for index, value in zip(rows, values, strict=True):
+        check_finite(value, f'{self._file}, example {index}')
+    return values
 
   def picture_names(self) -> list[bytes]:
     """The number of each example."""
@@ -54,8 +75,11 @@ class ArrayFileSource:
     return self._labels if choice is None else None
 
   def version(self) -> str:
-    """sha256 (hex) of the size and the time of the file."""
-    status = self._file.stat()
+    """sha256 (hex) of the size and the time of the file; empty if the file is gone."""
+    try:
+      status = self._file.stat()
+    except FileNotFoundError:
+      return ''
     return hashlib.sha256(b'%d %d' % (status.st_size, status.st_mtime_ns)).hexdigest()
 
 
@@ -102,7 +126,8 @@ def make_array_source(
     )
   if not len(values):
     raise UserError(f'data.source={name!r}, data.split={split!r}: holds no examples')
-  return ArrayFileSource(name, split, file, values, _labels(arrays.get(labels_key), values, file))
+  labels = _labels(arrays.get(labels_key), values, file)
+  return ArrayFileSource(name, split, file, key, values, labels)
 
 
 def _file_of(folder, name, split):

@@ -70,6 +70,11 @@ class Encoding:
     """
     if self == PICTURES and values.dtype == np.uint8:
       return values
+    if self.levels is not None and values.dtype.kind not in 'iub':
+      raise UserError(
+        f'{name(0)} has {values.dtype}, and data.levels={self.levels} holds whole numbers: give '
+        f'those, or begin a new run with data.levels={CONTINUOUS}'
+      )
     if self.levels is None:
       scaled = (np.asarray(values, np.float64) - self.shift) / self.scale
       _check_finite(scaled, name)
@@ -155,10 +160,12 @@ def find_encoding(
     UserError: levels that do not go with the values; or values that are not finite, with the
       example.
   """
-  dtype = source.read(np.arange(1)).dtype
+  dtype = source.read(np.arange(1)).dtype.newbyteorder('=')
   kind = {'b': 'u'}.get(dtype.kind, dtype.kind)
-  if kind not in 'uif':
-    raise UserError(f'data.source={source.name} has {dtype}; it must have numbers')
+  if str(dtype) not in STORED_DTYPES:
+    raise UserError(
+      f'data.source={source.name} has {dtype}; it must have numbers of {", ".join(STORED_DTYPES)}'
+    )
   if levels == CONTINUOUS or (levels is None and kind == 'f'):
     least, most = _range(source, channels)
     scale = np.where(most > least, (most - least) / 2, 1.0)
@@ -189,8 +196,9 @@ def find_encoding(
       f'data.source={source.name} holds: give data.levels={min(MAX_LEVELS, info.max - lowest + 1)}'
     )
   encoding = Encoding(str(dtype), levels, lowest)
-  for ids, values in _chunks(source):
-    encoding.encode(values, _named(source, ids))
+  if (lowest, lowest + levels - 1) != (info.min, info.max):  # otherwise they hold any value
+    for ids, values in _chunks(source):
+      encoding.encode(values, _named(source, ids))
   return encoding
 
 

@@ -1,5 +1,8 @@
 """Arrays in files as data."""
 
+import pathlib
+import pickle
+
 import numpy as np
 import pytest
 
@@ -76,12 +79,12 @@ def test_a_part_is_held_out_by_the_number_of_the_example(tmp_path):
     open_source(tmp_path / 's.npy', (8,), 2, 'test')
   parts = [open_source(tmp_path / 's.npy', (8,), 2, x, holdout=0.3) for x in ('train', 'test')]
   rows = np.concatenate([part.read(np.arange(len(part))) for part in parts])
-  assert 0 < len(parts[1]) < 20
+  count = len(parts[1])
+  assert 0 < count < 20
   assert sorted(row.tobytes() for row in rows) == sorted(row.tobytes() for row in SIGNALS)
   np.save(tmp_path / 's.npy', np.concatenate([SIGNALS, SIGNALS]))
   more = open_source(tmp_path / 's.npy', (8,), 2, 'test', holdout=0.3)
-  count = len(parts[1])
-  np.testing.assert_array_equal(more.read(np.arange(count)), parts[1].read(np.arange(count)))
+  np.testing.assert_array_equal(more.read(np.arange(count)), rows[-count:])
 
 
 def test_another_array_has_another_version(tmp_path):
@@ -92,6 +95,57 @@ def test_another_array_has_another_version(tmp_path):
   after = open_source(tmp_path / 's.npy', (8,), 2)
   assert after.version() != version
   assert data.fingerprint(after) != fingerprint
+
+
+@pytest.mark.parametrize('name', ['s.npy', 's.npz'])
+def test_workers_map_the_file_themselves(tmp_path, name):
+  values = RNG.integers(0, 9, (1000, 8, 4)).astype(np.int16)
+  if name == 's.npy':
+    np.save(tmp_path / name, values)
+  else:
+    np.savez(tmp_path / name, x=values)
+  source = open_source(tmp_path / name, (8, 4))  # without an axis of channels
+  pickled = pickle.dumps(source)
+  assert len(pickled) < 2000
+  np.testing.assert_array_equal(pickle.loads(pickled).read([3, 999])[..., 0], values[[3, 999]])
+
+
+@pytest.mark.parametrize('change', [pathlib.Path.unlink, lambda file: file.write_bytes(b'')])
+def test_an_array_that_changes_under_a_run_ends_it(tmp_path, change):
+  np.save(tmp_path / 's.npy', SIGNALS)
+  source = open_source(tmp_path / 's.npy', (8,), 2)
+  change(tmp_path / 's.npy')
+  with pytest.raises(UserError, match=r's\.npy has changed since it was opened: start again'):
+    source.read([0])
+
+
+def test_a_value_that_is_not_finite_is_named_or_passed_over(tmp_path, capsys):
+  values = RNG.normal(size=(200, 8, 2)).astype(np.float32)
+  values[7, 3, 1], values[110, 0, 0] = np.nan, np.inf
+  np.save(tmp_path / 's.npy', values)
+  source = open_source(tmp_path / 's.npy', (8,), 2)
+  message = r's\.npy, example 7: a value is not finite\. .*data\.on_damage=skip'
+  with pytest.raises(data.DamagedDataError, match=message):
+    source.read(np.arange(9))
+  with pytest.raises(UserError, match=message):
+    data.find_encoding(source, None, None, 2)
+  passing = data.Substitutes(source)
+  encoding = data.find_encoding(passing, None, None, 2)
+  intact = np.delete(values, [7, 110], 0)
+  np.testing.assert_allclose(np.add(encoding.shift, encoding.scale), intact.max((0, 1)), rtol=1e-6)
+  np.testing.assert_array_equal(passing.read(np.arange(6, 9)), values[[6, 8, 8]])
+  err = capsys.readouterr().err
+  assert 'damaged picture 1 of 200' in err
+  assert 'damaged picture 2 of 200' in err
+
+
+def test_numbers_of_another_byte_order_are_the_same_numbers(tmp_path):
+  np.save(tmp_path / 's.npy', SIGNALS.astype('>i2'))
+  source = open_source(tmp_path / 's.npy', (8,), 2)
+  encoding = data.find_encoding(source, 128, None, 2)
+  assert encoding == data.Encoding('int16', 128, -64)
+  read = data.Encoded(source, encoding).read(np.arange(30))
+  np.testing.assert_array_equal(encoding.stored(read), SIGNALS)
 
 
 @pytest.mark.parametrize(

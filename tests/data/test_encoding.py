@@ -98,13 +98,36 @@ def not_finite(value):
     (np.int16([[[-9], [3]]]), 16, None, 'from -9 to 3, and data.levels=16 holds -8 to 7: give'),
     (np.int16([[[0], [3]]]), 16, 1, 'data.levels=16 holds 1 to 16: .* or another first one'),
     (np.uint8([[[0], [3]]]), 512, None, 'are more than uint8 has, .* give data.levels=256'),
-    (np.array([[['a'], ['b']]]), None, None, 'has <U1; it must have numbers'),
+    (np.array([[['a'], ['b']]]), None, None, 'has <U1; it must have numbers of bool, uint8'),
   ],
 )  # fmt: skip
 def test_values_that_do_not_fit_are_named(values, levels, lowest, message):
   with pytest.raises(UserError, match=message) as error:
     find_encoding(source(values), levels, lowest, 1)
   assert '\n' not in str(error.value)
+
+
+def test_whole_numbers_alone_are_levels():
+  encoding = Encoding('int16', 4096, -2048)
+  with pytest.raises(UserError, match=r'example 2 has float32, and data\.levels=4096 holds whole'):
+    Encoded(source(np.zeros((5, 4, 1), np.float32)), encoding).read(np.array([2]))
+  with pytest.raises(UserError, match=r'example 0 has values from 0 to 300, and data\.levels=256'):
+    PICTURES.encode(np.int16([[[0], [300]]]))
+  kept = PICTURES.encode(np.int16([[[0], [255]]]))
+  assert (kept.dtype, kept.max()) == (np.uint8, 255)
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'levels', 'is_read'),
+  [('uint8', None, False), ('int8', None, False), ('int16', 65536, False), ('int16', 4096, True),
+   ('uint8', 128, True)],
+)  # fmt: skip
+def test_levels_that_hold_any_value_need_no_search(dtype, levels, is_read):
+  plain, read = source(np.zeros((9, 4, 1), dtype)), []
+  keep = plain.read
+  plain.read = lambda ids: read.extend(ids) or keep(ids)
+  find_encoding(plain, levels, None, 1)
+  assert read == [0, *range(9)] if is_read else [0]
 
 
 def test_a_source_is_encoded_and_stays_what_it_was():
