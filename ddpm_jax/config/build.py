@@ -408,8 +408,10 @@ def class_names(config: ConfigDict, names: Sequence[str] | None) -> Sequence[str
 # Data.
 
 
-def source(config: ConfigDict, split: str | None = None, field: str = 'data.split') -> data.Source:
-  """The data set of config.data, or another split of it, which a field names."""
+def stored_source(
+  config: ConfigDict, split: str | None = None, field: str = 'data.split'
+) -> data.Source:
+  """As `source`, whose values are as they are stored."""
   try:
     opened = data.make_source(
       config.data.source,
@@ -424,9 +426,13 @@ def source(config: ConfigDict, split: str | None = None, field: str = 'data.spli
     if type(error) not in (UserError, data.NoSplitError):
       raise
     raise type(error)(str(error).replace('data.split=', f'{field}=')) from error
-  if config.data.on_damage == 'skip':
-    opened = data.Substitutes(opened)
-  if config.data.dtype is not None:
+  return data.Substitutes(opened) if config.data.on_damage == 'skip' else opened
+
+
+def source(config: ConfigDict, split: str | None = None, field: str = 'data.split') -> data.Source:
+  """The data set of config.data, or another split of it, which a field names."""
+  opened = stored_source(config, split, field)
+  if not data.takes_pictures(config.data.source):
     opened = data.Encoded(opened, encoding(config))
   if processes.count() > 1:
     fingerprint = data.fingerprint(opened)

@@ -341,7 +341,7 @@ def _with_encoding(config, models, source):
     if stored is not None:
       return _with_encoding_of(config, {name: stored.data[name] for name in _OF_ENCODING})
   if source is None:
-    source = build.source(config)
+    source = build.stored_source(config)
   fields = config.data
   if fields.shift is not None and fields.scale is not None:
     return _with_encoding_of(config, {'dtype': 'float32', 'levels': CONTINUOUS})

@@ -174,11 +174,11 @@ class _Memory:
     return self._images
 
   def check_early(self, secs):
-    """Waits so long at most for pictures, and raises the BrokenPicturesError of those that came."""
+    """Waits so long at most for pictures, and raises what is wrong with those that came."""
     done, _ = concurrent.futures.wait(
       self._chunks, secs, return_when=concurrent.futures.FIRST_EXCEPTION
     )
-    if any(isinstance(chunk.exception(), BrokenPicturesError) for chunk in done):
+    if any(isinstance(chunk.exception(), UserError) for chunk in done):
       self.all()
 
   def close(self):
@@ -345,6 +345,6 @@ def make_batches(
   host_indices = _HostIndices(
     seed, global_batch_size, len(source), process_index, process_count, tuple(skipped_batches)
   )
-  fits = len(source) * int(np.prod(source.image_shape)) <= memory_limit_bytes
-  memory = _Memory(source) if fits else None
+  num_bytes = len(source) * int(np.prod(source.image_shape)) * dtype_of(source).itemsize
+  memory = _Memory(source) if num_bytes <= memory_limit_bytes else None
   return Batches(source, host_indices, memory=memory, num_workers=num_workers, labels=labels)

@@ -133,6 +133,10 @@ def test_memory_limit_is_inclusive(folder):
   np.testing.assert_array_equal(
     make(folder, memory_limit_bytes=size_bytes).images, folder.read(np.arange(12))
   )
+  levels = np.arange(12, dtype=np.int16).reshape(3, 4, 1)
+  encoded = data.Encoded(ArraySource('x', 'train', levels), data.Encoding('int16', 4096, 0))
+  assert make(encoded, memory_limit_bytes=2 * 12 - 1).images is None
+  np.testing.assert_array_equal(make(encoded, memory_limit_bytes=2 * 12).images, levels)
 
 
 def test_images_in_memory_keep_their_order():
@@ -205,6 +209,17 @@ def test_damaged_pictures_are_found_before_anything_is_compiled(folder, memory_l
   ):
     batches.check_early(60)
   assert sorted(pathlib.Path(name).name for name, _ in e.value.broken) == ['02.png', '09.png']
+
+
+@pytest.mark.parametrize('memory_limit_bytes', [0, 1 << 20])
+def test_values_that_the_levels_do_not_hold_are_found_then_too(memory_limit_bytes):
+  levels = np.arange(12, dtype=np.int16).reshape(3, 4, 1)
+  encoded = data.Encoded(ArraySource('x', 'train', levels), data.Encoding('int16', 8, 0))
+  with (
+    contextlib.closing(make(encoded, memory_limit_bytes=memory_limit_bytes)) as batches,
+    pytest.raises(UserError, match=r'example [12] has values from .* data\.levels=8 holds 0 to 7'),
+  ):
+    batches.check_early(60)
 
 
 def test_the_look_for_damage_takes_no_longer_than_it_may():
