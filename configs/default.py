@@ -23,6 +23,7 @@ def get_config():
         'holdout': placeholder(float),  # part of train that is test, where there is none; none: 0
         # Samples between windows of signals:PATH, or frames of frames:PATH; none: the window
         'stride': placeholder(int),
+        'feature': placeholder(str),  # of tfds:NAME, an image or a tensor; none: the one that fits
         # Pixels of the side of square pictures; or the length of each axis, as (48, 64), height and
         # width. Pictures of other sizes are centre-cropped to that form and resized.
         'image_size': FieldReference(32, field_type=object),

@@ -421,6 +421,7 @@ def stored_source(
       split=split or config.data.split,
       holdout=config.data.holdout,
       stride=config.data.stride,
+      feature=config.data.feature,
     )
   except UserError as error:
     if type(error) not in (UserError, data.NoSplitError):

@@ -45,6 +45,7 @@ OF_ANY_SHAPE = (
   'signals',
   'volumes',
   'frames',
+  'tfds',
 )  # what names begin with of sources that have more than pictures
 WITH_WINDOWS = ('signals:', 'frames:')
 
@@ -87,6 +88,7 @@ def make_source(
   split: str,
   holdout: float | None = None,
   stride: int | None = None,
+  feature: str | None = None,
 ) -> Source:
   """Opens a data set.
 
@@ -100,6 +102,7 @@ def make_source(
     holdout: part of the pictures of 'train' that is the split 'test' instead, where the source has
       none of its own (data.holdout).
     stride: samples between windows of signals, or frames (data.stride).
+    feature: of the examples of TFDS, where several fit (data.feature).
 
   Returns:
     A Source with at least one picture.
@@ -120,6 +123,10 @@ def make_source(
         f'data.stride is {stride}, which goes with data.source=signals:PATH or frames:PATH alone'
       )
     shape['stride'] = stride
+  if feature is not None:
+    if not source.startswith('tfds:') or source.removeprefix('tfds:') in cifar10.NAMES:
+      raise UserError(f'data.feature is {feature}, which goes with data.source=tfds:NAME alone')
+    shape['feature'] = feature
   if holdout is not None and split in ('train', 'test'):
     _check_no_test(source, dir, shape)
     return hold_out(_open(source, dir, shape | {'split': 'train'}), split, holdout)

@@ -1,9 +1,15 @@
-"""Image data sets of TensorFlow Datasets, read without TensorFlow.
+"""Data sets of TensorFlow Datasets, read without TensorFlow.
 
     data.source='tfds:NAME' or 'tfds:NAME/CONFIG' or 'tfds:NAME/CONFIG:VERSION'
 
 data.dir is TFDS's data_dir; unset, it is $TFDS_DATA_DIR or ~/tensorflow_datasets. data.split is any
 TFDS split: 'train', 'test', 'train[:90%]', 'train+test', 'all'.
+
+One feature of the examples is read, an Image or a Tensor: data.feature, or the only one that fits
+data.image_size and data.channels. An Image of uint8 is a picture, which is cropped, resized and
+converted, where data.channels is 1 or 3. A Tensor, of any shape and type of numbers, and any other
+Image (uint16 of one channel, float32, uint8 of 2 or 4 channels) are taken as they are stored, and
+have to be of data.image_size; those without an axis of channels have one channel.
 
 Without TensorFlow only ArrayRecord files can be read. A data set that is not prepared is downloaded
 and prepared, where its TFDS builder can do this without TensorFlow. Many cannot (mnist, celeb_a);
@@ -26,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.labels import Labels
-from ddpm_jax.data.pictures import DamagedDataError, PictureSource
+from ddpm_jax.data.pictures import DamagedDataError, PictureSource, check_finite, picture_axes
 from ddpm_jax.data.splits import NoSplitError
 from ddpm_jax.errors import UserError
 from ddpm_jax.paths import expanded
@@ -37,23 +43,18 @@ _NAME = re.compile(r'(?P<name>\w+)(?:/(?P<config>[\w.-]+))?(?::(?P<version>\d+\.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
-class TfdsSource(PictureSource):
-  """A split of a prepared data set.
+class _Records:
+  """The records of a split of a prepared data set, of which one feature is read."""
 
-  Args:
-    folder: the data set's version folder, which holds dataset_info.json.
-  """
-
-  def __init__(self, folder, *, name, split, image_size, channels):
-    super().__init__(name, split, image_size=image_size, channels=channels)
-    self._folder = folder
-    self._records, self._feature, self.remarks = _open(folder, name=name, split=split)
+  def __init__(self, folder, records, feature, *, name, split, remarks=()):
+    self.name, self.split, self.remarks = name, split, remarks
+    self._folder, self._records, self._feature = folder, records, feature
 
   def __len__(self):
     return len(self._records)
 
   def labels(self, choice: str | None) -> Labels | None:
-    """The class of each picture, by one of the features: that named `label`, or the only one.
+    """The class of each example, by one of the features: that named `label`, or the only one.
 
     Raises:
       UserError: no such feature, or several and none is named.
@@ -68,16 +69,94 @@ class TfdsSource(PictureSource):
       digest.update(f'{file.name} {status.st_size} {status.st_mtime_ns}\n'.encode())
     return digest.hexdigest()
 
-  def _files(self, indices):
+  def _values(self, indices):
+    """The feature of each of some examples."""
     try:
       records = self._records.__getitems__([int(i) for i in indices])
     except RuntimeError as error:  # array_record's, on a file that is missing or cut
       raise_refusal(self._folder, error)
       raise DamagedDataError(_damaged(self._folder, error)) from error
-    return [io.BytesIO(record[self._feature]) for record in records]
+    return [record[self._feature] for record in records]
 
   def _picture_name(self, index):
     return f'{self._folder}: example {index} of split {self.split!r}'
+
+
+class TfdsSource(_Records, PictureSource):
+  """Pictures: encoded ones of uint8, which are decoded when they are asked for."""
+
+  def __init__(self, *opened, image_size, channels, **named):
+    _Records.__init__(self, *opened, **named)
+    PictureSource.__init__(
+      self, named['name'], named['split'], image_size=image_size, channels=channels
+    )
+
+  def _files(self, indices):
+    return [io.BytesIO(encoded) for encoded in self._values(indices)]
+
+
+class TfdsArraySource(_Records):
+  """Examples of any shape, as they are stored.
+
+  Args:
+    opened: as of _Records.
+    shape: of an example, with its channels.
+    dtype: of the values.
+    is_encoded: whether they are stored as pictures.
+  """
+
+  def __init__(self, *opened, shape, dtype, is_encoded, **named):
+    super().__init__(*opened, **named)
+    self.image_shape, self._dtype, self._is_encoded = shape, dtype, is_encoded
+
+  def read(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the examples as they are stored, [N, ..., C] for int [N].
+
+    Raises:
+      DamagedDataError: an example that cannot be read, or with a value that is not finite.
+      UserError: an example of another shape.
+    """
+    rows = np.asarray(indices)
+    values = np.empty((len(rows), *self.image_shape), self._dtype)
+    for row, (index, stored) in enumerate(zip(rows, self._values(rows), strict=True)):
+      name = self._picture_name(index)
+      value = _decode(stored, self._dtype, name) if self._is_encoded else np.asarray(stored)
+      if value.shape not in _shapes(self.image_shape):
+        raise UserError(
+          f'{name}: {self._feature} is {list(value.shape)}, and data.image_size with data.channels '
+          f'says {list(self.image_shape)}: give examples of one shape, or the data as an array '
+          '(array:PATH)'
+        )
+      values[row] = value.reshape(self.image_shape)
+      check_finite(values[row], name)
+    return values
+
+
+def _shapes(shape):
+  """Those that an example of this shape may be stored with: the axis of one channel may lack."""
+  return (shape, shape[:-1]) if shape[-1] == 1 else (shape,)
+
+
+def _decode(encoded, dtype, name):
+  """An encoded picture as it is stored, [H, W, C] or [H, W]."""
+  import PIL.Image
+
+  try:
+    with PIL.Image.open(io.BytesIO(encoded)) as picture:
+      values = np.asarray(picture)
+  except MemoryError:  # of the host, not of the picture
+    raise
+  except Exception as error:  # on damaged files, Pillow has raised a dozen kinds of them
+    reason = ' '.join(str(error).split())
+    raise DamagedDataError(f'{name} cannot be read as a picture ({reason})') from error
+  if dtype == np.float32 and values.dtype == np.uint8:  # TFDS keeps its bytes as four channels
+    return np.ascontiguousarray(values).view(np.float32)
+  if values.dtype.itemsize < dtype.itemsize:
+    raise UserError(
+      f'{name}: Pillow reads 8 bits a channel of it, and it should have {dtype}: give the data as '
+      'an array (array:PATH)'
+    )
+  return values
 
 
 def data_dir(dir: str | None) -> pathlib.Path:
@@ -113,14 +192,34 @@ def prepare_once(
 
 
 def make_tfds_source(
-  dataset: str, *, dir: str | None, image_size: int | Sequence[int], channels: int, split: str
+  dataset: str,
+  *,
+  dir: str | None,
+  image_size: int | Sequence[int],
+  channels: int,
+  split: str,
+  feature: str | None = None,
 ) -> Any:
-  """Opens the TFDS data set `dataset`, 'NAME', 'NAME/CONFIG' or either with ':VERSION'."""
-  root = data_dir(dir)
+  """Opens the TFDS data set `dataset`, 'NAME', 'NAME/CONFIG' or either with ':VERSION'.
+
+  Raises:
+    UserError: it cannot be prepared or read, or no feature fits, or several and none is named.
+    NoSplitError: no such split.
+  """
+  root, name = data_dir(dir), f'tfds:{dataset}'
   folder = prepare_once(dataset, root, lambda: _prepare(dataset, root))
-  return TfdsSource(
-    folder, name=f'tfds:{dataset}', split=split, image_size=image_size, channels=channels
-  )
+  builder = _builder(folder, name)
+  features = _features(builder)
+  shape = (*picture_axes(image_size), channels)
+  chosen, remarks = _choose(features, shape, feature, name)
+  _check_split(builder.info.splits, name=name, split=split)
+  opened = folder, _records(builder, folder, name, split), chosen
+  named: dict[str, Any] = dict(name=name, split=split, remarks=remarks)
+  is_encoded = _is_image(features[chosen])
+  if _is_picture(features[chosen], channels):
+    return TfdsSource(*opened, image_size=image_size, channels=channels, **named)
+  dtype = np.dtype(features[chosen].np_dtype)
+  return TfdsArraySource(*opened, shape=shape, dtype=dtype, is_encoded=is_encoded, **named)
 
 
 def _parse(dataset):
@@ -179,44 +278,132 @@ def _check_network(urls):
     raise OSError('no network: ' + errors[0])
 
 
-def _open(folder, *, name, split):
-  """Returns (random-access records, name of the image feature, remarks); images are left encoded.
+def _builder(folder, name):
+  """Of a prepared data set."""
+  import tensorflow_datasets as tfds
+
+  try:
+    return tfds.builder_from_directory(folder)
+  except ImportError as error:  # of TensorFlow
+    raise UserError(
+      f'data.source={name!r}: it has a feature, such as Audio or Video, that TFDS reads with '
+      'TensorFlow alone; give the data as signals:PATH, frames:PATH or array:PATH'
+    ) from error
+  except Exception as error:  # unreadable JSON, protocol buffers, features
+    raise_refusal(folder, error)
+    raise UserError(_damaged(folder, error)) from error
+
+
+def _features(builder):
+  """By name, in the order of the names: TFDS has them in another one each time."""
+  return dict(sorted(builder.info.features.items()))
+
+
+def _is_image(feature):
+  import tensorflow_datasets as tfds
+
+  return isinstance(feature, tfds.features.Image)
+
+
+def _is_picture(feature, channels):
+  """Whether a feature is cropped, resized and converted."""
+  return _is_image(feature) and feature.np_dtype == np.uint8 and channels in (1, 3)
+
+
+def _records(builder, folder, name, split):
+  """Random-access records of a split; images are left encoded.
 
   TFDS would decode them with OpenCV where that is installed, else with Pillow, and the two differ
   in the pixels of a JPEG; here it is always Pillow.
   """
   import tensorflow_datasets as tfds
 
-  try:
-    builder = tfds.builder_from_directory(folder)
-  except Exception as error:  # unreadable JSON, protocol buffers, features
-    raise_refusal(folder, error)
-    raise UserError(_damaged(folder, error)) from error
-  features = builder.info.features
-  images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
-  if not images:
-    raise UserError(f'data.source={name!r}: no image among its features {", ".join(features)}')
-  _check_split(builder.info.splits, name=name, split=split)
+  images = [key for key, value in _features(builder).items() if _is_image(value)]
   decoders = {key: tfds.decode.SkipDecoding() for key in images}
   try:
-    records = builder.as_data_source(split=split, decoders=decoders)
+    return builder.as_data_source(split=split, decoders=decoders)
   except NotImplementedError as error:
     raise UserError(
       f'data.source={name!r}: {folder} is stored as {builder.info.file_format.value}, which only '
       'TensorFlow reads; give another data.dir, or run there: tfds build --file_format=array_record'
     ) from error
-  chosen = 'image' if 'image' in images else images[0]
-  others = ', '.join(key for key in images if key != chosen)
-  remark = f'{name}: of its images, {chosen} is read, and not {others}'
-  return records, chosen, (remark,) if others else ()
+
+
+def _choose(features, shape, choice, name):
+  """(name of the feature that is read, remarks).
+
+  Args:
+    features: of the data set, by name.
+    shape: of an example, as the config has it.
+    choice: data.feature.
+    name: of the source.
+  """
+  import tensorflow_datasets as tfds
+
+  # Others, such as labels, are Tensors of a class of their own.
+  found = {
+    key: feature
+    for key, feature in features.items()
+    if _is_image(feature)
+    or (type(feature) is tfds.features.Tensor and feature.shape and feature.np_dtype.kind in 'buif')
+  }
+  told = {key: f'{key} ({x.np_dtype}{_shown(x.shape)})' for key, x in found.items()}
+  if not found or choice not in (None, *found):
+    which = f'no {choice}' if choice else 'no image and no tensor'
+    others = [told.get(key, key) for key in features]
+    raise UserError(f'data.source={name!r}: {which} among its features {", ".join(others)}')
+  fits = [key for key, feature in found.items() if _fits(feature, shape)]
+  if choice is not None:
+    if choice not in fits:
+      raise _no_fit(name, [told[choice]], shape)
+    return choice, ()
+  if not fits:
+    raise _no_fit(name, list(told.values()), shape)
+  images = [key for key in fits if _is_picture(found[key], shape[-1])]
+  if len(fits) > 1 and not images:
+    raise UserError(
+      f'data.source={name!r}: several of its features are {_shown(shape)}: '
+      f'{", ".join(told[key] for key in fits)}; name one, as in --config.data.feature={fits[0]}'
+    )
+  chosen = 'image' if 'image' in images else (images or fits)[0]
+  others = [key for key in fits if key != chosen]
+  if not others:
+    return chosen, ()
+  return chosen, (
+    f'{name}: {chosen} is read, and not {", ".join(others)}; --config.data.feature={others[0]} '
+    'reads that one',
+  )
+
+
+def _fits(feature, shape):
+  """Whether a feature may have examples of a shape; of pictures any size has."""
+  if _is_picture(feature, shape[-1]):
+    return len(shape) == 3
+  return any(
+    len(feature.shape) == len(stored)
+    and all(a in (None, b) for a, b in zip(feature.shape, stored, strict=True))
+    for stored in _shapes(shape)
+  )
+
+
+def _shown(shape):
+  """[8, ?, 2] of a shape with an axis of any length."""
+  return f'[{", ".join("?" if n is None else str(n) for n in shape)}]'
+
+
+def _no_fit(name, told, shape):
+  return UserError(
+    f'data.source={name!r} has {", ".join(told)}, and data.image_size with data.channels says '
+    f'{_shown(shape)}: give them as the data have them'
+  )
 
 
 def _read_labels(folder, *, name, split, choice):
   """Labels of a split, or None where there are none; reads all records, and decodes no picture."""
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(folder)
-  features = builder.info.features
+  builder = _builder(folder, name)
+  features = _features(builder)
   found = [key for key, value in features.items() if isinstance(value, tfds.features.ClassLabel)]
   if choice is None:
     if len(found) > 1 and 'label' not in found:
@@ -230,9 +417,7 @@ def _read_labels(folder, *, name, split, choice):
   if choice not in found:
     has = f'the labels {", ".join(found)}' if found else 'no labels'
     raise UserError(f'data.labels={choice}: {name} has {has}')
-  images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
-  decoders = {key: tfds.decode.SkipDecoding() for key in images}
-  records = builder.as_data_source(split=split, decoders=decoders)
+  records = _records(builder, folder, name, split)
   ids, chunk = np.empty(len(records), np.int32), 1024
   try:
     for first in range(0, len(records), chunk):

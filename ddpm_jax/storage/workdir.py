@@ -58,6 +58,7 @@ FIXED_FIELDS = (
   'data.split',
   'data.holdout',
   'data.stride',
+  'data.feature',
   'data.image_size',
   'data.channels',
   *ENCODING_FIELDS,

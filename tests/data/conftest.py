@@ -45,6 +45,35 @@ def write_tfds():
 
 
 @pytest.fixture
+def write_features():
+  """Returns a function that prepares a TFDS data set, tiny, of features and their values."""
+  import tensorflow_datasets as tfds
+
+  def write(root, **given):  # name: (feature, values)
+    features = {name: feature for name, (feature, _) in given.items()}
+    examples = zip(*(values for _, values in given.values()), strict=True)
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+      VERSION = tfds.core.Version('1.0.0')
+      pkg_dir_path = None
+
+      def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+      def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples()}
+
+      def _generate_examples(self):
+        for i, values in enumerate(examples):
+          yield i, dict(zip(features, values, strict=True))
+
+    Tiny.name = 'tiny'
+    Tiny(data_dir=root, file_format='array_record').download_and_prepare()
+
+  return write
+
+
+@pytest.fixture
 def sorted_rows():
   """Returns a function that sorts pictures, to compare sets of them (TFDS shuffles on writing)."""
   return lambda images: sorted(image.tobytes() for image in images)

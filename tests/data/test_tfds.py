@@ -2,6 +2,7 @@ import json
 import pickle
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from ddpm_jax import data
@@ -154,3 +155,183 @@ def test_broken_record_is_named(tmp_path, pictures, write_tfds, monkeypatch):
   monkeypatch.setattr(opened, '_records', Records())
   with pytest.raises(UserError, match=r"1\.0\.0: example 4 of split 'train' cannot be read"):
     opened.read(np.array([4]))
+
+
+RNG = np.random.default_rng(0)
+TENSORS = {
+  'signals': RNG.integers(-(2**15), 2**15, (5, 8, 2)).astype(np.int16),
+  'grey': RNG.integers(0, 2**16, (5, 4, 6)).astype(np.uint16),
+  'pictures': RNG.normal(size=(5, 4, 6, 3)).astype(np.float32),
+  'volumes': RNG.integers(0, 256, (5, 2, 4, 6, 1)).astype(np.uint8),
+}
+
+
+def tensor(values, shape=None, **choices):
+  import tensorflow_datasets as tfds
+
+  shape = values.shape[1:] if shape is None else shape
+  return tfds.features.Tensor(shape=shape, dtype=values.dtype.type, **choices), values
+
+
+def image(values, shape, dtype=np.uint8):
+  """An Image feature, and its pictures as PNGs."""
+  import tensorflow_datasets as tfds
+
+  return tfds.features.Image(shape=shape, dtype=dtype), [PIL.Image.fromarray(x) for x in values]
+
+
+def open_tfds(root, image_size, channels, split='train', **choices):
+  shape = dict(image_size=image_size, channels=channels)
+  return data.make_source('tfds:tiny', dir=root, split=split, **shape, **choices)
+
+
+def assert_same_set(read, expected, sorted_rows):
+  assert (read.dtype, read.shape) == (expected.dtype, expected.shape)
+  assert sorted_rows(read) == sorted_rows(expected)
+
+
+@pytest.mark.parametrize('kind', TENSORS)
+@pytest.mark.parametrize('is_open', [False, True])
+def test_tensors_are_read_as_they_are_stored(tmp_path, write_features, sorted_rows, kind, is_open):
+  values = TENSORS[kind]
+  shape = tuple(None for _ in values.shape[1:]) if is_open else None
+  write_features(tmp_path, x=tensor(values, shape, encoding='zlib' if is_open else 'none'))
+  expected = values[..., None] if kind == 'grey' else values
+  source = open_tfds(tmp_path, expected.shape[1:-1], expected.shape[-1])
+  assert (len(source), source.image_shape, source.remarks) == (5, expected.shape[1:], ())
+  read = source.read(np.arange(5))
+  assert_same_set(read, expected, sorted_rows)
+  again = pickle.loads(pickle.dumps(source))
+  np.testing.assert_array_equal(again.read(np.array([3, 0])), read[[3, 0]])
+  assert len(open_tfds(tmp_path, expected.shape[1:-1], expected.shape[-1], 'train[:40%]')) == 2
+  levels = {'signals': 65536, 'grey': 65536}.get(kind)
+  encoding = data.find_encoding(source, levels, None, expected.shape[-1])
+  assert (encoding.dtype, encoding.levels) == (values.dtype, levels or {'volumes': 256}.get(kind))
+  encoded = data.Encoded(source, encoding).read(np.arange(5))
+  np.testing.assert_allclose(encoding.stored(encoded), read, rtol=1e-5, atol=1e-6)
+
+
+def test_images_that_are_no_pictures_are_read_as_they_are_stored(
+  tmp_path, write_features, sorted_rows
+):
+  grey = TENSORS['grey']
+  with_alpha = RNG.integers(0, 256, (5, 4, 6, 4)).astype(np.uint8)
+  floats = TENSORS['pictures'][..., :1]
+  as_bytes = np.ascontiguousarray(floats).view(np.uint8)  # as TFDS stores them
+  write_features(
+    tmp_path,
+    grey=image(grey, (4, 6, 1), np.uint16),
+    floats=image(as_bytes, (4, 6, 4)),
+    with_alpha=image(with_alpha, (None, None, 4)),
+  )
+  file = tmp_path / 'tiny/1.0.0/features.json'  # TFDS writes floats with TensorFlow alone
+  described = json.loads(file.read_text())
+  of_floats = described['featuresDict']['features']['floats']['image']
+  of_floats['shape']['dimensions'][-1], of_floats['dtype'] = '1', 'float32'
+  file.write_text(json.dumps(described))
+  for feature, expected in (('grey', grey[..., None]), ('floats', floats)):
+    read = open_tfds(tmp_path, (4, 6), 1, feature=feature).read(np.arange(5))
+    assert_same_set(read, expected, sorted_rows)
+  assert_same_set(open_tfds(tmp_path, (4, 6), 4).read(np.arange(5)), with_alpha, sorted_rows)
+  small = open_tfds(tmp_path, (2, 2), 3)  # a picture: on white, cropped and resized
+  assert small.read(np.arange(5)).shape == (5, 2, 2, 3)
+
+
+def test_deep_colour_which_pillow_does_not_read_is_named(tmp_path, write_features):
+  import tensorflow_datasets as tfds
+
+  feature = tfds.features.Image(shape=(4, 6, 3), dtype=np.uint16)
+  pictures = [PIL.Image.new('RGB', (6, 4)) for _ in range(5)]
+  write_features(tmp_path, x=(feature, pictures))
+  with pytest.raises(UserError, match=r'Pillow reads 8 bits a channel .* should have uint16: give'):
+    open_tfds(tmp_path, (4, 6), 3).read([0])
+
+
+def test_labels_of_tensors(tmp_path, write_features, sorted_rows):
+  import tensorflow_datasets as tfds
+
+  labels = tfds.features.ClassLabel(names=['walk', 'run']), [0, 1, 1, 0, 1]
+  write_features(tmp_path, x=tensor(TENSORS['signals']), label=labels)
+  source = open_tfds(tmp_path, (8,), 2)
+  found = data.read_labels(source)
+  assert found.names == ('walk', 'run')
+  runs = TENSORS['signals'][[1, 2, 4]]
+  assert_same_set(source.read(np.flatnonzero(found.ids)), runs, sorted_rows)
+
+
+def test_the_feature_that_fits_is_read(tmp_path, write_features, sorted_rows):
+  values = TENSORS['signals']
+  write_features(tmp_path, a=tensor(values), b=tensor(values[:, :4]), c=tensor(values[:, :4] + 1))
+  assert_same_set(open_tfds(tmp_path, (8,), 2).read(np.arange(5)), values, sorted_rows)
+  message = r'several .* \[4, 2\]: b \(int16\[4, 2\]\), c \(.*; name one, as in .*data\.feature=b$'
+  with pytest.raises(UserError, match=message):
+    open_tfds(tmp_path, (4,), 2)
+  read = open_tfds(tmp_path, (4,), 2, feature='c').read(np.arange(5))
+  assert_same_set(read, values[:, :4] + 1, sorted_rows)
+
+
+def test_a_picture_comes_before_a_tensor_and_that_is_said(tmp_path, pictures, write_features):
+  write_features(
+    tmp_path, depth=tensor(TENSORS['pictures'], (4, 6, 3)), photo=image(pictures, (None, None, 3))
+  )
+  source = open_tfds(tmp_path, (4, 6), 3)
+  assert source.read([0]).dtype == np.uint8
+  assert source.remarks == (
+    'tfds:tiny: photo is read, and not depth; --config.data.feature=depth reads that one',
+  )
+  assert open_tfds(tmp_path, (4, 6), 3, feature='depth').read([0]).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  ('image_size', 'channels', 'feature', 'message'),
+  [
+    ((4, 4), 2, None, r'has x \(int16\[8, 2\]\), y \(.*\), and data\.image_size .* \[4, 4, 2\]'),
+    ((8,), 1, 'x', r'has x \(int16\[8, 2\]\), and data\.image_size with .*channels says \[8, 1\]'),
+    ((8,), 2, 'z', r'no z among its features text, x \(int16\[8, 2\]\), y \(float32\[\?, \?\]\)$'),
+    ((5,), 2, None, r'example 0 of split .*: y is \[7, 3\], and .* says \[5, 2\]: give '),
+    ((7,), 3, None, r'example 0 of split .*: a value is not finite\. .*data\.on_damage=skip'),
+  ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_are_named(
+  tmp_path, write_features, image_size, channels, feature, message
+):
+  import tensorflow_datasets as tfds
+
+  y = np.full((5, 7, 3), np.nan, np.float32)
+  text = tfds.features.Text(), ['a'] * 5
+  write_features(
+    tmp_path,
+    x=tensor(TENSORS['signals']),
+    y=tensor(y, (None, None), encoding='zlib'),
+    text=text,
+  )
+  with pytest.raises(UserError, match=message) as error:
+    open_tfds(tmp_path, image_size, channels, feature=feature).read([0])
+  assert '\n' not in str(error.value)
+
+
+def test_damaged_images_are_named(tmp_path, write_features):
+  import tensorflow_datasets as tfds
+
+  feature = tfds.features.Image(shape=(4, 6, 1), dtype=np.uint16)
+  write_features(tmp_path, x=(feature, [b'no picture'] * 5))
+  with pytest.raises(data.DamagedDataError, match=r'example 3 .* cannot be read as a picture'):
+    open_tfds(tmp_path, (4, 6), 1).read([3])
+
+
+def test_features_that_need_tensorflow_are_said(tmp_path, write_features, monkeypatch):
+  write_features(tmp_path, x=tensor(TENSORS['signals']))
+  file = tmp_path / 'tiny/1.0.0/features.json'
+  described = file.read_text().replace('tensor_feature.Tensor', 'audio_feature.Audio')
+  described = described.replace('"tensor"', '"audio"')
+  file.write_text(described)
+  with pytest.raises(UserError, match='reads with TensorFlow alone; give the data as signals:PATH'):
+    open_tfds(tmp_path, (8,), 2)
+
+
+@pytest.mark.parametrize('source', ['digits', 'tfds:cifar10', 'array:x.npy'])
+def test_a_feature_is_of_tfds_alone(source):
+  with pytest.raises(
+    UserError, match=r'data\.feature is x, which goes with data\.source=tfds:NAME'
+  ):
+    data.make_source(source, dir=None, image_size=8, channels=1, split='train', feature='x')
