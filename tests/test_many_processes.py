@@ -254,3 +254,35 @@ def test_a_process_that_waits_in_vain_says_so():
   assert process.returncode != 0
   assert process.stderr.splitlines()[-1] == NOT_JOINED  # whatever JAX said before
   assert process.stderr.count('error: ') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('levels', [4096, 'continuous'])
+def test_signals_in_an_array_train_and_are_drawn_as_by_one_process(tmp_path, levels):
+  rng = np.random.default_rng(0)
+  waves = np.sin(np.arange(16)[:, None] * [0.7, 1.1] + rng.uniform(0, 6, (40, 1, 2)))
+  np.save(tmp_path / 'waves.npy', np.rint(2000 * waves).astype(np.int16))
+  fields = {
+    'data.source': f'array:{tmp_path}/waves.npy', 'data.image_size': '16,', 'data.channels': 2,
+    'data.levels': levels, 'data.holdout': 0.2, 'data.random_flip': False, 'eval.metrics': 'bpd',
+    'model.ch': 8, 'model.num_groups': 4, 'sample.num_samples': 5,
+  }  # fmt: skip
+  args = [f'--config.{field}={value}' for field, value in fields.items()]
+  one, two, copied = (tmp_path / name for name in ('one', 'two', 'copied'))
+  run((*TRAIN, *args, f'--workdir={one}'), processes=1, devices=1)
+  run((*TRAIN, *args, f'--workdir={two}'), processes=2, devices=2)
+  assert_same_losses(two, losses(one))
+  shutil.copytree(two, copied)
+  for mode in ('sample', 'eval'):
+    of_mode = (*EVAL, *args, f'--mode={mode}')
+    run((*of_mode, f'--workdir={copied}'), processes=1, devices=1)
+    run((*of_mode, f'--workdir={two}'), processes=2, devices=2)
+  name = only('samples/*/*/samples.npz', two, copied)
+  assert (two / name).read_bytes() == (copied / name).read_bytes()
+  with np.load(two / name) as arrays:
+    dtype = np.int16 if levels == 4096 else np.float32
+    assert (arrays['samples'].shape, arrays['samples'].dtype) == ((5, 16, 2), dtype)
+  for name in (only(f'eval/*/bpd-{split}_*/bpd.npz', two, copied) for split in ('train', 'test')):
+    with np.load(two / name) as ours, np.load(copied / name) as theirs:
+      for term in ours:  # sums of few numbers, whose order goes by the batch of a device
+        np.testing.assert_allclose(ours[term], theirs[term], atol=1e-7, err_msg=term)
