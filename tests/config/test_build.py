@@ -7,6 +7,7 @@ import pytest
 from ddpm_jax import devices
 from ddpm_jax.config import build
 from ddpm_jax.config.checks import check
+from ddpm_jax.config.origins import with_data
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features
 from ddpm_jax.modes.reproduce import reproduce
@@ -138,3 +139,16 @@ def test_identities_tell_samplers_apart_and_leave_the_whole_chain_as_it_is():
   assert len({one.key() for one in identities}) == len(identities)
   assert all(identities.index(one) == i for i, one in enumerate(identities))
   assert identity(sampler='ddim', eta=0.0) == identity(sampler='ddim')
+
+
+def test_bytes_that_became_other_numbers_are_held_against_their_levels(tmp_path):
+  file = tmp_path / 'x.npy'
+  fields = {'data.source': f'array:{file}', 'data.image_size': (4, 4), 'data.channels': 1}
+  config = tiny_config(**fields)
+  np.save(file, np.zeros((5, 4, 4, 1), np.uint8))
+  assert with_data(config).data.dtype is None
+  for values in (np.full((5, 4, 4, 1), 300, np.int16), np.full((5, 4, 4, 1), 0.5)):
+    np.save(file, values)
+    assert build.stored_source(config).read(np.arange(2)).dtype == values.dtype
+    with pytest.raises(UserError, match=r'and data\.levels=256 holds '):
+      build.source(config).read(np.arange(2))

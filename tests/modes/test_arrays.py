@@ -2,12 +2,16 @@
 
 import csv
 import json
+import shutil
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 import ddpm_jax
+from ddpm_jax.config import build
+from ddpm_jax.config.origins import with_data
 from ddpm_jax.errors import UserError
 from ddpm_jax.modes.edit import edit
 from ddpm_jax.modes.evaluate import evaluate
@@ -15,6 +19,7 @@ from ddpm_jax.modes.export_model import export_model
 from ddpm_jax.modes.reproduce import reproduce
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.modes.train import train
+from ddpm_jax.storage import shards
 from ddpm_jax.storage.checkpoints import Checkpointer
 from tests.tiny import tiny_config
 
@@ -89,6 +94,13 @@ def figures_of(workdir):
   return {figure['name']: figure for figure in json.loads(report.read_text())['figures']}
 
 
+def assert_same_model(one, other):
+  """Whether two runs have the same weights, to the bit."""
+  models = [ddpm_jax.load(run) for run in (one, other)]
+  assert models[0].encoding == models[1].encoding
+  jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
+
+
 @each_kind('signals', 'volumes')
 def test_samples_are_as_the_data_are_stored(runs, kind, tmp_path):
   data, workdir = runs[kind]
@@ -106,6 +118,38 @@ def test_samples_are_as_the_data_are_stored(runs, kind, tmp_path):
   samples = model.sample(6, batch_size=8)
   np.testing.assert_array_equal(samples, stored)
   assert model.picture(samples).size[0] > 64
+
+
+@each_kind('signals')
+def test_samples_that_were_interrupted_go_on_bit_for_bit(runs, kind, tmp_path, monkeypatch):
+  data, workdir = runs[kind]
+  for name in ('stopped', 'whole'):
+    shutil.copytree(workdir, tmp_path / name, ignore=shutil.ignore_patterns('samples'))
+  config = config_of(data, kind, **{'sample.num_samples': 12})
+  save, written_ids = shards.save, []
+
+  def save_once(*args):
+    save(*args)
+    raise KeyboardInterrupt
+
+  def save_noting(file, ids, arrays):
+    written_ids.extend(ids.tolist())
+    save(file, ids, arrays)
+
+  monkeypatch.setattr(shards, 'save', save_once)
+  with pytest.raises(KeyboardInterrupt):
+    sample(config, tmp_path / 'stopped')
+  (shard,) = tmp_path.glob('stopped/samples/*/*/shards/*.npz')
+  with np.load(shard) as arrays:
+    assert arrays['samples'].dtype == KINDS[kind][0].dtype
+  monkeypatch.setattr(shards, 'save', save_noting)
+  sample(config, tmp_path / 'stopped')
+  assert written_ids == [8, 9, 10, 11]
+  monkeypatch.undo()
+  sample(config, tmp_path / 'whole')
+  (resumed,) = tmp_path.glob('stopped/samples/*/*/samples.npz')
+  (undisturbed,) = tmp_path.glob('whole/samples/*/*/samples.npz')
+  assert resumed.read_bytes() == undisturbed.read_bytes()
 
 
 @each_kind('floats', 'signals')
@@ -262,6 +306,91 @@ def test_a_test_split_beyond_the_levels_is_named(runs, tmp_path):
   np.save(other / 'test.npy', KINDS['signals'][0][40:] * 2)
   with pytest.raises(UserError, match=r'\(test\): example [0-9]+ has values .* data.levels=4096'):
     evaluate(config_of(other, 'signals', **{'data.source': f'array:{other}'}), workdir)
+
+
+def test_an_array_that_changed_since_the_run_began_is_said_or_refused(runs, tmp_path, capsys):
+  data, workdir = runs['signals']
+  values = KINDS['signals'][0]
+  other = write(tmp_path / 'data', 'signals')
+  shutil.copytree(workdir, tmp_path / 'run')
+  fields = {'data.source': f'array:{data}', 'train.num_steps': 5}
+  config = config_of(data, 'signals', **fields)
+
+  def go_on(changed):
+    np.save(other / 'train.npy', changed)
+    shutil.copy(other / 'train.npy', data / 'train.npy')
+    train(config, tmp_path / 'run')
+
+  try:
+    for changed, message in (
+      (values[:40] * 2, r'example [0-9]+ has values from .* data\.levels=4096 holds -2048 to 2047'),
+      (values[:40].astype(np.float32), 'has float32, and data.levels=4096 holds whole numbers: gi'),
+      (values[:40, :6], r'are int16\[6, 2\]; data.image_size=\(8,\) and data.channels=2 say'),
+    ):
+      with pytest.raises(UserError, match=message) as error:
+        go_on(changed)
+      assert '\n' not in str(error.value)
+      assert 'compiling' not in capsys.readouterr().out
+    go_on(values[1:40])
+    assert 'not those that this run has had: 40 then, 39 now; training' in capsys.readouterr().out
+  finally:
+    write(data, 'signals')
+
+
+def test_recordings_with_a_value_that_is_not_finite_are_refused_or_passed_over(tmp_path, capfd):
+  soundfile = pytest.importorskip('soundfile')
+  for i, values in enumerate(0.3 * WAVES):
+    values[2, 1] = np.nan if i == 30 else values[2, 1]
+    soundfile.write(tmp_path / f'{i:02d}.wav', values, 8000, subtype='FLOAT')
+  fields = {'data.source': f'signals:{tmp_path}', 'train.num_steps': 1}
+  with pytest.raises(UserError, match=r'30\.wav, samples 0 to 7: a value is not finite\. '):
+    train(config_of(tmp_path, 'floats', **fields), tmp_path / 'run')
+  assert not (tmp_path / 'run/config.json').exists()
+  fields['data.on_damage'] = 'skip'
+  train(config_of(tmp_path, 'floats', **fields), tmp_path / 'run')
+  err = capfd.readouterr().err
+  assert 'damaged picture 1 of 60, another takes its place: ' in err
+  assert 'damaged picture 2' not in err
+  assert (tmp_path / 'run/checkpoints/1').exists()
+
+
+def test_moving_pictures_train_as_the_same_volumes_do(runs, tmp_path):
+  _, workdir = runs['volumes']
+  for i, volume in enumerate(KINDS['volumes'][0][:40, ..., 0]):
+    first, *others = map(PIL.Image.fromarray, volume)
+    first.save(tmp_path / f'{i:02d}.png', save_all=True, append_images=others)
+  config = config_of(tmp_path, 'volumes', **{'data.source': f'frames:{tmp_path}'})
+  train(config, tmp_path / 'run')
+  assert_same_model(workdir, tmp_path / 'run')
+  assert json.loads((tmp_path / 'run/config.json').read_text())['data']['dtype'] is None
+
+
+def test_tensors_of_tfds_train_as_the_same_array_does(tmp_path):
+  tfds = pytest.importorskip('tensorflow_datasets')
+
+  class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    name = 'tiny'
+    VERSION = tfds.core.Version('1.0.0')
+    pkg_dir_path = None
+
+    def _info(self):
+      features = {'x': tfds.features.Tensor(shape=(8, 2), dtype=np.int16)}
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+      return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+      yield from ((i, {'x': x}) for i, x in enumerate(KINDS['signals'][0][:40]))
+
+  Tiny(data_dir=tmp_path, file_format='array_record').download_and_prepare()
+  fields = {'data.source': 'tfds:tiny', 'data.dir': str(tmp_path)}
+  config = config_of(tmp_path, 'signals', **fields)
+  in_their_order = build.source(with_data(config)).source.read(np.arange(40))
+  data = write(tmp_path / 'data', 'signals', in_their_order)
+  train(config, tmp_path / 'run')
+  train(config_of(data, 'signals'), tmp_path / 'other')
+  assert_same_model(tmp_path / 'run', tmp_path / 'other')
 
 
 @pytest.mark.parametrize(
