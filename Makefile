@@ -1,5 +1,7 @@
 # make digits     trains on the embedded digits, draws samples, measures them: runs/digits/
 # make digits-labels  trains on them with their labels, draws each digit, measures: runs/digits-labels/
+# make signals    trains on the embedded motions, draws, compares them: runs/signals/
+# make volumes    trains on the embedded blocks of a brain, draws, compares them: runs/volumes/
 # make test       lint and the whole suite but the slow tests
 # make test-slow  the slow tests
 # make test-newest  the suite on the newest Python that is there, in .venv-newest
@@ -12,7 +14,7 @@ NEWEST = $(shell scripts/newest_python)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: digits digits-labels test test-slow test-newest suite lint clean
+.PHONY: digits digits-labels signals volumes test test-slow test-newest suite lint clean
 
 DIGITS := main.py --config=configs/digits.py --workdir=runs/digits
 
@@ -28,6 +30,21 @@ digits-labels: $(VENV)/run
 	$(RUN) $(DIGITS_LABELS)
 	$(RUN) $(DIGITS_LABELS) --mode=sample --config.sample.guidance=1.5
 	$(RUN) $(DIGITS_LABELS) --mode=eval
+
+# FLAC's figure needs soundfile, of the extra `signals`.
+SIGNALS := main.py --config=configs/watch.py:labels --workdir=runs/signals
+
+signals: $(VENV)/run
+	$(RUN) $(SIGNALS)
+	$(RUN) $(SIGNALS) --mode=sample
+	$(RUN) $(SIGNALS) --mode=reproduce --config.reproduce.what=comparison
+
+VOLUMES := main.py --config=configs/brain_blocks.py --workdir=runs/volumes
+
+volumes: $(VENV)/run
+	$(RUN) $(VOLUMES)
+	$(RUN) $(VOLUMES) --mode=sample
+	$(RUN) $(VOLUMES) --mode=reproduce --config.reproduce.what=comparison
 
 test: lint suite
 

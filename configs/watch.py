@@ -15,16 +15,18 @@ def get_config(kind=''):
   config.data.update(
     source='watch', image_size=(128,), channels=6, levels=16_384, random_flip=False
   )
+  # The motions' deviation is a twelfth of what the levels hold.
+  config.diffusion.update(mean_type='edm', sigma_data=0.08)
   config.model.update(
     ch=32, ch_mult=(1, 2, 4), num_res_blocks=1, attn_resolutions=(32,), dropout=0.0
   )
   config.optim.update(learning_rate=1e-3, warmup_steps=200, ema_decay=0.995)
   config.train.update(
     global_batch_size=32,
-    num_steps=4_000,
+    num_steps=3_000,
     checkpoint_every_steps=500,
     keep_checkpoint_every_steps=0,
-    sample_every_steps=2_000,
+    sample_every_steps=3_000,
     num_samples=16,
   )
   config.sample.update(num_samples=64, batch_size=64)

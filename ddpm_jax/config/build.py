@@ -31,7 +31,8 @@ from ddpm_jax.diffusion import (
   timestep_subsequence,
 )
 from ddpm_jax.diffusion.gaussians import LEVELS, levels_of
-from ddpm_jax.diffusion.schedules import with_defaults
+from ddpm_jax.diffusion.prediction import SIGMA_DATA
+from ddpm_jax.diffusion.schedules import END_SIGNAL, with_defaults
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features, references, stepwise
 from ddpm_jax.evaluation.bound import Bound, make_bpd_fns
@@ -132,6 +133,8 @@ def betas(config: ConfigDict) -> np.ndarray:
     fields.num_timesteps,
     beta_start=fields.beta_start,
     beta_end=fields.beta_end,
+    # Data of less deviation are lost in noise at more signal.
+    end_signal=END_SIGNAL * (SIGMA_DATA / sigma_data(config.diffusion)) ** 2,
   )
 
 
@@ -169,7 +172,14 @@ def encoding(config: ConfigDict) -> data.Encoding:
 
 def parameterization(config: ConfigDict) -> Parameterization:
   """What the network's output means, of a config.diffusion."""
-  return Parameterization(mean=config.mean_type, variance=config.var_type)
+  return Parameterization(
+    mean=config.mean_type, variance=config.var_type, sigma_data=sigma_data(config)
+  )
+
+
+def sigma_data(config: ConfigDict) -> float:
+  """The deviation of x_0, of a config.diffusion."""
+  return SIGMA_DATA if config.sigma_data is None else float(config.sigma_data)
 
 
 def axes(config: ConfigDict) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from ddpm_jax.data.pictures import check_picture_size
 from ddpm_jax.data.sources import takes_pictures
 from ddpm_jax.diffusion import make_betas
 from ddpm_jax.diffusion.losses import check_loss
-from ddpm_jax.diffusion.prediction import check_choice
+from ddpm_jax.diffusion.prediction import check_choice, check_sigma_data
 from ddpm_jax.diffusion.schedules import prior_bpd_range
 from ddpm_jax.diffusion.timesteps import DRAWS
 from ddpm_jax.errors import UserError
@@ -202,6 +202,8 @@ def _check_diffusion(config):
   check_loss(
     parameterization, config.diffusion.loss_type, train.loss_weight, train.loss_weight_number
   )
+  if config.diffusion.sigma_data is not None:
+    check_sigma_data(parameterization)
   signal = np.cumprod(1 - build.betas(config))[-1]
   config = build.diffusion(config)
   if signal < MIN_SIGNAL and parameterization.needs_signal:

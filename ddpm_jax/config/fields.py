@@ -50,6 +50,7 @@ LIMITS: dict[str, tuple[float, float]] = {
   'optim.ema_decay': (0, _BELOW_ONE),
   'optim.adam_b1': (0, _BELOW_ONE),
   'optim.adam_b2': (0, _BELOW_ONE),
+  'diffusion.sigma_data': (1e-4, 100),
   'optim.adam_eps': (_MIN_EPS, 1),
   'train.global_batch_size': (1, _MAX_INT),
   'train.grad_accum_steps': (1, _MAX_INT),

@@ -38,7 +38,7 @@ Network = Callable[[jax.Array, jax.Array], jax.Array]  # (input, time) of (x_t, 
 Denoiser = Callable[[jax.Array, jax.Array], Prediction]  # (x_t, t) -> Prediction
 
 
-SIGMA_DATA = 0.5  # deviation of the data, as EDM's preconditioning has it
+SIGMA_DATA = 0.5  # deviation of pictures, as EDM's preconditioning has it
 MAX_EDM_SIGMA = 1e6  # sigma is infinite at a last beta of 1, and what a network is given is not
 
 
@@ -97,34 +97,35 @@ def _x_0_of_v(schedule, v, x_t, t):
   )
 
 
-def _edm_levels(schedule, x_t, t):
-  """(a_t, s_t, the deviation of x_t) for data of deviation SIGMA_DATA."""
-  a = extract(schedule.sqrt_alphas_cumprod, t, x_t)
-  s = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
-  return a, s, jnp.sqrt(jnp.square(s) + jnp.square(a * SIGMA_DATA))
+def _edm(sigma_data: float) -> Mean:
+  """EDM's preconditioning, for data of a deviation (Table 1, Karras et al. 2022)."""
 
+  def levels(schedule, x_t, t):
+    """(a_t, s_t, the deviation of x_t)."""
+    a = extract(schedule.sqrt_alphas_cumprod, t, x_t)
+    s = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
+    return a, s, jnp.sqrt(jnp.square(s) + jnp.square(a * sigma_data))
 
-def _edm_input(schedule, x_t, t):
-  """c_in x_t / a_t: of deviation 1 (Table 1, Karras et al. 2022)."""
-  return x_t / _edm_levels(schedule, x_t, t)[2]
+  def input_of(schedule, x_t, t):
+    """c_in x_t / a_t: of deviation 1."""
+    return x_t / levels(schedule, x_t, t)[2]
 
+  def time_of(schedule, t):
+    """c_noise = log(sigma) / 4."""
+    sigma = jnp.asarray(schedule.sqrt_recipm1_alphas_cumprod, jnp.result_type(float))[t]
+    return jnp.log(jnp.minimum(sigma, MAX_EDM_SIGMA)) / 4
 
-def _edm_time(schedule, t):
-  """c_noise = log(sigma) / 4 (Table 1, Karras et al. 2022)."""
-  sigma = jnp.asarray(schedule.sqrt_recipm1_alphas_cumprod, jnp.result_type(float))[t]
-  return jnp.log(jnp.minimum(sigma, MAX_EDM_SIGMA)) / 4
+  def target(schedule, x_0, eps, x_t, t):
+    """(x_0 - c_skip x_t / a_t) / c_out, of deviation 1 (Eq. 8)."""
+    a, s, deviation = levels(schedule, x_t, t)
+    return (s * x_0 - a * sigma_data**2 * eps) / (sigma_data * deviation)
 
+  def x_0(schedule, output, x_t, t):
+    """c_skip x_t / a_t + c_out output (Eq. 7)."""
+    a, s, deviation = levels(schedule, x_t, t)
+    return a * jnp.square(sigma_data / deviation) * x_t + s * sigma_data / deviation * output
 
-def _edm_target(schedule, x_0, eps, x_t, t):
-  """(x_0 - c_skip x_t / a_t) / c_out, of deviation 1 (Eq. 8, Karras et al. 2022)."""
-  a, s, deviation = _edm_levels(schedule, x_t, t)
-  return (s * x_0 - a * SIGMA_DATA**2 * eps) / (SIGMA_DATA * deviation)
-
-
-def _x_0_of_edm(schedule, output, x_t, t):
-  """x_0 = c_skip x_t / a_t + c_out output (Eq. 7, Karras et al. 2022)."""
-  a, s, deviation = _edm_levels(schedule, x_t, t)
-  return a * jnp.square(SIGMA_DATA / deviation) * x_t + s * SIGMA_DATA / deviation * output
+  return Mean(target=target, x_0=x_0, input_of=input_of, time_of=time_of)
 
 
 MEANS: Mapping[str, Mean] = {
@@ -143,7 +144,7 @@ MEANS: Mapping[str, Mean] = {
     is_step=True,
   ),
   'v': Mean(target=_v, x_0=_x_0_of_v),
-  'edm': Mean(target=_edm_target, x_0=_x_0_of_edm, input_of=_edm_input, time_of=_edm_time),
+  'edm': _edm(SIGMA_DATA),
 }
 
 
@@ -175,6 +176,7 @@ class Parameterization:
     variance: of p(x_{t-1} | x_t): 'fixedsmall', the posterior's; 'fixedlarge', beta_t; 'learned',
       whose logarithm the network returns in channels of its own; 'learned_range', which it returns
       as a place between the two fixed ones: the names of VARIANCES.
+    sigma_data: deviation of x_0, which 'edm' goes by.
 
   Raises:
     UserError: an unknown name.
@@ -182,10 +184,15 @@ class Parameterization:
 
   mean: str = 'eps'
   variance: str = 'fixedlarge'
+  sigma_data: float = SIGMA_DATA
 
   def __post_init__(self):
     check_choice('diffusion.mean_type', self.mean, MEANS)
     check_choice('diffusion.var_type', self.variance, VARIANCES)
+
+  @property
+  def _kind(self) -> Mean:
+    return _edm(self.sigma_data) if self.mean == 'edm' else MEANS[self.mean]
 
   @property
   def fixed_variance(self) -> str | None:
@@ -195,12 +202,12 @@ class Parameterization:
   @property
   def is_step(self) -> bool:
     """Whether the network predicts one step of the whole chain, and no other."""
-    return MEANS[self.mean].is_step
+    return self._kind.is_step
 
   @property
   def needs_signal(self) -> bool:
     """Whether x_0 cannot be read at a last beta of 1."""
-    return MEANS[self.mean].needs_signal
+    return self._kind.needs_signal
 
   def channels(self, channels: int) -> int:
     """Channels of the network's output for examples with so many."""
@@ -208,19 +215,19 @@ class Parameterization:
 
   def input(self, schedule: NoiseSchedule, x_t: jax.Array, t: jax.Array) -> jax.Array:
     """What the network is given for x_t: x_t itself, but for 'edm'."""
-    of_kind = MEANS[self.mean].input_of
+    of_kind = self._kind.input_of
     return x_t if of_kind is None else of_kind(schedule, x_t, t)
 
   def time(self, schedule: NoiseSchedule, t: jax.Array) -> jax.Array:
     """What the network is given for t int [B]: t itself, but for 'edm'."""
-    of_kind = MEANS[self.mean].time_of
+    of_kind = self._kind.time_of
     return t if of_kind is None else of_kind(schedule, t)
 
   def target(
     self, schedule: NoiseSchedule, x_0: jax.Array, eps: jax.Array, x_t: jax.Array, t: jax.Array
   ) -> jax.Array:
     """What the first C channels of the output are trained towards, [B, ..., C]."""
-    return MEANS[self.mean].target(schedule, x_0, eps, x_t, t)
+    return self._kind.target(schedule, x_0, eps, x_t, t)
 
   def x_0_scale(self, schedule: NoiseSchedule, t: jax.Array) -> jax.Array:
     """What an error of 1 in the output makes of x_0, with its sign, [B]: x_0 is linear in both.
@@ -230,7 +237,7 @@ class Parameterization:
       t: int [B].
     """
     zero = jnp.zeros(t.shape, jnp.result_type(float))
-    return MEANS[self.mean].x_0(schedule, zero + 1, zero, t)
+    return self._kind.x_0(schedule, zero + 1, zero, t)
 
   def check_output(self, output: jax.Array, x_t: jax.Array) -> None:
     """Raises a UserError for an output of another shape than [B, ..., channels(C)]."""
@@ -260,8 +267,17 @@ class Parameterization:
     if (log_variance_of := VARIANCES[self.variance]) is not None:
       output, channels = jnp.split(output, 2, axis=-1)
       log_variance = log_variance_of(schedule, channels, x_t, t)
-    x_0 = MEANS[self.mean].x_0(schedule, output, x_t, t)
+    x_0 = self._kind.x_0(schedule, output, x_t, t)
     return Prediction(x_0, log_variance, mean=output if self.is_step else None)
+
+
+def check_sigma_data(parameterization: Parameterization) -> None:
+  """Raises a UserError for a deviation of the data that is given to other predictions than edm."""
+  if parameterization.mean != 'edm':
+    raise UserError(
+      f'diffusion.sigma_data is {parameterization.sigma_data}, which goes with '
+      f'diffusion.mean_type=edm alone, and it is {parameterization.mean}: leave it out'
+    )
 
 
 def check_choice(field: str, value: object, choices: Any) -> None:

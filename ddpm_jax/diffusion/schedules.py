@@ -60,9 +60,9 @@ def _cosine(num_timesteps, beta_start, beta_end):
   return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], MAX_BETA)
 
 
-def _logsnr(num_timesteps, beta_start, beta_end):
+def _logsnr(num_timesteps, beta_start, beta_end, end_signal=END_SIGNAL):
   del beta_end
-  first, last = (np.log(signal / (1 - signal)) for signal in (1 - beta_start, END_SIGNAL))
+  first, last = (np.log(signal / (1 - signal)) for signal in (1 - beta_start, end_signal))
   # 1 - alphas_cumprod, which would lose its digits next to 1.
   noise = 1 / (1 + np.exp(np.linspace(first, last, num_timesteps, dtype=np.float64)))
   before = np.append(0.0, noise[:-1])
@@ -153,7 +153,12 @@ def _first_beta(name, levels):
 
 
 def make_betas(
-  name: str, num_timesteps: int, *, beta_start: float = BETA_START, beta_end: float = BETA_END
+  name: str,
+  num_timesteps: int,
+  *,
+  beta_start: float = BETA_START,
+  beta_end: float = BETA_END,
+  end_signal: float = END_SIGNAL,
 ) -> np.ndarray:
   """The betas of a named schedule.
 
@@ -161,7 +166,7 @@ def make_betas(
     name: linear, quad, const, jsd, warmup10 or warmup50 (the original program's); cosine (Eq. 17,
       Nichol & Dhariwal 2021); or logsnr, evenly in the logarithm of the signal-to-noise ratio.
       const reads beta_end only; jsd, which is 1/T, 1/(T-1), ..., 1, and cosine read neither end;
-      logsnr goes from beta_start to the paper's alphas_cumprod at the end, 4e-5. linear_scaled is
+      logsnr goes from beta_start to end_signal. linear_scaled is
       linear with both ends times 1000 / T, the betas capped below 1; sigmoid (Chen 2023) has
       alphas_cumprod fall as a sigmoid, and reads neither end. linear_zero_snr, quad_zero_snr,
       cosine_zero_snr, linear_scaled_zero_snr and sigmoid_zero_snr are those schedules with
@@ -169,6 +174,7 @@ def make_betas(
     num_timesteps: T, at least 1.
     beta_start: first beta, in [1e-10, 1].
     beta_end: last beta, in [1e-10, 1].
+    end_signal: alphas_cumprod[T-1] of logsnr; the paper's is 4e-5.
 
   Returns:
     float64 [T].
@@ -183,6 +189,8 @@ def make_betas(
   for field, beta in (('beta_start', beta_start), ('beta_end', beta_end)):
     if not MIN_BETA <= beta <= 1:
       raise UserError(f'diffusion.{field} is {beta}; a beta must lie in [{MIN_BETA}, 1]')
+  if name == 'logsnr':
+    return _logsnr(num_timesteps, beta_start, beta_end, end_signal)
   return SCHEDULES[name](num_timesteps, beta_start, beta_end)
 
 

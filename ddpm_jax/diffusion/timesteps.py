@@ -4,6 +4,7 @@ A t drawn with probability p_t counts 1 / (T p_t) times, so that the objective i
 t: what changes is the variance of the gradient.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax.scipy.stats import norm
 
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 
-# Of log sigma (Table 1, Karras et al. 2022).
+# Of log sigma, for data of deviation 0.5 (Table 1, Karras et al. 2022).
 LOGNORMAL_MEAN, LOGNORMAL_STD = -1.2, 1.2
 LOGNORMAL_UNIFORM = 0.1  # part of the draws that are uniform: none counts more than 10 times
 HISTORY = 10  # losses kept of each t (Nichol & Dhariwal 2021)
@@ -22,13 +23,14 @@ LOSS_UNIFORM = 1e-3  # part of the draws that are uniform, likewise
 DRAWS = ('uniform', 'stratified', 'loss', 'lognormal')
 
 
-def lognormal_density(schedule: NoiseSchedule) -> jax.Array:
+def lognormal_density(schedule: NoiseSchedule, sigma_data: float = 0.5) -> jax.Array:
   """T times the probability of each t where log sigma is normal (Table 1, Karras et al. 2022).
 
   Each t has the stretch of log sigma halfway to its neighbours, and those at the ends the tails.
 
   Args:
     schedule: NoiseSchedule.
+    sigma_data: deviation of x_0, with which the noise grows.
 
   Returns:
     [T], of mean 1.
@@ -41,12 +43,13 @@ def lognormal_density(schedule: NoiseSchedule) -> jax.Array:
   log_sigma = jnp.log(noise) - jnp.log(signal)  # infinite at a last beta of 1
   end = jnp.full(1, jnp.inf, dtype)
   edges = jnp.concatenate([-end, (log_sigma[1:] + log_sigma[:-1]) / 2, end])
-  return schedule.num_timesteps * jnp.diff(norm.cdf((edges - LOGNORMAL_MEAN) / LOGNORMAL_STD))
+  mean = LOGNORMAL_MEAN + math.log(sigma_data / 0.5)
+  return schedule.num_timesteps * jnp.diff(norm.cdf((edges - mean) / LOGNORMAL_STD))
 
 
-def lognormal_chances(schedule: NoiseSchedule) -> jax.Array:
+def lognormal_chances(schedule: NoiseSchedule, sigma_data: float = 0.5) -> jax.Array:
   """The probability of each t where log sigma is normal, mixed with a few uniform draws: [T]."""
-  density = (1 - LOGNORMAL_UNIFORM) * lognormal_density(schedule) + LOGNORMAL_UNIFORM
+  density = (1 - LOGNORMAL_UNIFORM) * lognormal_density(schedule, sigma_data) + LOGNORMAL_UNIFORM
   return density / schedule.num_timesteps
 
 

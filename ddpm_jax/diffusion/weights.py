@@ -26,11 +26,13 @@ class Level(NamedTuple):
     kl: the weight of the error in L_{t-1}, in nats and with the variance fixedsmall:
       (snr_{t-1} - snr_t) / 2 (Eq. 13, Kingma et al. 2021), and at t = 0 that in the decoder.
     lognormal: the density of EDM's distribution of noise, over that of a uniform t.
+    sigma_data: deviation of x_0.
   """
 
   snr: jax.Array
   kl: jax.Array
   lognormal: jax.Array
+  sigma_data: float
 
 
 class Weight(NamedTuple):
@@ -56,7 +58,7 @@ WEIGHTS: Mapping[str, Weight] = {
   # sigmoid(b - log snr) in the weighted bound (Kingma & Gao 2023); its bias b.
   'sigmoid': Weight(lambda at, bias: at.kl * jax.nn.sigmoid(bias - jnp.log(at.snr)), 2.0),
   # Table 1, Karras et al. 2022: 1 / c_out^2, with log-normal noise.
-  'edm': Weight(lambda at, _: at.lognormal * (at.snr + 1 / SIGMA_DATA**2)),
+  'edm': Weight(lambda at, _: at.lognormal * (at.snr + 1 / at.sigma_data**2)),
 }
 
 
@@ -76,7 +78,7 @@ def check_weight(parameterization: Parameterization, name: str, number: float | 
     )
 
 
-def level_at(schedule: NoiseSchedule, t: jax.Array) -> Level:
+def level_at(schedule: NoiseSchedule, t: jax.Array, sigma_data: float = SIGMA_DATA) -> Level:
   """The Level at t, int [B]."""
 
   def entry(table):
@@ -87,7 +89,8 @@ def level_at(schedule: NoiseSchedule, t: jax.Array) -> Level:
   return Level(
     snr=jnp.square(entry(signal) / entry(noise)),
     kl=jnp.square(entry(schedule.posterior_mean_coef1)) / (2 * variance),
-    lognormal=entry(lognormal_density(schedule)),
+    lognormal=entry(lognormal_density(schedule, sigma_data)),
+    sigma_data=sigma_data,
   )
 
 
@@ -109,5 +112,6 @@ def output_weight(
   """
   weight = WEIGHTS[name]
   chosen = weight.number if number is None else number
-  of_x_0 = weight.function(level_at(schedule, t), 0.0 if chosen is None else chosen)
+  level = level_at(schedule, t, parameterization.sigma_data)
+  of_x_0 = weight.function(level, 0.0 if chosen is None else chosen)
   return of_x_0 * jnp.square(parameterization.x_0_scale(schedule, t))

@@ -77,6 +77,8 @@ FIXED_FIELDS = (
 
 # What changes how steps are computed, but not what.
 FREE_FIELDS = ('model.remat',)
+# What versions before did not have, and did as with none.
+LATER_FIELDS = ('diffusion.sigma_data',)
 
 
 def config_dict(config: ConfigDict) -> dict[str, Any]:
@@ -87,9 +89,13 @@ def config_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 def deciding_fields(config: ConfigDict, section: str) -> dict[str, Any]:
-  """A section's plain values without FREE_FIELDS."""
+  """A section's plain values without FREE_FIELDS, and without LATER_FIELDS that are none."""
+
+  def decides(field, value):
+    return field not in FREE_FIELDS and (field not in LATER_FIELDS or value is not None)
+
   values = config_dict(config)[section]
-  return {name: x for name, x in values.items() if f'{section}.{name}' not in FREE_FIELDS}
+  return {name: x for name, x in values.items() if decides(f'{section}.{name}', x)}
 
 
 def workdir_path(workdir: str | os.PathLike[str]) -> pathlib.Path:

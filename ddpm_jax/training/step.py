@@ -133,8 +133,9 @@ def make_train_step(
     if timesteps == 'stratified':
       size = len(rows) * (1 if axis_name is None else jax.lax.psum(1, axis_name))
       return stratified(uniforms, rows, size, schedule.num_timesteps), None
-    chances = lognormal_chances(schedule) if timesteps == 'lognormal' else loss_chances(history)
-    return drawn(chances, uniforms)
+    if timesteps == 'lognormal':
+      return drawn(lognormal_chances(schedule, parameterization.sigma_data), uniforms)
+    return drawn(loss_chances(history), uniforms)
 
   def kept_labels(labels, key, rows):
     def is_left_out(key):

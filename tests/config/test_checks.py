@@ -30,6 +30,7 @@ from tests.tiny import tiny_config
     ('train.timesteps', 'even', "train.timesteps is 'even'; it must be one of None, uniform, str"),
     ('train.loss_weight', 'snr', "train.loss_weight is 'snr'; it must be one of simple, kl, "),
     ('train.loss_weight_number', 3.0, 'number is 3.0, but there is no train.loss_weight: give one'),
+    ('diffusion.sigma_data', 0.1, '0.1, which goes with diffusion.mean_type=edm alone, and it is'),
     ('diffusion.loss_type', 'hybrid', 'hybrid trains a variance, and var_type=fixedlarge is fixed'),
     (
       'data.image_size',

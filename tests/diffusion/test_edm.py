@@ -10,7 +10,6 @@ from ddpm_jax.diffusion import (
   make_betas,
   make_denoiser,
   make_schedule,
-  prediction,
   q_sample,
   training_losses,
 )
@@ -45,15 +44,15 @@ def test_it_is_the_preconditioning_of_the_paper_in_sigma(linear, example64):
   np.testing.assert_allclose(asked[0][1], c_noise[:, 0, 0, 0], rtol=1e-9)
 
 
-def test_with_data_of_deviation_1_it_is_minus_v(linear, example64, monkeypatch):
-  monkeypatch.setattr(prediction, 'SIGMA_DATA', 1.0)
+def test_with_data_of_deviation_1_it_is_minus_v(linear, example64):
+  unit = Parameterization('edm', sigma_data=1.0)
   x_0, noise, t, x_t = example64
   v = Parameterization('v')
   np.testing.assert_allclose(
-    EDM.target(linear, x_0, noise, x_t, t), -v.target(linear, x_0, noise, x_t, t), rtol=1e-9
+    unit.target(linear, x_0, noise, x_t, t), -v.target(linear, x_0, noise, x_t, t), rtol=1e-9
   )
-  np.testing.assert_allclose(EDM.input(linear, x_t, t), x_t, rtol=1e-9)
-  of_edm, of_v = (one.read(linear, sign * noise, x_t, t) for one, sign in ((EDM, -1), (v, 1)))
+  np.testing.assert_allclose(unit.input(linear, x_t, t), x_t, rtol=1e-9)
+  of_edm, of_v = (one.read(linear, sign * noise, x_t, t) for one, sign in ((unit, -1), (v, 1)))
   np.testing.assert_allclose(of_edm.x_0, of_v.x_0, rtol=1e-9)
 
 
@@ -99,3 +98,23 @@ def test_the_edm_weight_is_the_noise_alone_on_its_own_prediction(linear, example
   np.testing.assert_allclose(
     losses, weight[t] * np.square(target).mean((1, 2, 3)), rtol=1e-4, atol=1e-7
   )
+
+
+@pytest.mark.parametrize('sigma_data', [0.08, 0.5, 3.0])
+def test_input_and_target_are_of_deviation_1_for_data_of_that_deviation(linear, sigma_data):
+  """And neither goes with the other: the network predicts what x_t does not hold."""
+  meaning = Parameterization('edm', sigma_data=sigma_data)
+  rng = np.random.default_rng(0)
+  x_0, noise = rng.standard_normal((2, 4, 50_000, 1)).astype(np.float32)
+  x_0 *= np.float32(sigma_data)
+  t = np.array([0, 100, 500, 999])
+  x_t = q_sample(linear, x_0, t, noise)
+  target, given = (
+    np.asarray(x)[..., 0]
+    for x in (meaning.target(linear, x_0, noise, x_t, t), meaning.input(linear, x_t, t))
+  )
+  np.testing.assert_allclose(target.std(axis=1), 1, atol=0.02)
+  np.testing.assert_allclose(given.std(axis=1), 1, atol=0.02)
+  np.testing.assert_allclose((target * given).mean(axis=1), 0, atol=0.02)
+  x_0_back = meaning.read(linear, meaning.target(linear, x_0, noise, x_t, t), x_t, t).x_0
+  np.testing.assert_allclose(x_0_back, x_0, atol=2e-3 * sigma_data)

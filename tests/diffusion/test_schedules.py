@@ -331,3 +331,10 @@ def test_timesteps_are_checked():
   assert check_timesteps(LINEAR, [0, 999]).tolist() == [0, 999]
   with pytest.raises(UserError, match='must increase strictly'):
     check_timesteps(LINEAR, [5, 5])
+
+
+@pytest.mark.parametrize('end', [4e-5, 1e-2])
+def test_logsnr_ends_at_the_signal_that_is_asked_for(end):
+  betas = make_betas('logsnr', 200, beta_start=1e-6, end_signal=end)
+  assert np.prod(1 - betas) == pytest.approx(end)
+  assert betas[0] == pytest.approx(1e-6)

@@ -175,3 +175,10 @@ def test_a_run_of_the_usual_arithmetic_keeps_that_without_a_file(tmp_path):
   assert not (tmp_path / 'arithmetic.json').exists()
   with pytest.raises(UserError, match=r'\(NVIDIA_TF32_OVERRIDE: then absent, now 0\): set that as'):
     store_arithmetic(tmp_path, {'NVIDIA_TF32_OVERRIDE': '0'})
+
+
+def test_fields_that_earlier_versions_lack_decide_nothing_until_they_are_given():
+  config = tiny_config()
+  assert 'sigma_data' not in deciding_fields(config, 'diffusion')
+  config.diffusion.sigma_data = 0.1
+  assert deciding_fields(config, 'diffusion')['sigma_data'] == 0.1
