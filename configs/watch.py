@@ -29,11 +29,11 @@ def get_config(kind=''):
     sample_every_steps=3_000,
     num_samples=16,
   )
-  config.sample.update(num_samples=64, batch_size=64)
+  config.sample.update(num_samples=64, batch_size=64, sampler='dpmpp_2m', num_steps=50)
   config.eval.update(
     metrics=('bpd', 'fid', 'kid', 'pr'), network='watch', num_samples=64, bpd_examples=64
   )
-  config.reproduce.update(num_samples=64)
+  config.reproduce.update(num_samples=192)
   if kind not in ('', 'labels'):
     raise UserError(f'configs/watch.py:{kind} is not known; its only argument is labels')
   if kind:

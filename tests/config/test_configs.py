@@ -52,7 +52,7 @@ def test_cifar10_is_the_papers():
   config = load('cifar10')
   assert config.diffusion.to_dict() == {
     'schedule': 'linear', 'num_timesteps': 1000, 'beta_start': 1e-4, 'beta_end': 0.02,
-    'mean_type': 'eps', 'var_type': 'fixedlarge', 'loss_type': 'mse',
+    'mean_type': 'eps', 'sigma_data': None, 'var_type': 'fixedlarge', 'loss_type': 'mse',
   }  # fmt: skip
   assert (config.model.ch, config.model.ch_mult, config.model.num_res_blocks) == (
     128,
