@@ -6,6 +6,10 @@
   ddp            the Unet of denoising-diffusion-pytorch at the same widths: another network, with
                  one block a level less on the way up and linear attention at three of four levels
 
+Of signals and volumes, which axes.py measures, the networks are those of other programs: the task
+unet1d is the Unet1D of denoising-diffusion-pytorch with its GaussianDiffusion1D, and monai is
+MONAI's DiffusionModelUNet.
+
 All in float32 on all cores; on a GPU also in bfloat16, by autocast. A step is loss, backward,
 clipping, Adam (fused) and EMA; noise, timesteps, flips and the batch's pictures are drawn as in
 ours. interleaved.py starts this file as a process, as it does worker.py.
@@ -83,23 +87,33 @@ class Diffusers(nn.Module):
     return self.unet(x, t, return_dict=False)[0]
 
 
-def make_ddp():
-  """Denoising-diffusion-pytorch's Unet; its package wants torchvision, its network does not."""
+def import_ddp():
+  """Denoising-diffusion-pytorch; its package wants torchvision, its networks do not."""
   if importlib.util.find_spec('torchvision') is None:
     stand_in = types.ModuleType('torchvision')
     stand_in.transforms = stand_in.utils = None
     sys.modules['torchvision'] = stand_in
-  from denoising_diffusion_pytorch import Unet
+  import denoising_diffusion_pytorch
 
-  return Unet(
+  return denoising_diffusion_pytorch
+
+
+def make_ddp():
+  """Denoising-diffusion-pytorch's Unet."""
+  return import_ddp().Unet(
     dim=128, dim_mults=(1, 2, 2, 2), dropout=DROPOUT, full_attn=(False, True, False, False)
   )
 
 
-def make_network(name, config='cifar10'):
-  """The network of a peer, which is not compiled yet."""
+def set_up():
+  """All cores, and the same random numbers in each process."""
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.manual_seed(0)
+
+
+def make_network(name, config='cifar10'):
+  """The network of a peer, which is not compiled yet."""
+  set_up()
   network = make_ddp() if name == 'ddp' else Diffusers(config)
   if name in ('channels_last', 'compile'):
     network = network.to(memory_format=torch.channels_last)
@@ -122,7 +136,7 @@ def count_flops(function):
 
 def about(network, function):
   """Parameters, FLOPs of a call, and versions."""
-  names = ('torch', 'diffusers', 'denoising-diffusion-pytorch')
+  names = ('torch', 'diffusers', 'denoising-diffusion-pytorch', 'monai')
   found = [name for name in names if importlib.util.find_spec(name.replace('-', '_'))]
   return {
     'parameters': sum(p.numel() for p in network.parameters()),
@@ -131,37 +145,37 @@ def about(network, function):
   }
 
 
-def training(name, config, batch, steps, dtype):
-  """Task: seconds of a step, and of several."""
-  if config not in NETWORKS or (name == 'ddp' and config != 'cifar10'):
-    raise ValueError(f'no network like that of {config}')
-  device = os.environ['JAX_PLATFORMS']
-  torch.set_default_device(device)
-  network = make_network(name, config).to(device).train()
-  autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+def make_q_sample(num_axes):
+  """(x_start, t, noise) -> x_t, of examples [B, C, ...] of so many axes."""
+  alphas_cumprod = np.cumprod(1 - np.linspace(*BETAS, NUM_TIMESTEPS))
+  scales = [
+    torch.tensor(table, dtype=torch.float32).reshape(-1, *(1,) * (num_axes + 1))
+    for table in (np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod))
+  ]
+  return lambda x_start, t, noise: scales[0][t] * x_start + scales[1][t] * noise
+
+
+def random_data(shape, batch):
+  """Bytes of noise to train on, [N, C, ...]."""
+  count = max(DATA_BYTES // int(np.prod(shape)), batch)
+  return torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+
+
+def training_functions(network, run, compute_loss, steps):
+  """What a task of training can be asked for: seconds of a step, and of several.
+
+  Args:
+    network: whose parameters are trained.
+    run: the network, or what it was compiled to.
+    compute_loss: run -> the loss of a batch, which it draws.
+    steps: the number of several.
+  """
   optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
   warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / WARMUP_STEPS, 1))
   ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
-  alphas_cumprod = np.cumprod(1 - np.linspace(*BETAS, NUM_TIMESTEPS))
-  scales = [
-    torch.tensor(table, dtype=torch.float32)[:, None, None, None]
-    for table in (np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod))
-  ]
-  size = NETWORKS[config].image_size
-  num_images = max(DATA_BYTES // (3 * size**2), batch)
-  data = torch.randint(0, 256, (num_images, 3, size, size), dtype=torch.uint8)
 
   def train(run):
-    images = data[torch.randint(len(data), (batch,))]
-    x_start = images.float() / 127.5 - 1
-    flip = torch.rand(batch, 1, 1, 1) < 0.5
-    x_start = torch.where(flip, x_start.flip(-1), x_start)
-    noise = torch.randn_like(x_start)
-    t = torch.randint(NUM_TIMESTEPS, (batch,))
-    x_t = scales[0][t] * x_start + scales[1][t] * noise
-    x_t = x_t.contiguous(memory_format=memory_format(name))
-    with autocast:
-      loss = functional.mse_loss(run(x_t, t).float(), noise)
+    loss = compute_loss(run)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -169,8 +183,6 @@ def training(name, config, batch, steps, dtype):
     warmup.step()
     ema.update_parameters(network)
     return loss
-
-  run = torch.compile(network) if name == 'compile' else network
 
   def train_steps(count):
     for _ in range(count):
@@ -186,6 +198,84 @@ def training(name, config, batch, steps, dtype):
     'steps': lambda: seconds(lambda: train_steps(steps)),
     'facts': facts,
   }
+
+
+def training(name, config, batch, steps, dtype):
+  """Task: seconds of a step, and of several."""
+  if config not in NETWORKS or (name == 'ddp' and config != 'cifar10'):
+    raise ValueError(f'no network like that of {config}')
+  device = os.environ['JAX_PLATFORMS']
+  torch.set_default_device(device)
+  network = make_network(name, config).to(device).train()
+  autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+  size = NETWORKS[config].image_size
+  q_sample, data = make_q_sample(2), random_data((3, size, size), batch)
+
+  def compute_loss(run):
+    images = data[torch.randint(len(data), (batch,))]
+    x_start = images.float() / 127.5 - 1
+    flip = torch.rand(batch, 1, 1, 1) < 0.5
+    x_start = torch.where(flip, x_start.flip(-1), x_start)
+    noise = torch.randn_like(x_start)
+    t = torch.randint(NUM_TIMESTEPS, (batch,))
+    x_t = q_sample(x_start, t, noise).contiguous(memory_format=memory_format(name))
+    with autocast:
+      return functional.mse_loss(run(x_t, t).float(), noise)
+
+  run = torch.compile(network) if name == 'compile' else network
+  return training_functions(network, run, compute_loss, steps)
+
+
+def unet1d(name, batch, steps, shape, network):
+  """Task: as training, of Unet1D and the loss that GaussianDiffusion1D computes.
+
+  Args:
+    name: eager or compile.
+    batch: signals a step.
+    steps: as of training.
+    shape: (length, channels).
+    network: arguments of Unet1D.
+  """
+  length, channels = shape
+  set_up()
+  ddp = import_ddp()
+  model = ddp.Unet1D(channels=channels, **network)
+  diffusion = ddp.GaussianDiffusion1D(model, seq_length=length).train()
+  data = random_data((channels, length), batch)
+
+  def compute_loss(run):
+    return run(data[torch.randint(len(data), (batch,))].float() / 255)
+
+  run = torch.compile(diffusion) if name == 'compile' else diffusion
+  return training_functions(diffusion, run, compute_loss, steps)
+
+
+def monai(name, batch, steps, shape, network):
+  """Task: as training, of DiffusionModelUNet.
+
+  Args:
+    name: eager, channels_last or compile.
+    batch: volumes a step.
+    steps: as of training.
+    shape: (depth, height, width, channels).
+    network: arguments of DiffusionModelUNet.
+  """
+  from monai.networks.nets import DiffusionModelUNet
+
+  *axes, channels = shape
+  set_up()
+  layout = torch.channels_last_3d if name == 'channels_last' else torch.contiguous_format
+  model = DiffusionModelUNet(3, channels, channels, **network).train().to(memory_format=layout)
+  q_sample, data = make_q_sample(3), random_data((channels, *axes), batch)
+
+  def compute_loss(run):
+    x_start = data[torch.randint(len(data), (batch,))].float() / 127.5 - 1
+    noise, t = torch.randn_like(x_start), torch.randint(NUM_TIMESTEPS, (batch,))
+    x_t = q_sample(x_start, t, noise).contiguous(memory_format=layout)
+    return functional.mse_loss(run(x_t, t), noise)
+
+  run = torch.compile(model) if name == 'compile' else model
+  return training_functions(model, run, compute_loss, steps)
 
 
 def inference(name, config, batch, timesteps):
@@ -235,4 +325,4 @@ def inference(name, config, batch, timesteps):
 
 
 if __name__ == '__main__':
-  serve({'training': training, 'inference': inference})
+  serve({'training': training, 'inference': inference, 'unet1d': unet1d, 'monai': monai})
