@@ -36,7 +36,7 @@ _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%([\w.\-]+) = .*? ([a-z][a-z0-9\-]*)\(
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%([\w.\-]+) .*\{$')
 _CALLED = re.compile(r'(?:calls|to_apply)=%([\w.\-]+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-_MINIMAL_FILTERING = 'conv3x3'  # in the names of winograd.py's functions
+_MINIMAL_FILTERING = 'conv3'  # in the names of winograd.py's functions
 
 FILTERING_PRODUCTS = 'minimal filtering, products'
 FILTERING_TRANSFORMS = 'minimal filtering, transforms'

@@ -64,15 +64,39 @@ def _conv(features, num_axes, *, dtype, name, strides=1, scale=1.0, convolve=Non
   )
 
 
+def _cpu_conv(x, kernel, strides, padding, **kwargs):
+  """As lax.conv_general_dilated, of what XLA has a fast path for on a CPU: not of volumes.
+
+  Each plane of a volume becomes a picture with the channels of its neighbours, too.
+  """
+  if x.ndim != 5:
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
+  (sides, *_) = jax.lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], strides, padding)
+  x = jnp.pad(x, ((0, 0), sides, (0, 0), (0, 0), (0, 0)))
+  taps, last = len(kernel), x.shape[1] - len(kernel)
+  x = jnp.concatenate(
+    [jax.lax.slice_in_dim(x, i, i + last + 1, strides[0], axis=1) for i in range(taps)], axis=-1
+  )
+  pictures = x.reshape(-1, *x.shape[2:])
+  y = jax.lax.conv_general_dilated(
+    pictures,
+    jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], pictures.shape[-1], -1),
+    strides[1:],
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
 def _winograd_conv(x, kernel, *args, **kwargs):
   if not winograd.applies(x.shape, kernel.shape):
-    return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
-  return winograd.conv3x3(x, kernel)
+    return _cpu_conv(x, kernel, *args, **kwargs)
+  return winograd.conv3(x, kernel)
 
 
 def _winograd_upsample_conv(x, kernel, *args, **kwargs):
   del args, kwargs
-  return winograd.upsample_conv3x3(x, kernel)
+  return winograd.upsample_conv3(x, kernel)
 
 
 def _dense(features, *, dtype, name, scale=1.0):
@@ -165,12 +189,15 @@ class Downsample(nn.Module):
 
   with_conv: bool
   dtype: Any
+  winograd: bool = False
 
   @nn.compact
   def __call__(self, x):
     """[B, H, W, C] -> [B, H/2, W/2, C], and so for any number of axes."""
     if self.with_conv:
-      return _conv(x.shape[-1], x.ndim - 2, dtype=self.dtype, name='conv', strides=2)(x)
+      convolve = _cpu_conv if self.winograd else None
+      conv = functools.partial(_conv, strides=2, convolve=convolve)
+      return conv(x.shape[-1], x.ndim - 2, dtype=self.dtype, name='conv')(x)
     pairs = (2,) * (x.ndim - 2)
     return nn.avg_pool(x, pairs, strides=pairs)
 
@@ -186,7 +213,7 @@ class Upsample(nn.Module):
   def __call__(self, x):
     """[B, H, W, C] -> [B, 2H, 2W, C], and so for any number of axes."""
     conv = functools.partial(_conv, x.shape[-1], x.ndim - 2, dtype=self.dtype, name='conv')
-    if self.with_conv and self.winograd and x.ndim == 4:
+    if self.with_conv and self.winograd and x.ndim > 3:
       return conv(convolve=_winograd_upsample_conv)(x)
     for axis in range(1, x.ndim - 1):
       x = x.repeat(2, axis=axis)
@@ -274,8 +301,8 @@ class UNet(nn.Module):
         name='class_embedding',
       )(labels)
 
-    num_axes = x.ndim - 2
-    h = _conv(self.ch, num_axes, dtype=self.dtype, name='conv_in')(x)
+    conv = functools.partial(_conv, convolve=_cpu_conv if self.winograd else None)
+    h = conv(self.ch, x.ndim - 2, dtype=self.dtype, name='conv_in')(x)
     skips = [h]
     last_level = len(self.ch_mult) - 1
     for level, mult in enumerate(self.ch_mult):
@@ -284,7 +311,8 @@ class UNet(nn.Module):
         h = attend(h, f'down_{level}_attn_{i}')
         skips.append(h)
       if level != last_level:
-        h = Downsample(self.resamp_with_conv, self.dtype, name=f'down_{level}_downsample')(h)
+        name = f'down_{level}_downsample'
+        h = Downsample(self.resamp_with_conv, self.dtype, self.winograd, name=name)(h)
         skips.append(h)
 
     h = block(h.shape[-1], 'mid_block_1')(h)
@@ -301,5 +329,4 @@ class UNet(nn.Module):
         h = Upsample(self.resamp_with_conv, self.dtype, self.winograd, name=name)(h)
 
     h = nn.swish(_norm(self.num_groups, 'norm_out')(h))
-    conv = _conv(self.out_ch, num_axes, dtype=jnp.float32, name='conv_out', scale=ZERO_SCALE)
-    return conv(h)
+    return conv(self.out_ch, h.ndim - 2, dtype=jnp.float32, name='conv_out', scale=ZERO_SCALE)(h)

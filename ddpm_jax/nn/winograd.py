@@ -1,13 +1,18 @@
-"""3 x 3 convolutions by minimal filtering, F(2 x 2, 3 x 3) (Winograd 1980; Lavin & Gray 2016).
+"""Convolutions of width 3 by minimal filtering, F(2, 3) along each axis (Winograd 1980).
 
-Four outputs cost 16 multiplications a pair of channels instead of 36, and after doubling the image
-by repetition 9 instead of 36. The transforms add, subtract, double and halve, so that results
+Of a picture (Lavin & Gray 2016), four outputs cost 16 multiplications a pair of channels instead of
+36, and after doubling the image by repetition 9 instead of 36; of a volume, eight outputs cost 64
+instead of 216, or 27. The transforms add, subtract, double and halve, so that results
 differ from the plain convolution by rounding alone. On a CPU, where convolutions already run at the
 speed of matrix products, this is what makes them faster; elsewhere it is not.
 
 Tiles d of 4 x 4 pixels, two apart, and filters g become y = A'((G g G') * (B' d B)) A, the products
-being summed over channels. Images go through in chunks that stay in the cache.
+being summed over channels; along one axis, or three, it is the same with fewer matrices, or more.
+Images go through in chunks that stay in the cache.
 """
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +20,8 @@ import numpy as np
 from jax import lax
 
 CHUNK_BYTES = 2**23  # of transformed images, at a time
-MIN_CHANNELS = 32  # below, the transforms cost more than they save
+# By the number of axes; below, the transforms cost more than they save. Of signals they always do.
+MIN_CHANNELS = {2: 32, 3: 16}
 
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]], np.float32)
@@ -30,89 +36,94 @@ _SUM = np.ones((3, 1), np.float32)
 
 
 def applies(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
-  """Whether conv3x3 takes an example [B, ..., C] and a kernel of these shapes, and it pays."""
+  """Whether conv3 takes an example [B, ..., C] and a kernel of these shapes, and it pays."""
   *axes, channels = x_shape[1:]
   return (
-    kernel_shape[:-2] == (3, 3)
+    len(axes) in MIN_CHANNELS
+    and kernel_shape[:-2] == (3,) * len(axes)
     and all(length % 2 == 0 for length in axes)
-    and min(channels, kernel_shape[-1]) >= MIN_CHANNELS
+    and min(channels, kernel_shape[-1]) >= MIN_CHANNELS[len(axes)]
   )
 
 
 @jax.custom_vjp
-def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolution of stride 1, with zeros around the image.
 
   Args:
-    x: [B, H, W, C], H and W even.
+    x: [B, H, W, C], H and W even, and so for any number of axes.
     kernel: [3, 3, C, K].
 
   Returns:
     [B, H, W, K].
   """
-  return _conv3x3(x, kernel)
+  return _conv3(x, kernel)
 
 
 # Under jit, so that what a network repeats is traced once a shape.
 @jax.jit
-def _conv3x3(x, kernel):
+def _conv3(x, kernel):
   return _convolve(x, _filters(kernel, _G), _B, _A, stride=2)
 
 
-def _conv3x3_forward(x, kernel):
-  return conv3x3(x, kernel), (x, kernel)
+def _conv3_forward(x, kernel):
+  return conv3(x, kernel), (x, kernel)
 
 
 @jax.jit
-def _conv3x3_backward(saved, dy):
+def _conv3_backward(saved, dy):
   x, kernel = saved
-  mirrored = _filters(kernel.swapaxes(2, 3), _G[:, ::-1])
+  mirrored = _filters(kernel.swapaxes(-2, -1), _G[:, ::-1])
   dx = _convolve(dy, mirrored, _B, _A, stride=2)
   return dx, _filter_gradient(x, dy, _B, _G, _A, stride=2)
 
 
-conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+conv3.defvjp(_conv3_forward, _conv3_backward)
 
 
 @jax.custom_vjp
-def upsample_conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def upsample_conv3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The convolution of the image doubled by repeating each pixel.
 
   Args:
-    x: [B, H, W, C].
+    x: [B, H, W, C], and so for any number of axes.
     kernel: [3, 3, C, K].
 
   Returns:
     [B, 2 H, 2 W, K].
   """
-  return _upsample_conv3x3(x, kernel)
+  return _upsample_conv3(x, kernel)
 
 
 @jax.jit
-def _upsample_conv3x3(x, kernel):
+def _upsample_conv3(x, kernel):
   return _convolve(x, _filters(kernel, _G[_POINTS]), _B_REPEATED, _A[_POINTS], stride=1)
 
 
-def _upsample_conv3x3_forward(x, kernel):
-  return upsample_conv3x3(x, kernel), (x, kernel)
+def _upsample_conv3_forward(x, kernel):
+  return upsample_conv3(x, kernel), (x, kernel)
 
 
 @jax.jit
-def _upsample_conv3x3_backward(saved, dy):
+def _upsample_conv3_backward(saved, dy):
   x, kernel = saved
-  filters = _filters(kernel.swapaxes(2, 3), _G[_POINTS])
+  filters = _filters(kernel.swapaxes(-2, -1), _G[_POINTS])
   dx = _convolve(dy, filters, _B_ADJOINT, _SUM, stride=2)
   return dx, _filter_gradient(x, dy, _B_REPEATED, _G[_POINTS], _A[_POINTS], stride=1)
 
 
-upsample_conv3x3.defvjp(_upsample_conv3x3_forward, _upsample_conv3x3_backward)
+upsample_conv3.defvjp(_upsample_conv3_forward, _upsample_conv3_backward)
 
 
 def _filters(kernel, g):
   """G g G' of all channels: [3, 3, C, K] -> [P * P, C, K], for P points an axis."""
-  channels = kernel.shape[2:]
-  filters = jnp.dot(np.kron(g, g), kernel.reshape(9, -1))
-  return filters.reshape(-1, *channels)
+  *taps, channels, features = kernel.shape
+  filters = jnp.dot(_for_each_axis(g, len(taps)), kernel.reshape(math.prod(taps), -1))
+  return filters.reshape(-1, channels, features)
+
+
+def _for_each_axis(matrix, num_axes):
+  return functools.reduce(np.kron, [matrix] * num_axes)
 
 
 def _combine(matrix, arrays):
@@ -123,7 +134,7 @@ def _combine(matrix, arrays):
 
 
 def _transform(x, matrix, stride):
-  """Tiles to points, along rows and columns: [n, H, W, C] -> [P * P, tiles, C]."""
+  """Tiles to points, along one axis after another: [n, H, W, C] -> [P * P, tiles, C]."""
 
   def along(x, axis, stack_axis):
     size, taps = x.shape[axis], len(matrix)
@@ -131,17 +142,20 @@ def _transform(x, matrix, stride):
     parts = [lax.slice_in_dim(x, i, i + last + 1, stride, axis=axis) for i in range(taps)]
     return jnp.stack(list(_combine(matrix, parts)), axis=stack_axis)
 
-  points = along(along(x, 1, 0), 3, 1)
-  return points.reshape(points.shape[0] * points.shape[1], -1, x.shape[-1])
+  num_axes, points = x.ndim - 2, x
+  for i in range(num_axes):  # behind the axes of the points so far
+    points = along(points, 2 * i + 1, i)
+  return points.reshape(math.prod(points.shape[:num_axes]), -1, x.shape[-1])
 
 
 def _transform_back(points, matrix, shape):
   """Points to outputs: [P * P, tiles, K] -> [n, rows, r, columns, r, K] for shape (n, rows,
   columns) of the tiles, r outputs a tile along each axis."""
-  num_points = len(matrix)
-  points = points.reshape(num_points, num_points, *shape, -1)
-  rows = jnp.stack(list(_combine(matrix, points)), axis=3)
-  return jnp.stack(list(_combine(matrix, rows)), axis=4)
+  num_axes = len(shape) - 1
+  points = points.reshape(*(len(matrix),) * num_axes, *shape, -1)
+  for i in range(num_axes):  # the points' first axis goes, and one behind the tiles' comes
+    points = jnp.stack(list(_combine(matrix, points)), axis=num_axes + 1 + i)
+  return points
 
 
 def _divisor(n, limit):
@@ -153,8 +167,10 @@ class _Tiles:
   """The tiles of a batch of images, cut into chunks: some images, or a band of rows of one."""
 
   def __init__(self, x, out_channels, stride):
-    self.batch, self.rows, self.columns = x.shape[0], x.shape[1] // stride, x.shape[2] // stride
-    row_bytes = 16 * self.columns * (x.shape[3] + out_channels) * x.dtype.itemsize
+    self.batch, *axes, channels = x.shape
+    self.rows, *self.rest = (length // stride for length in axes)
+    row_points = 4 ** len(axes) * math.prod(self.rest)
+    row_bytes = row_points * (channels + out_channels) * x.dtype.itemsize
     self.images = _divisor(self.batch, CHUNK_BYTES / (self.rows * row_bytes))
     self.band = self.rows if self.images > 1 else _divisor(self.rows, CHUNK_BYTES / row_bytes)
     self.bands = self.rows // self.band
@@ -163,7 +179,7 @@ class _Tiles:
   @property
   def shape(self):
     """(images, rows, columns) of a chunk."""
-    return self.images, self.band, self.columns
+    return self.images, self.band, *self.rest
 
   def chunk(self, x, index, pixels, *, border):
     """The part of an array [B, pixels * rows, ...] that belongs to a chunk.
@@ -172,7 +188,7 @@ class _Tiles:
     """
     images = lax.dynamic_slice_in_dim(x, index // self.bands * self.images, self.images)
     if border:  # after the images were chosen, so that the padding is part of the transform
-      images = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+      images = jnp.pad(images, ((0, 0), *((1, 1),) * (x.ndim - 2), (0, 0)))
     height = self.band * pixels + 2 * border
     return lax.dynamic_slice_in_dim(images, index % self.bands * self.band * pixels, height, axis=1)
 
@@ -188,8 +204,8 @@ def _convolve(x, filters, b, a, *, stride):
     return _transform_back(products, a, tiles.shape)
 
   y = lax.map(convolve_chunk, jnp.arange(tiles.num_chunks))
-  side = a.shape[1]
-  return y.reshape(tiles.batch, tiles.rows * side, tiles.columns * side, out_channels)
+  axes = [length * a.shape[1] for length in (tiles.rows, *tiles.rest)]
+  return y.reshape(tiles.batch, *axes, out_channels)
 
 
 def _filter_gradient(x, dy, b, g, a, *, stride):
@@ -201,8 +217,9 @@ def _filter_gradient(x, dy, b, g, a, *, stride):
     gradients = _transform(tiles.chunk(dy, index, 2, border=False), a.T, 2)
     return total + lax.dot_general(points, gradients, (((1,), (1,)), ((0,), (0,))))
 
-  channels = (x.shape[-1], dy.shape[-1])
+  num_axes, channels = x.ndim - 2, (x.shape[-1], dy.shape[-1])
   total = lax.fori_loop(
-    0, tiles.num_chunks, add_chunk, jnp.zeros((len(g) ** 2, *channels), x.dtype)
+    0, tiles.num_chunks, add_chunk, jnp.zeros((len(g) ** num_axes, *channels), x.dtype)
   )
-  return jnp.dot(np.kron(g, g).T, total.reshape(len(total), -1)).reshape(3, 3, *channels)
+  gradient = jnp.dot(_for_each_axis(g, num_axes).T, total.reshape(len(total), -1))
+  return gradient.reshape(*(3,) * num_axes, *channels)

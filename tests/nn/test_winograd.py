@@ -26,8 +26,8 @@ def plain_upsample(x, kernel):
 
 
 PAIRS = {
-  'conv': (winograd.conv3x3, plain, 1),
-  'upsample': (winograd.upsample_conv3x3, plain_upsample, 2),
+  'conv': (winograd.conv3, plain, 1),
+  'upsample': (winograd.upsample_conv3, plain_upsample, 2),
 }
 
 
@@ -65,7 +65,7 @@ def test_equals_the_plain_convolution_to_rounding(
 def test_images_go_through_in_chunks_of_their_own():
   x = jax.ShapeDtypeStruct((16, 32, 32, 128), np.float32)
   kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), np.float32)
-  text = str(jax.make_jaxpr(winograd.conv3x3)(x, kernel))
+  text = str(jax.make_jaxpr(winograd.conv3)(x, kernel))
   assert 'length=8' in text  # two images of 4 MiB at a time
 
 
