@@ -1,5 +1,6 @@
 """The mathematics of diffusion: schedules, the process q, predictions, losses and the bound."""
 
+from ddpm_jax.diffusion.analytic import mean_square_eps, with_analytic_variance, x_0_variances
 from ddpm_jax.diffusion.bound import (
   BoundTerms,
   all_terms,
@@ -43,6 +44,7 @@ __all__ = [
   'make_denoiser',
   'make_network',
   'make_schedule',
+  'mean_square_eps',
   'normal_kl',
   'p_mean_variance',
   'p_sample',
@@ -54,4 +56,6 @@ __all__ = [
   'timestep_subsequence',
   'training_losses',
   'vb_terms_bpd',
+  'with_analytic_variance',
+  'x_0_variances',
 ]

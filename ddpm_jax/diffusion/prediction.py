@@ -27,11 +27,14 @@ class Prediction(NamedTuple):
       has learned it; otherwise None.
     mean: [B, ..., C] of p(x_{t-1} | x_t), where the network gives it and x_0 is derived from it;
       otherwise None.
+    x_0_variance: [B, ..., C] of x_0 given x_t, from which the variance of a step of any length
+      follows, where it is known; otherwise None.
   """
 
   x_0: jax.Array
   log_variance: jax.Array | None = None
   mean: jax.Array | None = None
+  x_0_variance: jax.Array | None = None
 
 
 Network = Callable[[jax.Array, jax.Array], jax.Array]  # (input, time) of (x_t, t) -> output

@@ -25,7 +25,8 @@ def p_mean_variance(
     x_t: [B, ..., C].
     t: int [B].
     variance: 'fixedsmall' (posterior variance), 'fixedlarge' (beta_t; log posterior_variance[1] at
-      t = 0, as in the original program), or None for the one that the prediction carries.
+      t = 0, as in the original program), or None for the one that the prediction carries, or that
+      follows from the variance of x_0 which it carries.
 
   Returns:
     (mean, variance, log_variance), each [B, ..., C].
@@ -36,6 +37,11 @@ def p_mean_variance(
   mean = prediction.mean
   if mean is None:
     mean, _, _ = q_posterior_mean_variance(schedule, prediction.x_0, x_t, t)
+  if variance is None and prediction.x_0_variance is not None:
+    # The law of total variance: of x_{t-1} given x_t and x_0, and of its mean.
+    of_mean = jnp.square(extract(schedule.posterior_mean_coef1, t, x_t)) * prediction.x_0_variance
+    total = extract(schedule.posterior_variance, t, x_t) + of_mean
+    return mean, total, jnp.log(total)
   if variance is None:
     if prediction.log_variance is None:
       raise UserError(

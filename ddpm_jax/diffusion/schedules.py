@@ -20,7 +20,7 @@ KARRAS_RHO = 7  # Karras et al. 2022, Table 1
 END_SIGNAL = 4e-5  # alphas_cumprod[T-1] of logsnr; the paper's
 BETA_START, BETA_END = 1e-4, 0.02  # the paper's
 CONTINUOUS_BETA_START = 1e-6
-SIGMOID_START, SIGMOID_END, SIGMOID_TAU = -3, 3, 1  # Table 1, Chen 2023
+SIGMOID_START, SIGMOID_END, SIGMOID_TAU = -3, 3, 1  # Chen 2023
 MIN_BETA = 1e-10  # below it, 1 - beta has lost the digits of beta
 MAX_SIGMA = 80.0  # likewise: beyond it x_T is noise as it is
 

@@ -51,9 +51,9 @@ WEIGHTS: Mapping[str, Weight] = {
   # L_simple of eps (Eq. 14, Ho et al. 2020).
   'simple': Weight(lambda at, _: at.snr),
   'kl': Weight(lambda at, _: at.kl),
-  # Hang et al. 2023, Eq. 8; its gamma.
+  # Hang et al. 2023; its gamma.
   'min_snr': Weight(lambda at, gamma: jnp.minimum(at.snr, gamma), 5.0),
-  # Choi et al. 2022, Eq. 8, with k = 1; its gamma.
+  # Choi et al. 2022, with k = 1; its gamma.
   'p2': Weight(lambda at, gamma: at.snr / (1 + at.snr) ** gamma, 1.0),
   # sigmoid(b - log snr) in the weighted bound (Kingma & Gao 2023); its bias b.
   'sigmoid': Weight(lambda at, bias: at.kl * jax.nn.sigmoid(bias - jnp.log(at.snr)), 2.0),

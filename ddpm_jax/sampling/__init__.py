@@ -1,6 +1,6 @@
 """Samplers, from x_T to x_0; and what is put around a Denoiser before any of them."""
 
-from ddpm_jax.sampling.ancestral import Chain, ChainState
+from ddpm_jax.sampling.ancestral import Chain, ChainState, respaced
 from ddpm_jax.sampling.clip import CLIPS, clipped
 from ddpm_jax.sampling.editing import (
   conditioned,
@@ -50,4 +50,5 @@ __all__ = [
   'noised',
   'pigdm',
   'repaint_chain',
+  'respaced',
 ]

@@ -55,19 +55,42 @@ def _lengthened(schedule, kept, prediction, t, row):
   A learned variance is that of a step of the whole chain. It exceeds the posterior variance by
   posterior_mean_coef1^2 Var(x_0 | x_t), from which the variance of the longer step follows by the
   same formula; Var(x_0 | x_t) lies in [0, 1], as data do in [-1, 1]. A predicted mean is of one
-  step alone.
+  step alone. t and row are scalars, or [B].
   """
   if prediction.log_variance is None:
-    return Prediction(prediction.x_0)
+    return Prediction(prediction.x_0, x_0_variance=prediction.x_0_variance)
   variance = jnp.exp(prediction.log_variance)
 
   def entry(table, index):
-    return jnp.asarray(table, variance.dtype)[index]
+    values = jnp.asarray(table, variance.dtype)[index]
+    return values.reshape(values.shape + (1,) * (variance.ndim - 1)) if values.ndim else values
 
   excess = variance - entry(schedule.posterior_variance, t)
   x_0_variance = jnp.clip(excess / entry(schedule.posterior_mean_coef1, t) ** 2, 0.0, 1.0)
   longer = entry(kept.posterior_mean_coef1, row) ** 2 * x_0_variance
   return Prediction(prediction.x_0, jnp.log(entry(kept.posterior_variance, row) + longer))
+
+
+def respaced(
+  schedule: NoiseSchedule, denoiser: Denoiser, timesteps: np.ndarray
+) -> tuple[NoiseSchedule, Denoiser]:
+  """The chain on fewer timesteps, whole in itself: its schedule, and the denoiser of its timesteps.
+
+  The bound of few steps is bpd_loop's of these two.
+
+  Args:
+    schedule: NoiseSchedule, of NumPy tables.
+    denoiser: Denoiser of the whole chain, which predicts no single step of it.
+    timesteps: increasing ints [S].
+  """
+  timesteps = check_timesteps(schedule, timesteps)
+  kept = respace(schedule, timesteps)
+
+  def respaced_denoiser(x_t, rows):
+    t = jnp.asarray(timesteps, jnp.int32)[rows]
+    return _lengthened(schedule, kept, denoiser(x_t, t), t, rows)
+
+  return kept, respaced_denoiser
 
 
 def make_reverse_step(

@@ -151,7 +151,7 @@ def test_scaled_betas_leave_as_much_signal_whatever_the_number_of_timesteps():
 @pytest.mark.parametrize('num_timesteps', [50, 1000])
 def test_sigmoid_follows_its_formula(num_timesteps):
   u = np.arange(1, num_timesteps + 1) / num_timesteps
-  start, end = 1 / (1 + np.exp(3.0)), 1 / (1 + np.exp(-3.0))  # Algorithm 1, Chen 2023
+  start, end = 1 / (1 + np.exp(3.0)), 1 / (1 + np.exp(-3.0))  # Chen 2023
   expected = (end - 1 / (1 + np.exp(-(u * 6 - 3)))) / (end - start)
   betas = make_betas('sigmoid', num_timesteps)
   np.testing.assert_allclose(np.cumprod(1 - betas)[:-1], expected[:-1], rtol=1e-9)
