@@ -114,7 +114,7 @@ def get_config():
         'batch_size': 64,  # images a compiled chain, over all devices
         'seed': 0,  # image i depends on (seed, i) alone
         # ancestral | ddim | dpmpp_2m | dpmpp_3m | dpmpp_2m_sde | dpmpp_3m_sde | heun | unipc_2 |
-        # unipc_3
+        # unipc_3 | ipndm | deis_2 | deis_3
         'sampler': 'ancestral',
         # S of the T; none: all T for ancestral, 20 for the others. heun has 2 S - 1 evaluations
         'num_steps': placeholder(int),
@@ -122,6 +122,10 @@ def get_config():
         # trailing for the others
         'spacing': placeholder(str),
         'eta': placeholder(float),  # ddim's, in [0, 1]; none: 0, no noise
+        # heun's, EDM's S_churn; none: 0, no noise
+        'churn': placeholder(float),
+        'churn_interval': placeholder(tuple),  # (S_tmin, S_tmax), noise levels; none: all
+        'churn_noise': placeholder(float),  # S_noise, deviation of the added noise; none: 1
         # Of a model with labels: classes by name or number, each, or none, one or several; with
         # counts, as cat*10,dog*5, these are all samples. None: each in turn
         'labels': placeholder(str),

@@ -677,7 +677,16 @@ def chain(config: ConfigDict) -> functools.partial[Chain]:
   choices['variance'] = parameterization(config.diffusion).fixed_variance
   if config.sample.eta is not None:
     choices['eta'] = config.sample.eta
+  choices |= churn_choices(config)
   return functools.partial(CHAINS[config.sample.sampler], **choices)
+
+
+def churn_choices(config: ConfigDict) -> dict[str, Any]:
+  """What config.sample says of heun's churn; nothing where there is none."""
+  if not config.sample.churn:
+    return {}
+  given = {name: config.sample[name] for name in ('churn', 'churn_interval', 'churn_noise')}
+  return {name: x for name, x in given.items() if x is not None}
 
 
 def model_identity(config: ConfigDict) -> Identity:
@@ -703,6 +712,7 @@ def samples_identity(config: ConfigDict) -> Identity:
     'spacing': None if is_whole else spacing(config),
     'eta': (sample.eta or 0.0) if sample.sampler == 'ddim' else None,
     'clip': sample.clip,
+    **churn_choices(config),
   }
   return model_identity(config).but(sampler=sampler, seed=sample.seed)
 
@@ -734,6 +744,7 @@ def sampler_words(config: ConfigDict) -> str:
     words.append(config.diffusion.var_type)
   if sample.sampler == 'ddim':
     words.append(f'eta {sample.eta or 0.0}')
+  words += [f'{name.replace("_", " ")} {x}' for name, x in churn_choices(config).items()]
   if sample.clip != 'static':
     words.append(f'clip {sample.clip}')
   return ', '.join(words)

@@ -263,6 +263,8 @@ def check_sample(config: ConfigDict) -> None:
     len(build.timesteps(config)),
     eta=sample.eta,
     is_step=build.parameterization(config.diffusion).is_step,
+    churn=sample.churn,
+    churn_choices={name: sample[name] for name in ('churn_interval', 'churn_noise')},
   )
 
 

@@ -74,6 +74,9 @@ LIMITS: dict[str, tuple[float, float]] = {
   'sample.seed': (0, MAX_SEED),
   'sample.num_steps': (1, 10**6),
   'sample.eta': (0, 1),
+  'sample.churn': (0, 10**6),
+  'sample.churn_interval': (0, _MAX_FLOAT),
+  'sample.churn_noise': (0, 10),
   'edit.num': (1, 10**6),
   'edit.seed': (0, MAX_SEED),
   'edit.scale': (2, 2**16),
@@ -98,7 +101,12 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 NUMBERS = {int: 'an integer', float: 'a number'}
 TUPLES_OF_INTS = ('model.ch_mult', 'model.attn_resolutions')  # the others are of strings
-TUPLES_OF_FLOATS = ('sample.guidance_interval', 'data.shift', 'data.scale')
+TUPLES_OF_FLOATS = (
+  'sample.guidance_interval',
+  'sample.churn_interval',
+  'data.shift',
+  'data.scale',
+)
 DATA = 'data'  # in place of a number: as many as the data have
 # Of fields whose type is object: what they take in place of an integer.
 WORDS = {'model.num_classes': DATA, 'data.levels': CONTINUOUS}

@@ -31,11 +31,11 @@ def noise_levels(schedule: NoiseSchedule) -> np.ndarray:
   return np.sqrt((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod)
 
 
-def check_interval(interval: tuple[float, float]) -> None:
+def check_interval(interval: tuple[float, float], field: str = 'sample.guidance_interval') -> None:
   """Raises a UserError for what is no interval of noise levels."""
   if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
     raise UserError(
-      f'sample.guidance_interval is {tuple(interval)}; it must be two noise levels, the lower one '
+      f'{field} is {tuple(interval)}; it must be two noise levels, the lower one '
       'first, such as (0.3, 5.0)'
     )
 

@@ -4,9 +4,9 @@ All samplers have one signature, (schedule, denoiser, x_T, noise_fn, timesteps, 
 trajectory, ...) -> x_0, explained at `ancestral`. SAMPLERS has them by name; a new one is a
 function, or a table, and its entry there.
 
-But for the ancestral one, they are linear in x and in the predictions of x_0 made on the way, with
-coefficients that the schedule and the timesteps decide. Each is a table of them in NumPy float64,
-an evaluation of the network a row, and one loop, Solver's, runs any table.
+But for the ancestral one, they are linear in x and in the predictions made on the way, of x_0 or of
+the noise, with coefficients that the schedule and the timesteps decide. Each is a table of them in
+NumPy float64, an evaluation of the network a row, and one loop, Solver's, runs any table.
 Here alpha = sqrt(alphas_cumprod), sigma = sqrt(1 - alphas_cumprod), lambda = log(alpha / sigma),
 h is the difference of lambda over a step and D is the predicted x_0.
 """
@@ -30,6 +30,7 @@ from ddpm_jax.sampling.ancestral import (
   ancestral,
   ancestral_chain,
 )
+from ddpm_jax.sampling.guidance import check_interval
 
 QUADRATURE_POINTS = 32
 FEW_STEPS = 20  # of all samplers but ancestral, unless others are asked for
@@ -47,21 +48,23 @@ class Levels:
   alpha: np.ndarray
   sigma: np.ndarray
   lambda_: np.ndarray  # infinite at the last
+  ratios: np.ndarray  # sigma / alpha of the whole chain, float64 [T]
 
 
-def _make_levels(schedule, timesteps):
+def make_levels(schedule: NoiseSchedule, timesteps: np.ndarray | None) -> Levels:
+  """The Levels of some timesteps; None is all T."""
   timesteps = all_if_none(schedule, timesteps)[::-1]
   alpha = np.append(schedule.sqrt_alphas_cumprod[timesteps], 1.0)
   sigma = np.append(schedule.sqrt_one_minus_alphas_cumprod[timesteps], 0.0)
   with np.errstate(divide='ignore'):
-    return Levels(timesteps, alpha, sigma, np.log(alpha) - np.log(sigma))
+    return Levels(timesteps, alpha, sigma, np.log(alpha) - np.log(sigma), sigmas(schedule))
 
 
 class Table:
   """The coefficients of a solver, an evaluation of the network a row.
 
-  With x_j the point of evaluation j, D_j the x_0 predicted there and y_j the point that the next is
-  reached from,
+  With x_j the point of evaluation j, D_j the x_0 predicted there, or the noise, and y_j the point
+  that the next is reached from,
 
     y_j = keep_j y_{j-1} + take_j x_j + sum_k correct_jk D_{j-k}
     x_{j+1} = scale_j y_j + sum_k predict_jk D_{j-k} + noise_j z_j,    z_j ~ N(0, I).
@@ -71,9 +74,10 @@ class Table:
     keep, take, scale, noise: float64 [N].
     correct, predict: float64 [N, K].
     ends: int64 [S], the rows that end a step.
+    of_noise: (alpha, sigma) of the evaluations, each float64 [N], where D_j is the noise; or None.
   """
 
-  def __init__(self, timesteps, num_predictions):
+  def __init__(self, timesteps, num_predictions, of_noise=None):
     """A table of zeros in which every row starts from its own point and ends a step."""
     count = len(timesteps)
     self.timesteps = timesteps
@@ -81,6 +85,7 @@ class Table:
     self.take = np.ones(count)
     self.correct, self.predict = np.zeros((2, count, num_predictions))
     self.ends = np.arange(count)
+    self.of_noise = of_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Solver:
     return end.x, jnp.moveaxis(states[self._table(schedule, timesteps, choices).ends], 0, 1)
 
   def _table(self, schedule, timesteps, choices):
-    levels = _make_levels(schedule, timesteps)
+    levels = make_levels(schedule, timesteps)
     self.check_signal(float(levels.alpha[0]))
     return self.make_table(levels, **choices)
 
@@ -144,13 +149,21 @@ class Solver:
     table = self._table(schedule, timesteps, choices)
     is_random = table.noise.any()
     has_memory = table.keep.any() or table.correct.any()
+    of_noise = table.of_noise
 
     def combine(weights, predictions):
       return sum(weights[k] * prediction for k, prediction in enumerate(predictions))
 
     def start(x_T):
       none_yet = (jnp.zeros_like(x_T),) * table.predict.shape[1]
+      if of_noise is not None:
+        return ChainState(x_T, none_yet[:1], none_yet)
       return ChainState(x_T, none_yet, jnp.zeros_like(x_T) if has_memory else ())
+
+    def noises(x, x_0, earlier, i):
+      """The noise predicted at x, and before."""
+      alpha, sigma = (jnp.asarray(level, x.dtype)[i] for level in of_noise)
+      return ((x - alpha * x_0) / sigma, *earlier[:-1])
 
     def step(i, state):
       x, predictions, y = state
@@ -160,7 +173,12 @@ class Solver:
       }
       time = jnp.asarray(table.timesteps, jnp.int32)[i]
       t = jnp.full(x.shape[:1], time, jnp.int32)
-      predictions = (denoiser(x, t).x_0, *predictions[:-1])
+      x_0 = denoiser(x, t).x_0
+      if of_noise is not None:
+        memory = noises(x, x_0, y, i)
+        x = row['scale'] * x + combine(row['predict'], memory)
+        return ChainState(x, (x_0,), memory)
+      predictions = (x_0, *predictions[:-1])
       reached = x
       if has_memory:
         y = row['keep'] * y + row['take'] * x + combine(row['correct'], predictions)
@@ -263,25 +281,62 @@ def _integral_weights(nodes, rate):
   return np.linalg.solve(nodes**powers, moments)
 
 
-def heun_table(levels: Levels) -> Table:
+def heun_table(
+  levels: Levels,
+  churn: float = 0.0,
+  churn_interval: tuple[float, float] = (0.0, np.inf),
+  churn_noise: float = 1.0,
+) -> Table:
   """Heun's method on the probability-flow ODE (Alg. 1, Karras et al. 2022), of order 2.
 
   In x / alpha as a function of sigma / alpha. Two evaluations of the network a step, but one in the
   last, Euler's: 2 S - 1 in all. EDM's discretisation is timestep_subsequence's karras. Even rows go
   to the end of a step as Euler does; odd ones go again, with the mean slope.
+
+  Args:
+    levels: Levels.
+    churn: S_churn of the stochastic sampler (Alg. 2): before each step but the first, noise is
+      added that raises sigma / alpha by min(churn / S, sqrt(2) - 1) of it, to the nearest timestep.
+    churn_interval: (S_tmin, S_tmax), the sigma / alpha between which it is.
+    churn_noise: S_noise, the deviation of that noise.
   """
   table = Table(levels.timesteps.repeat(2)[1:], 2)
   alpha, sigma = levels.alpha, levels.sigma
-  ratio = sigma[1:] / sigma[:-1]
+  raised, raised_alpha, raised_sigma = _raised(levels, churn, churn_interval)
+  table.timesteps[0::2] = raised
+  ratio = sigma[1:] / raised_sigma
   table.scale[0::2] = ratio
-  table.predict[0::2, 0] = alpha[1:] - ratio * alpha[:-1]
-  s, s_next = (sigma / alpha)[:-2], (sigma / alpha)[1:-1]
+  table.predict[0::2, 0] = alpha[1:] - ratio * raised_alpha
+  s, s_next = (raised_sigma / raised_alpha)[:-1], (sigma / alpha)[1:-1]
   half = 0.5 * alpha[1:-1] * (s_next - s)
   table.keep[1::2], table.take[1::2] = 1, 0
   table.scale[1::2] = ratio[:-1]
   table.predict[1::2] = np.stack([-half / s_next, half * (1 / s_next - 2 / s)], axis=1)
+  if churn:
+    reached = (raised_sigma / raised_alpha)[1:]
+    table.scale[1::2] *= raised_alpha[1:] / alpha[1:-1]
+    table.predict[1::2] *= (raised_alpha[1:] / alpha[1:-1])[:, None]
+    added = np.sqrt(np.maximum(reached**2 - s_next**2, 0))
+    table.noise[1:-1:2] = raised_alpha[1:] * added * churn_noise
   table.ends = np.append(np.arange(1, len(table.timesteps), 2), len(table.timesteps) - 1)
   return table
+
+
+def _raised(levels, churn, interval):
+  """(timesteps, alpha, sigma) that the steps of heun go out from, each [S]."""
+  gamma = min(churn / len(levels.timesteps), np.sqrt(2) - 1)
+  raised = levels.timesteps.copy()
+  alpha, sigma = levels.alpha[:-1].copy(), levels.sigma[:-1].copy()
+  for i, t in enumerate(levels.timesteps):
+    if i == 0 or not gamma or not interval[0] <= levels.ratios[t] <= interval[1]:
+      continue
+    above = np.log(levels.ratios[t:])
+    raised[i] += np.abs(above - above[0] - np.log1p(gamma)).argmin()
+    if raised[i] > t:
+      ratio = levels.ratios[raised[i]]
+      alpha[i] = 1 / np.sqrt(1 + ratio**2)
+      sigma[i] = ratio * alpha[i]
+  return raised, alpha, sigma
 
 
 def unipc_table(levels: Levels, order: int) -> Table:
@@ -308,6 +363,67 @@ def unipc_table(levels: Levels, order: int) -> Table:
   return table
 
 
+def _noise_table(levels, used_at, weights_of):
+  """x / alpha as a function of r = sigma / alpha, whose slope is the noise: a step adds to it the
+  integral of the noises that are predicted, [used] weights each.
+
+  The last step has order 1, and ends in the x_0 that is predicted there, as all samplers' do.
+  """
+  used_at[-1] = 1
+  alpha, sigma = levels.alpha, levels.sigma
+  table = Table(levels.timesteps, max(used_at), (alpha[:-1], sigma[:-1]))
+  table.scale = alpha[1:] / alpha[:-1]
+  for i, used in enumerate(used_at):
+    table.predict[i, :used] = alpha[i + 1] * weights_of(i, used)
+  return table
+
+
+ADAMS_BASHFORTH = {  # of equal steps
+  1: (1,),
+  2: (3 / 2, -1 / 2),
+  3: (23 / 12, -16 / 12, 5 / 12),
+  4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+def ipndm_table(levels: Levels, order: int) -> Table:
+  """iPNDM (Zhang & Chen 2023; Liu et al. 2022): Adams and Bashforth's weights, as of equal steps.
+
+  Where steps are equal in sigma / alpha, these have the order; but the first steps, for want of
+  predictions, are of lower ones, the very first of order 1, and so the whole is of order 2.
+  """
+  assert order in ADAMS_BASHFORTH
+  ratio = levels.sigma / levels.alpha
+
+  def weights(i, used):
+    return (ratio[i + 1] - ratio[i]) * np.array(ADAMS_BASHFORTH[used])
+
+  return _noise_table(levels, [min(order, i + 1) for i in range(len(levels.timesteps))], weights)
+
+
+def deis_table(levels: Levels, degree: int) -> Table:
+  """DEIS (Zhang & Chen 2023), tAB: the polynomial in t through the last noises, integrated.
+
+  The integral of sigma / alpha goes over the chain's own timesteps, by the trapezoidal rule. First
+  steps are of lower degree, as those of iPNDM.
+  """
+
+  def weights(i, used):
+    if used == 1:
+      return np.diff(levels.sigma[i : i + 2] / levels.alpha[i : i + 2])
+    start, end = levels.timesteps[i : i + 2]
+    t, ratio = np.arange(start, end - 1, -1), levels.ratios[end : start + 1][::-1]
+    nodes = levels.timesteps[i - used + 1 : i + 1][::-1].astype(np.float64)
+    found = []
+    for k, node in enumerate(nodes):
+      others = np.delete(nodes, k)
+      lagrange = np.prod((t[:, None] - others) / (node - others), axis=1)
+      found.append((np.diff(ratio) * (lagrange[1:] + lagrange[:-1]) / 2).sum())
+    return np.array(found)
+
+  return _noise_table(levels, [min(degree, i) + 1 for i in range(len(levels.timesteps))], weights)
+
+
 def ddim_encode(
   schedule: NoiseSchedule,
   denoiser: Denoiser,
@@ -325,7 +441,7 @@ def ddim_encode(
   Returns:
     the state at the last of the timesteps, [B, ..., C].
   """
-  levels = _make_levels(schedule, timesteps)
+  levels = make_levels(schedule, timesteps)
   alpha, sigma = levels.alpha[::-1], levels.sigma[::-1]
   times = levels.timesteps[::-1]
   scale = alpha[1:] / alpha[:-1]
@@ -356,6 +472,9 @@ SAMPLERS: Mapping[str, Callable[..., Result]] = {
   'heun': Solver(heun_table),
   'unipc_2': Solver(functools.partial(unipc_table, order=2)),
   'unipc_3': Solver(functools.partial(unipc_table, order=3)),
+  'ipndm': Solver(functools.partial(ipndm_table, order=4)),
+  'deis_2': Solver(functools.partial(deis_table, degree=2)),
+  'deis_3': Solver(functools.partial(deis_table, degree=3)),
 }
 
 
@@ -367,7 +486,14 @@ CHAINS: Mapping[str, Callable[..., Chain]] = {
 
 
 def check_sampler(
-  schedule: NoiseSchedule, name: str, num_steps: int, *, eta: float | None, is_step: bool
+  schedule: NoiseSchedule,
+  name: str,
+  num_steps: int,
+  *,
+  eta: float | None,
+  is_step: bool,
+  churn: float | None = None,
+  churn_choices: Mapping[str, Any] | None = None,
 ) -> None:
   """Raises a UserError for a sampler of SAMPLERS that cannot run as asked.
 
@@ -380,6 +506,8 @@ def check_sampler(
     num_steps: S.
     eta: ddim's; None for its default, as all others need it.
     is_step: whether the network predicts one step of the whole chain, as Parameterization says.
+    churn: heun's; None for its default, as all others need it.
+    churn_choices: heun's churn_interval and churn_noise, each None where it is not given.
   """
   check_choice('sample.sampler', name, SAMPLERS)
   sampler = SAMPLERS[name]
@@ -389,6 +517,16 @@ def check_sampler(
     if name != 'ddim':
       raise UserError(f'sample.eta is {eta}, but sample.sampler={name} has none; only ddim does')
     _check_eta(eta)
+  if churn is not None and name != 'heun':
+    raise UserError(
+      f'sample.churn is {churn}, but sample.sampler={name} has none; only heun does'
+      f'{"; ddim has eta" if name == "ddim" else ""}'
+    )
+  for field, given in (churn_choices or {}).items():
+    if given is not None and not churn:
+      raise UserError(f'sample.{field} is {given}, but nothing is churned: give sample.churn, too')
+    if field == 'churn_interval' and given is not None:
+      check_interval(tuple(given), 'sample.churn_interval')
   if is_step and (name != 'ancestral' or num_steps < schedule.num_timesteps):
     raise UserError(
       f'sample.sampler={name} with {num_steps} of {schedule.num_timesteps} steps cannot use a '

@@ -79,6 +79,7 @@ def sampler_name(sampler: Mapping[str, Any] | None) -> str:
   words = [sampler['sampler'], str(sampler['num_steps'])]
   words += [sampler['spacing']] if sampler.get('spacing') else []
   words += [f'eta{sampler["eta"]:g}'] if sampler.get('eta') else []
+  words += [f'churn{sampler["churn"]:g}'] if sampler.get('churn') else []
   words += [f'class-{sampler["labels"][0][0]}'] if len(sampler.get('labels') or ()) == 1 else []
   words += [f'guided-{sampler["guidance"]:g}'] if sampler.get('guidance') is not None else []
   words += [f'clip-{sampler["clip"]}'] if sampler['clip'] != 'static' else []

@@ -27,7 +27,9 @@ from ddpm_jax.sampling.solvers import (
   check_sampler,
   default_num_steps,
   default_spacing,
+  deis_table,
   dpm_table,
+  make_levels,
   num_evaluations,
 )
 from tests.analytic import (
@@ -39,7 +41,9 @@ from tests.analytic import (
 )
 from tests.conftest import REFERENCE
 
-DETERMINISTIC = ('ddim', 'dpmpp_2m', 'dpmpp_3m', 'heun', 'unipc_2', 'unipc_3')
+DETERMINISTIC = (
+  'ddim', 'dpmpp_2m', 'dpmpp_3m', 'heun', 'unipc_2', 'unipc_3', 'ipndm', 'deis_2', 'deis_3',
+)  # fmt: skip
 SDE = ('dpmpp_2m_sde', 'dpmpp_3m_sde')
 GAUSSIAN = {'weights': [1.0], 'means': [0.3], 'stds': [0.4]}
 LINEAR = make_schedule(make_betas('linear', 1000))
@@ -116,6 +120,150 @@ def test_error_falls_with_the_order_of_the_solver(name, order, data):
   slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
   assert order - 0.3 < -slope < order + 1.3
   assert errors[-1] < {1: 0.1, 2: 2e-3, 3: 1e-4, 4: 2e-5}[order]
+
+
+@pytest.mark.parametrize('data', [GAUSSIAN, MIXTURE], ids=['gaussian', 'mixture'])
+@pytest.mark.parametrize(
+  ('name', 'order', 'most'), [('ipndm', 2, 4e-4), ('deis_2', 3, 2e-5), ('deis_3', 3, 1e-5)]
+)
+@pytest.mark.usefixtures('float64')
+def test_error_of_what_integrates_the_noise_falls_with_its_order(name, order, most, data):
+  # Of few steps of a fine chain, which the integrals of deis go over. The first step of each has
+  # order 1, which leaves an error of order 2: that of ipndm, whose weights are of equal steps; in
+  # deis it is small, since there the noise is all but known.
+  counts, schedule = np.array([20, 40, 80]), uniform_lambda_schedule(4000)
+  denoiser, x_T = mixture_denoiser(schedule, **data), np.array([[-1.3], [-0.1], [0.4], [1.5]])
+  levels = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+  last, first = ((levels[0][t], levels[1][t]) for t in (-1, 0))
+  exact, errors = transported(x_T, last, first, **data), []
+  for count in counts:
+    timesteps = np.rint(np.linspace(0, 3999, count)).astype(int)
+    _, states = run(name, schedule, denoiser, x_T, timesteps=timesteps, trajectory=True)
+    errors.append(np.abs(np.asarray(states)[:, -2] - exact).max())
+  slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+  assert order - 0.3 < -slope < order + 1.3
+  assert errors[-1] < most
+
+
+@pytest.mark.usefixtures('float64')
+def test_ipndm_takes_adams_and_bashforths_steps():
+  # Five steps by hand, of x / alpha in sigma / alpha.
+  timesteps = np.array([100, 250, 400, 600, 900])
+  ratio = np.append(np.sqrt(1 / LINEAR.alphas_cumprod[timesteps[::-1]] - 1), 0.0)
+  alpha = LINEAR.sqrt_alphas_cumprod[timesteps[::-1]]
+  network, x = mixture_network(LINEAR, **MIXTURE), np.array([[0.7]])
+  weights = [[1], [1.5, -0.5], [23 / 12, -4 / 3, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -3 / 8], [1]]
+  noises, states, scaled = [], [], x / alpha[0]
+  for i, weight in enumerate(weights):
+    noises.insert(0, np.asarray(network(alpha[i] * scaled, jnp.array([timesteps[4 - i]]))))
+    slope = sum(w * noise for w, noise in zip(weight, noises, strict=False))
+    scaled = scaled + (ratio[i + 1] - ratio[i]) * slope
+    states.append(scaled * (alpha[i + 1] if i < 4 else 1))
+  denoiser = mixture_denoiser(LINEAR, **MIXTURE)
+  _, found = run('ipndm', LINEAR, denoiser, x, timesteps=timesteps, trajectory=True)
+  np.testing.assert_allclose(found[0, :, 0], np.ravel(states), rtol=1e-9)
+
+
+def test_deis_integrates_polynomials_in_t():
+  # Weights of noises that are 1, t and t^2, whose integrals over the chain are known.
+  timesteps = np.array([50, 200, 300, 600, 900])
+  table = deis_table(make_levels(LINEAR, timesteps), 2)
+  t, ratio = np.arange(1000), np.sqrt(1 / LINEAR.alphas_cumprod - 1)
+  for power in range(3):
+    noises = timesteps[[2, 3, 4]].astype(float) ** power
+    inside = slice(200, 301)  # the step from 300 to 200
+    exact = -((t[inside][1:] - 0.5) ** power * np.diff(ratio[inside])).sum()
+    found = table.predict[2] @ noises / LINEAR.sqrt_alphas_cumprod[200]
+    assert found == pytest.approx(exact, rel=1e-4)
+
+
+def churned(x_T, churn, **choices):
+  timesteps = timestep_subsequence(LINEAR, 12, 'karras')
+  denoiser, noise_fn = mixture_denoiser(LINEAR, **MIXTURE), batch_noise_fn(x_T.shape)
+  choices |= {'churn': churn, 'timesteps': timesteps, 'trajectory': True}
+  return run('heun', LINEAR, denoiser, x_T, noise_fn, **choices)
+
+
+@pytest.mark.usefixtures('float64')
+def test_churn_is_algorithm_2_of_edm_on_the_timesteps_of_the_chain():
+  timesteps = timestep_subsequence(LINEAR, 12, 'karras')[::-1]
+  ratio, alpha = np.sqrt(1 / LINEAR.alphas_cumprod - 1), LINEAR.sqrt_alphas_cumprod
+  network, noise_fn = mixture_network(LINEAR, **MIXTURE), batch_noise_fn((4, 1))
+  low, high, s_noise, gamma = 0.05, 10.0, 1.1, min(6 / 12, np.sqrt(2) - 1)
+
+  def slope(x, t):
+    return np.asarray(network(alpha[t] * x, jnp.full(4, t)))
+
+  x_T = np.array([[-1.3], [-0.1], [0.4], [1.5]])
+  x, raises, states = x_T / alpha[timesteps[0]], [], []
+  for i, t in enumerate(timesteps):
+    if i and low <= ratio[t] <= high:
+      raised = np.abs(np.log(ratio / ratio[t] / (1 + gamma))).argmin()
+      raises.append(ratio[raised] / ratio[t])
+      noise = np.asarray(noise_fn(t))
+      x = x + np.sqrt(ratio[raised] ** 2 - ratio[t] ** 2) * s_noise * noise
+      t = raised
+    if i:
+      states.append(x * alpha[t])
+    first = slope(x, t)
+    if i == 11:
+      break
+    following = timesteps[i + 1]
+    euler = x + (ratio[following] - ratio[t]) * first
+    x = x + (ratio[following] - ratio[t]) * (first + slope(euler, following)) / 2
+  states.append(x - ratio[t] * first)
+  choices = {'churn_interval': (low, high), 'churn_noise': s_noise}
+  x_0, found = churned(x_T, 6.0, **choices)
+  np.testing.assert_allclose(np.moveaxis(np.asarray(found), 1, 0), states, rtol=1e-8)
+  np.testing.assert_allclose(x_0, states[-1], rtol=1e-8)
+  assert len(raises) >= 5
+  np.testing.assert_allclose(raises, 1 + gamma, rtol=0.05)
+
+
+@pytest.mark.usefixtures('float64')
+def test_churn_of_nothing_is_heun_and_churn_keeps_the_data():
+  x_T = np.array([[-1.3], [0.4]])
+  plain = run(
+    'heun',
+    LINEAR,
+    mixture_denoiser(LINEAR, **MIXTURE),
+    x_T,
+    timesteps=timestep_subsequence(LINEAR, 12, 'karras'),
+  )
+  np.testing.assert_array_equal(churned(x_T, 0.0)[0], plain)
+  assert np.abs(churned(x_T, 4.0)[0] - plain).max() > 1e-2
+  count = 20_000
+  timesteps = timestep_subsequence(LINEAR, 40, 'karras')
+  noise_fn = batch_noise_fn((count, 1), seed=1)
+  arguments = LINEAR, mixture_denoiser(LINEAR, **MIXTURE), noise_fn(1000), noise_fn
+  x_0 = np.asarray(run('heun', *arguments, timesteps=timesteps, churn=20.0))
+  weights, means, stds = (np.array(MIXTURE[name]) for name in ('weights', 'means', 'stds'))
+  mean = weights @ means
+  std = np.sqrt(weights @ (stds**2 + means**2) - mean**2)
+  assert x_0.mean() == pytest.approx(mean, abs=5 * std / np.sqrt(count) + 0.01)
+  assert x_0.std() == pytest.approx(std, rel=5 / np.sqrt(2 * count) + 0.01)
+
+
+@pytest.mark.parametrize(
+  ('choices', 'message'),
+  [
+    (
+      {'name': 'dpmpp_2m', 'churn': 1.0},
+      'but sample.sampler=dpmpp_2m has none; only heun',
+    ),
+    ({'name': 'ddim', 'churn': 1.0}, 'only heun does; ddim has eta'),
+    ({'churn_choices': {'churn_noise': 1.1}}, 'churn_noise is 1.1, but nothing is churned: give'),
+    (
+      {'churn': 1.0, 'churn_choices': {'churn_interval': (3.0, 1.0)}},
+      r'sample.churn_interval is \(3.0, 1.0\); it must be two noise levels',
+    ),
+  ],
+)
+def test_churn_without_a_meaning_is_refused(choices, message):
+  possible = {'name': 'heun', 'num_steps': 20, 'eta': None, 'is_step': False}
+  check_sampler(LINEAR, **possible, churn=40.0, churn_choices={'churn_interval': (0.05, 50.0)})
+  with pytest.raises(UserError, match=message):
+    check_sampler(LINEAR, **possible | choices)
 
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine'])
@@ -346,13 +494,15 @@ def test_every_prediction_will_do(name):
 
   expected = sample(eps_network, 'eps')
   assert np.isfinite(expected).all()
+  # Noise that is made of x_0 is divided by what it has of x_t.
+  rounding = 1e-4 if name in ('ipndm', 'deis_2', 'deis_3') else 1e-5
   for mean in MEANS:
     actual = sample(network_from_eps(mean, schedule, eps_network), mean)
     # A prediction of x_{t-1} is divided by the little weight that x_0 has in it.
-    np.testing.assert_allclose(actual, expected, atol=2e-3 if mean == 'xprev' else 1e-5)
+    np.testing.assert_allclose(actual, expected, atol=2e-3 if mean == 'xprev' else rounding)
   doubled = with_log_variance(eps_network, np.ones(100))
   if name != 'ancestral':
-    np.testing.assert_allclose(sample(doubled, 'eps', 'learned'), expected, atol=1e-5)
+    np.testing.assert_allclose(sample(doubled, 'eps', 'learned'), expected, atol=rounding)
   message = r'the network returned \(4, 6\) for x_t of \(4, 3\)'
   with pytest.raises(UserError, match=message):
     sample(doubled, 'eps')
