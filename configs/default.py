@@ -80,6 +80,16 @@ def get_config():
         'adam_b1': 0.9,
         'adam_b2': 0.999,
         'adam_eps': 1e-8,
+        'decay': placeholder(str),  # of the rate: cosine | inverse_sqrt; none: constant
+        # Of cosine, the step where the rate is 0; of inverse_sqrt, that where it begins to fall
+        'decay_steps': placeholder(int),
+        'weight_decay': placeholder(float),  # AdamW's, a step and unit of rate; none: Adam
+        # Of ema_decay: the half-life is at most so much of the steps done; none: no warm-up
+        'ema_warmup': placeholder(float),
+        # Averages that checkpoints carry beside it, for --mode=ema: of other decays, and EDM2's
+        # power-function averages of these widths, of which those of other widths can be made
+        'ema_decays': placeholder(tuple),
+        'ema_widths': placeholder(tuple),
       },
       'train': {
         'global_batch_size': 128,  # images a step, over all devices and processes
@@ -188,6 +198,10 @@ def get_config():
         'num_samples': 1_024,  # chains whose x_0 predictions are measured
         'num_slots': 20,  # predictions kept of a chain, at most
         'num_images': 8,  # rows of a picture
+      },
+      'ema': {  # --mode=ema: the average to make a workdir with, of the run that init_from names
+        'width': placeholder(float),  # of a power-function average, part of the steps
+        'decay': placeholder(float),  # or one of optim.ema_decays
       },
       'import_': {  # --config.import.path=... on the command line
         'path': placeholder(str),  # model of another program to make a workdir of: docs/models.md

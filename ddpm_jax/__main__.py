@@ -1,7 +1,7 @@
 """Trains, samples and evaluates diffusion models.
 
 python -m ddpm_jax --config=configs/cifar10.py --workdir=DIR [--config.train.num_steps=100 ...]
-                   [--mode=train|sample|edit|eval|reproduce|import|export|info]
+                   [--mode=train|sample|edit|eval|reproduce|import|export|ema|info]
 
 A workdir that has a config needs no --config. The program ends with 0 when it is done, or when a
 signal stopped training and the state is saved. Other codes are in docs/reliability.md.
@@ -27,6 +27,7 @@ MODES = {  # the functions, in modules of their names
   'reproduce': 'reproduce',
   'import': 'import_model',
   'export': 'export_model',
+  'ema': 'ema',
   'info': 'info',
 }
 LEFT_IN_PIECES = (

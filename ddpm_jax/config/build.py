@@ -81,6 +81,7 @@ from ddpm_jax.storage.workdir import (
   flatten,
 )
 from ddpm_jax.training import recipe
+from ddpm_jax.training.averages import Rate, rates_of
 from ddpm_jax.training.loop import Plan
 from ddpm_jax.training.state import TrainState, init_train_state
 from ddpm_jax.training.step import TrainStep, make_train_step
@@ -564,7 +565,10 @@ def plan(config: ConfigDict) -> Plan:
 
 def learning_rate(config: ConfigDict) -> recipe.LearningRate:
   """step -> learning rate."""
-  return recipe.make_learning_rate(config.optim.learning_rate, config.optim.warmup_steps)
+  optim = config.optim
+  return recipe.make_learning_rate(
+    optim.learning_rate, optim.warmup_steps, decay=optim.decay, decay_steps=optim.decay_steps
+  )
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -575,7 +579,21 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     b1=config.optim.adam_b1,
     b2=config.optim.adam_b2,
     eps=config.optim.adam_eps,
+    weight_decay=config.optim.weight_decay,
   )
+
+
+def average_rates(config: ConfigDict) -> dict[str, Rate]:
+  """The averages of the parameters beside the first, by name."""
+  return rates_of(config.optim.ema_decays or (), config.optim.ema_widths or ())
+
+
+def average_words(config: ConfigDict) -> str:
+  """The average of a run's parameters for a report, such as 'moving average of decay 0.9999'."""
+  if config.ema.width is not None:
+    return f'power-function average of width {config.ema.width}'
+  decay = config.optim.ema_decay if config.ema.decay is None else config.ema.decay
+  return f'moving average of decay {decay}'
 
 
 def init_state(config: ConfigDict, params: Any) -> TrainState:
@@ -585,6 +603,7 @@ def init_state(config: ConfigDict, params: Any) -> TrainState:
     params,
     optimizer(config),
     timesteps_by_loss=config.diffusion.num_timesteps if by_loss else None,
+    rates=average_rates(config),
   )
 
 
@@ -606,6 +625,8 @@ def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainSt
     loss_weight=config.train.loss_weight,
     loss_weight_number=config.train.loss_weight_number,
     timesteps=config.train.timesteps or 'uniform',
+    ema_warmup=config.optim.ema_warmup,
+    rates=average_rates(config),
     axis_name=devices.AXIS,
   )
   return devices.compile_train_step(step, several=steps_per_dispatch(config) > 1)
@@ -1153,7 +1174,7 @@ def evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> Evaluator
     rounding=config.eval.rounding,
     identity=identity.but(data=facts, choices=eval_choices(config)),
     about={
-      'parameters': f'moving average of decay {config.optim.ema_decay}',
+      'parameters': average_words(config),
       **about_config(config),
     },
     notes=list(dict.fromkeys(notes)),

@@ -28,6 +28,7 @@ from ddpm_jax.sampling.guidance import check_interval
 from ddpm_jax.sampling.solvers import MAX_HEUN_RATIO, check_sampler, heun_ratio
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.workdir import config_dict, flatten
+from ddpm_jax.training.recipe import check_decay
 
 MAX_SIGNAL = 2e-3  # alphas_cumprod[T-1]; the paper's is 4e-5, that of quad 7e-4
 PAPER_SIGNAL = 4e-5
@@ -78,11 +79,20 @@ def check(config: ConfigDict, *, trains: bool = True) -> None:
   if not config.network:
     _check_model(config.model, build.axes(config))
   _check_choices(config)
+  _check_optim(config.optim)
   check_sample(config)
   if trains:
     _check_batch(config.train)
   build.steps_per_dispatch(config)
   _check_eval(config)
+
+
+def _check_optim(config):
+  check_decay(config.decay, config.decay_steps, config.warmup_steps)
+  for field in ('ema_decays', 'ema_widths'):
+    given = config[field] or ()
+    if len({f'{x:g}' for x in given}) < len(given):
+      raise UserError(f'optim.{field} is {tuple(given)}, and has one twice: leave it out')
 
 
 def _check_batch(config):

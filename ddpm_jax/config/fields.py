@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.configs import default
 from ddpm_jax.data.encoding import CONTINUOUS, MAX_LEVELS
 from ddpm_jax.errors import UserError
+from ddpm_jax.training.averages import MAX_WIDTH
 
 MAX_SEED = 2**32 - 1  # beyond it, JAX makes keys that smaller seeds have, too
 _MAX_INT = 2**31 - 1  # of what JAX counts
@@ -48,6 +49,13 @@ LIMITS: dict[str, tuple[float, float]] = {
   'optim.warmup_steps': (0, _MAX_INT),
   'optim.grad_clip': (0, _MAX_FLOAT),
   'optim.ema_decay': (0, _BELOW_ONE),
+  'optim.decay_steps': (1, _MAX_INT),
+  'optim.weight_decay': (0, 10**3),
+  'optim.ema_warmup': (1e-6, 10**3),
+  'optim.ema_decays': (0, _BELOW_ONE),
+  'optim.ema_widths': (1e-3, MAX_WIDTH),
+  'ema.width': (1e-3, MAX_WIDTH),
+  'ema.decay': (0, _BELOW_ONE),
   'optim.adam_b1': (0, _BELOW_ONE),
   'optim.adam_b2': (0, _BELOW_ONE),
   'diffusion.sigma_data': (1e-4, 100),
@@ -102,6 +110,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 NUMBERS = {int: 'an integer', float: 'a number'}
 TUPLES_OF_INTS = ('model.ch_mult', 'model.attn_resolutions')  # the others are of strings
 TUPLES_OF_FLOATS = (
+  'optim.ema_decays',
+  'optim.ema_widths',
   'sample.guidance_interval',
   'sample.churn_interval',
   'data.shift',

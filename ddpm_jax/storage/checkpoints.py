@@ -451,8 +451,9 @@ def keep_steps(directory: pathlib.Path, reason: str, steps: Sequence[int]) -> No
 def _items(state):
   """Splits a TrainState into the items on disk; the EMA alone, as sampling reads nothing else."""
   carried = {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
-  if state.loss_history is not None:
-    carried['loss_history'] = state.loss_history
+  for name in ('loss_history', 'averages'):
+    if (more := getattr(state, name)) is not None:
+      carried[name] = more
   return {
     'state': carried,
     'ema_params': state.ema_params,

@@ -4,7 +4,7 @@ Everything random is drawn per example, from its row in the global batch, so tha
 depend on how a batch is split over devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +25,9 @@ from ddpm_jax.diffusion.timesteps import (
   with_losses,
 )
 from ddpm_jax.sampling.noise import fold_rows
+from ddpm_jax.training.averages import Rate
 from ddpm_jax.training.recipe import LearningRate, schedule_count
-from ddpm_jax.training.state import TrainState, apply_gradients
+from ddpm_jax.training.state import NO_RATES, TrainState, apply_gradients
 
 LABELS = 0x6C61626C  # of the key that a step draws with: which examples lose their label
 
@@ -51,6 +52,8 @@ def make_train_step(
   loss_weight: str | None = None,
   loss_weight_number: float | None = None,
   timesteps: str = 'uniform',
+  ema_warmup: float | None = None,
+  rates: Mapping[str, Rate] = NO_RATES,
   axis_name: str | None = None,
 ) -> TrainStep:
   """One step of Alg. 1: draw t and noise, descend, average.
@@ -72,6 +75,7 @@ def make_train_step(
       distribution of all classes, too.
     loss_weight, loss_weight_number: as training_losses has the weight.
     timesteps: how t is drawn, one of DRAWS; 'loss' needs a state with a loss_history.
+    ema_warmup, rates: as apply_gradients.
     axis_name: of the devices that share a batch, each with an equal part; None for one device.
 
   Returns:
@@ -180,6 +184,7 @@ def make_train_step(
       'grad_norm': optax.tree.norm(grads),
       'learning_rate': learning_rate_fn(schedule_count(state.opt_state)),
     }
-    return apply_gradients(state, grads, optimizer, ema_decay=ema_decay), metrics
+    averaging = {'ema_decay': ema_decay, 'ema_warmup': ema_warmup, 'rates': rates}
+    return apply_gradients(state, grads, optimizer, **averaging), metrics
 
   return train_step

@@ -32,6 +32,10 @@ from tests.tiny import tiny_config
     ('train.loss_weight_number', 3.0, 'number is 3.0, but there is no train.loss_weight: give one'),
     ('diffusion.sigma_data', 0.1, '0.1, which goes with diffusion.mean_type=edm alone, and it is'),
     ('diffusion.loss_type', 'hybrid', 'hybrid trains a variance, and var_type=fixedlarge is fixed'),
+    ('optim.decay', 'cosine', 'optim.decay is cosine, and optim.decay_steps None: give both'),
+    ('optim.ema_widths', (0.1, 0.1), r'optim.ema_widths is \(0.1, 0.1\), and has one twice'),
+    ('sample.churn', 4.0, 'sample.churn is 4.0, but sample.sampler=ancestral has none; only heun'),
+    ('sample.churn_noise', 1.1, 'sample.churn_noise is 1.1, but nothing is churned: give sample'),
     (
       'data.image_size',
       9,

@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.training.recipe import make_learning_rate, make_optimizer, schedule_count
+from ddpm_jax.errors import UserError
+from ddpm_jax.training.recipe import (
+  check_decay,
+  make_learning_rate,
+  make_optimizer,
+  schedule_count,
+)
 from ddpm_jax.training.state import apply_gradients, init_train_state
 from tests.training.conftest import NAMES, STEPS, table
 
@@ -85,3 +91,50 @@ def test_clipping_bounds_the_global_norm_and_zero_switches_it_off():
     first_moments(1.0, larger),
     first_moments(1.0, grads),
   )
+
+
+def test_cosine_falls_from_the_warm_up_to_zero_and_stays_there():
+  rate = make_learning_rate(0.1, 10, decay='cosine', decay_steps=110)
+  found = [float(rate(jnp.asarray(step))) for step in (0, 5, 10, 35, 60, 110, 200)]
+  expected = [0, 0.05, 0.1, 0.05 * (1 + np.cos(np.pi / 4)), 0.05, 0, 0]
+  np.testing.assert_allclose(found, expected, atol=1e-7)
+  without_warmup = make_learning_rate(0.1, 0, decay='cosine', decay_steps=100)
+  assert float(without_warmup(jnp.asarray(0))) == pytest.approx(0.1)
+
+
+def test_the_inverse_square_root_begins_to_fall_at_its_step():
+  rate = make_learning_rate(0.1, 10, decay='inverse_sqrt', decay_steps=100)
+  found = [float(rate(jnp.asarray(step))) for step in (5, 10, 100, 400, 10_000)]
+  np.testing.assert_allclose(found, [0.05, 0.1, 0.1, 0.05, 0.01], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('choices', 'message'),
+  [
+    (('linear', 10, 0), "optim.decay is 'linear'; it must be one of None, cosine, inverse_sqrt"),
+    (('cosine', None, 0), 'optim.decay is cosine, and optim.decay_steps None: give both'),
+    ((None, 10, 0), 'optim.decay is None, and optim.decay_steps 10: give both'),
+    (
+      ('cosine', 10, 10),
+      'decay_steps is 10; it must be more than the optim.warmup_steps, 10',
+    ),
+  ],
+)
+def test_a_decay_without_its_steps_is_refused(choices, message):
+  check_decay(None, None, 10)
+  check_decay('cosine', 11, 10)
+  with pytest.raises(UserError, match=message):
+    check_decay(*choices)
+
+
+def test_weight_decay_takes_its_part_of_the_parameters_beside_adams_step():
+  params, grads = {'w': jnp.array([1.0, -2.0])}, {'w': jnp.array([3.0, -5.0])}
+  moves = {}
+  for weight_decay in (None, 0.0, 0.5):
+    optimizer = make_optimizer(make_learning_rate(0.1, 0), grad_clip=0, weight_decay=weight_decay)
+    state = init_train_state(params, optimizer)
+    assert schedule_count(state.opt_state) == 0
+    after = apply_gradients(state, grads, optimizer, ema_decay=0.9)
+    moves[weight_decay] = np.asarray(after.params['w'] - params['w'])
+  np.testing.assert_allclose(moves[0.0], moves[None], rtol=1e-6)
+  np.testing.assert_allclose(moves[0.5] - moves[None], -0.1 * 0.5 * params['w'], rtol=1e-5)

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.training.averages import rates_of
 from ddpm_jax.training.recipe import make_learning_rate, make_optimizer
 from ddpm_jax.training.state import apply_gradients, init_train_state
 from tests.training.conftest import NAMES, linear_model_loss, table
@@ -54,3 +55,29 @@ def test_average_is_the_geometric_mean_of_the_parameters_after_each_step():
   weights = (1 - decay) * decay ** np.arange(5, -1, -1)
   expected = decay**6 * history[0] + weights @ np.stack(history[1:])
   np.testing.assert_allclose(state.ema_params['w'], expected, rtol=1e-5)
+
+
+def test_several_averages_are_those_kept_one_by_one():
+  rates = rates_of((0.5,), (0.1,))
+  optimizer = make_optimizer(make_learning_rate(0.1, 0), grad_clip=0)
+  params = {'w': jnp.array([1.0, -2.0])}
+  state, history = init_train_state(params, optimizer, rates=rates), []
+  alone = init_train_state(params, optimizer)
+  expected = {name: np.array(params['w']) for name in rates}
+  for i in range(6):
+    grads = {'w': jnp.array([1.0, i])}
+    state = apply_gradients(state, grads, optimizer, ema_decay=0.8, ema_warmup=0.3, rates=rates)
+    alone = apply_gradients(alone, grads, optimizer, ema_decay=0.8)
+    history.append(np.asarray(state.params['w']))
+    for name, rate in rates.items():
+      expected[name] += float(rate(jnp.float32(i + 1))) * (history[-1] - expected[name])
+  for name, average in expected.items():
+    np.testing.assert_allclose(state.averages[name]['w'], average, rtol=1e-5)
+  np.testing.assert_array_equal(state.params['w'], alone.params['w'])
+  assert alone.averages is None
+  # With a warm-up the average follows the parameters from the first step on.
+  rate = 1 - 0.5 ** (1 / 0.3)
+  first = init_train_state(params, optimizer)
+  first = apply_gradients(first, {'w': jnp.ones(2)}, optimizer, ema_decay=0.999, ema_warmup=0.3)
+  moved = np.asarray(first.ema_params['w'] - params['w'])
+  np.testing.assert_allclose(moved, rate * np.asarray(first.params['w'] - params['w']), rtol=1e-4)
