@@ -92,9 +92,8 @@ def _zero_snr(name):
     if num_timesteps == 1:
       return np.ones(1)
     signal = np.sqrt(np.cumprod(alphas))
-    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    alphas_cumprod = signal**2
-    return 1 - np.append(alphas[0], alphas_cumprod[1:] / alphas_cumprod[:-1])
+    signal -= signal[-1]  # and scaled to begin as before, which the ratios do not see
+    return 1 - np.append(alphas[0], (signal[1:] / signal[:-1]) ** 2)
 
   return betas
 
