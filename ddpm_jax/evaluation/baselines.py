@@ -17,7 +17,7 @@ import numpy as np
 MAX_GAUSSIAN_DIMS = 8192  # whose covariance has half a GiB
 MAX_VALUES = 1 << 24  # of the training examples; more are thinned out evenly
 CHUNK = 256  # examples whose spectra are in memory at a time
-SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
+SHRINKAGES = (0.01, 0.03, 0.1, 0.3, 0.9)
 NUM_BINS = (8, 16, 32, 64, 128, 256, 1024)
 REACH = 16.0  # of the outermost bins of values of any kind, on both sides, in x_0
 
