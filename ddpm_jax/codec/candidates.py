@@ -1,0 +1,72 @@
+"""Numbers that the encoder and the decoder both draw: Gaussians by counter, the same everywhere.
+
+The bits are those of Threefry-2x32 with 20 rounds (Salmon et al. 2011), of integers; the Gaussians
+follow by the formula of Box and Muller, and may differ in the last digits between machines.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+GENERATOR = 1  # its number in files
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+
+
+def threefry(xp: ModuleType, key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
+  """Threefry-2x32-20 of uint32 arrays that broadcast together.
+
+  Args:
+    xp: numpy or jax.numpy.
+    key, counter: pairs of uint32 arrays.
+
+  Returns:
+    two uint32 arrays of 32 random bits.
+  """
+  keys = (key[0], key[1], key[0] ^ key[1] ^ xp.uint32(_PARITY))
+  x, y = counter[0] + keys[0], counter[1] + keys[1]
+  for group in range(5):
+    for rotation in _ROTATIONS[group % 2]:
+      x = x + y
+      y = ((y << xp.uint32(rotation)) | (y >> xp.uint32(32 - rotation))) ^ x
+    x = x + keys[(group + 1) % 3]
+    y = y + keys[(group + 2) % 3] + xp.uint32(group + 1)
+  return x, y
+
+
+def gaussian_pairs(
+  xp: ModuleType, key: tuple[Any, Any], candidates: Any, pairs: Any
+) -> tuple[Any, Any]:
+  """The Gaussians 2 p and 2 p + 1 of candidates, float32.
+
+  With the two words a, b of a counter as fractions in (0, 1) of 2^32, z_{2p} = r cos(2 pi b) and
+  z_{2p+1} = r sin(2 pi b), where r^2 = -2 log a.
+
+  Args:
+    xp: numpy or jax.numpy.
+    key: pair of uint32 arrays.
+    candidates, pairs: uint32 arrays, the counter.
+  """
+  a, b = threefry(xp, key, (candidates, pairs))
+  uniform = (a.astype(xp.float32) + xp.float32(0.5)) * xp.float32(2**-32)
+  angle = b.astype(xp.float32) * xp.float32(2 * np.pi * 2**-32)
+  radius = xp.sqrt(xp.float32(-2) * xp.log(uniform))
+  return radius * xp.cos(angle), radius * xp.sin(angle)
+
+
+def gaussians(seed: int, key: np.ndarray, candidates: np.ndarray, places: np.ndarray) -> np.ndarray:
+  """One Gaussian for each address, float32; what the decoder draws.
+
+  Args:
+    seed: of the file.
+    key: uint32, which codebook (channel.codebook_key).
+    candidates: uint32, which of its vectors, 0, 1, ....
+    places: uint32, which element of the vector. All broadcast together.
+  """
+  with np.errstate(over='ignore'):  # of scalars; sums of 32 bits wrap around
+    key, candidates, places = np.broadcast_arrays(
+      *(np.asarray(x, np.uint32) for x in (key, candidates, places))
+    )
+    even, odd = gaussian_pairs(np, (np.uint32(seed), key), candidates, places >> np.uint32(1))
+  return np.where(places & np.uint32(1), odd, even)
