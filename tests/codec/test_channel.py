@@ -1,0 +1,135 @@
+"""Reverse channel coding: the law of what is sent, and what it costs."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ddpm_jax.codec.channel import (
+  Chunk,
+  Search,
+  codebook_key,
+  decode_step,
+  encode_step,
+  firsts_of,
+  index_frequencies,
+)
+from ddpm_jax.codec.range_coder import RangeDecoder, RangeEncoder
+from ddpm_jax.errors import UserError
+
+SIZE, RATIO = 6, 0.8
+
+
+class Meter(RangeEncoder):
+  """Adds up the information."""
+
+  bits = 0.0
+
+  def encode(self, start, size, total):
+    self.bits += np.log2(total / size)
+    super().encode(start, size, total)
+
+
+def kl_of(shift, ratio):
+  """Bits."""
+  nats = -np.log(ratio) + (ratio**2 + np.square(shift) - 1) / 2
+  return nats.sum() / np.log(2)
+
+
+def target(kl, size=SIZE, ratio=RATIO, seed=0):
+  """(shift, ratio) of this KL in bits."""
+  ratio = np.full(size, ratio, np.float32)
+  direction = np.random.default_rng(seed).standard_normal(size)
+  needed = 2 * np.log(2) * (kl - kl_of(0 * direction, ratio))
+  shift = direction / np.linalg.norm(direction) * np.sqrt(needed)
+  return shift.astype(np.float32), ratio
+
+
+def send(shift, ratio, chunks, search, *, seed=0, step=0):
+  """(z [B, d], bits [B]) of a step, sent and read."""
+  meters = [Meter() for _ in shift]
+  privates = [np.random.default_rng([seed, i]) for i in range(len(shift))]
+  drawn = encode_step(
+    meters, step, chunks, search, seed=seed, shift=shift, ratio=ratio, privates=privates
+  )
+  codes = []
+  for meter in meters:
+    meter.end_section()
+    codes.append(meter.finish()[0])
+  read = decode_step([RangeDecoder(code) for code in codes], step, chunks, search)
+  np.testing.assert_array_equal(read.keys, drawn.keys)
+  np.testing.assert_array_equal(read.vectors, drawn.vectors)
+  return read.numbers(seed, firsts_of(chunks)), np.array([meter.bits for meter in meters])
+
+
+def many(kl, search, count, **choices):
+  """(z - shift) / ratio [count, SIZE] and bits [count], each by a codebook of its own."""
+  shift, ratio = target(kl)
+  chunks = (Chunk(0, 0, SIZE, round(16 * kl)),)
+  sent = [send(shift[None], ratio, chunks, search, seed=seed, **choices) for seed in range(count)]
+  z, bits = np.concatenate([x for x, _ in sent]), np.concatenate([x for _, x in sent])
+  return (z - shift) / ratio, bits, shift
+
+
+@pytest.mark.parametrize(('kl', 'bits'), [(2, 12), (4, 4)])
+def test_what_is_sent_exactly_has_the_law_of_q(kl, bits):
+  # With 4 bits, one chunk in three is split.
+  white, spent, shift = many(kl, Search(True, bits), 1000)
+  along = white @ shift / np.linalg.norm(shift)
+  for values in (*white.T, along):
+    assert stats.kstest(values, 'norm').pvalue > 1e-3
+  assert stats.kstest(np.square(white).sum(1), stats.chi2(SIZE).cdf).pvalue > 1e-3
+  assert kl < spent.mean() < kl + np.log2(kl + 1) + 5 + (6 if bits < 12 else 0)
+
+
+def test_the_best_of_a_number_comes_near_to_q_and_costs_less():
+  white, spent, shift = many(8, Search(False, 3), 200)
+  along = white @ shift / np.linalg.norm(shift)
+  # Cut off where vectors are rarer than 2^-11: nearer to 0 than q, and narrower.
+  assert -0.9 < along.mean() < -0.1
+  assert 0.5 < along.std() < 1
+  assert spent.mean() < 8 + 2
+  few, *_ = many(8, Search(False, 0), 200)
+  assert (few @ shift / np.linalg.norm(shift)).mean() < along.mean() - 0.2
+
+
+@pytest.mark.parametrize('search', [Search(False, 2), Search(True, 6)])
+def test_examples_do_not_depend_on_their_batch(search):
+  shifts = np.stack([target(kl, size=20, seed=i)[0] for i, kl in enumerate((14, 16, 18))])
+  ratio = target(14, size=20)[1]
+  chunks = (Chunk(0, 0, 9, 100), Chunk(1, 9, 20, 120))
+  z, _ = send(shifts, ratio, chunks, search, seed=4, step=2)
+  for i in range(3):
+    meters = [RangeEncoder()]
+    drawn = encode_step(
+      meters, 2, chunks, search, seed=4, shift=shifts[i : i + 1], ratio=ratio,
+      privates=[np.random.default_rng([4, i])],
+    )  # fmt: skip
+    np.testing.assert_array_equal(drawn.numbers(4, firsts_of(chunks))[0], z[i])
+
+
+def test_what_is_far_from_all_that_is_expected_still_comes_near():
+  shift = np.full((1, 8), 6, np.float32)  # 200 bits, of which the table says 5
+  chunks = (Chunk(0, 0, 8, 80),)
+  z, bits = send(shift, np.full(8, 0.9, np.float32), chunks, Search(True, 10))
+  assert z.mean() > 2.5
+  assert bits[0] < 400
+  assert np.linalg.norm(send(shift, np.full(8, 0.9, np.float32), chunks, Search(False, 3))[0]) > 2
+
+
+def test_codebooks_have_numbers_of_their_own():
+  keys = {codebook_key(s, c, n) for s in (0, 1, 1023) for c in (0, 1, 16383) for n in (1, 2, 255)}
+  assert len(keys) == 27
+  assert max(keys) < 2**32
+  with pytest.raises(UserError, match='too large'):
+    codebook_key(0, 16384, 1)
+
+
+@pytest.mark.parametrize('search', [Search(False, 3), Search(True, 14)])
+def test_frequencies_lie_about_the_kl(search):
+  frequencies = index_frequencies(16 * 13, search)
+  assert all(x > 0 for x in frequencies)
+  assert sum(frequencies) < 1 << 24
+  if search.is_exact:
+    assert 10 <= int(np.argmax(frequencies[:-1])) <= 13
+  else:
+    assert len(frequencies) == 16  # exponents below 13 + 3
