@@ -26,6 +26,7 @@ FLOORS = {
   'nn': 3,
   'devices': 3,
   'interop': 3,
+  'codec': 4,
   'training': 4,
   'evaluation': 4,
   'config': 5,
@@ -39,6 +40,7 @@ LIBRARIES = {  # of rooms that need few
   'errors': {'numpy'},
   'diffusion': {'numpy', 'jax'},
   'sampling': {'numpy', 'jax'},
+  'codec': {'numpy', 'jax'},
   'nn': {'numpy', 'jax', 'flax'},
 }
 
