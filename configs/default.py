@@ -161,6 +161,24 @@ def get_config():
         'jump_length': 10,  # of repaint, steps back
         'resamplings': 10,  # of repaint, passes through each such stretch; 1: no jumps
       },
+      # One's own pictures to files whose size is the rate, in sample's batch_size: docs/codec.md
+      'compress': {
+        'images': placeholder(str),  # a picture, several with commas between them, or a folder
+        'target': 'lossless',  # lossless | bytes:N, a file | rmse:R, of 255
+        'search': 'fast',  # fast | exact, of decoded states: the chain's law, for time and bits
+        # fast: vectors are 2^bits times as many as a chunk's KL asks for; none: 4. exact: ratios
+        # are searched for up to 2^bits; none: 17
+        'search_bits': placeholder(int),
+        'seed': 0,  # of the codebooks
+        'margin_bits': 15,  # predictions elsewhere may differ by 2^-this of x_0, if lossless
+        'archive': False,  # one file for all pictures, whose header stands there once
+      },
+      'decompress': {
+        'files': placeholder(str),  # a file of --mode=compress, several, or a folder
+        'realism': 0.0,  # in [0, 1], of what is not exact: the prediction, to the completion
+        'completion': 'flow',  # flow, the probability flow's | ancestral, with noise
+        'seed': 0,  # of that noise
+      },
       'eval': {
         'metrics': ('bpd', 'fid', 'is', 'kid', 'pr'),  # pr: precision and recall
         'step': placeholder(int),  # checkpoint; none: the newest

@@ -1,7 +1,8 @@
 """Trains, samples and evaluates diffusion models.
 
 python -m ddpm_jax --config=configs/cifar10.py --workdir=DIR [--config.train.num_steps=100 ...]
-                   [--mode=train|sample|edit|eval|reproduce|import|export|ema|info]
+                   [--mode=train|sample|edit|compress|decompress|eval|reproduce|import|export|ema|
+                    info]
 
 A workdir that has a config needs no --config. The program ends with 0 when it is done, or when a
 signal stopped training and the state is saved. Other codes are in docs/reliability.md.
@@ -23,6 +24,8 @@ MODES = {  # the functions, in modules of their names
   'train': 'train',
   'sample': 'sample',
   'edit': 'edit',
+  'compress': 'compress',
+  'decompress': 'decompress',
   'eval': 'evaluate',
   'reproduce': 'reproduce',
   'import': 'import_model',
@@ -33,6 +36,8 @@ MODES = {  # the functions, in modules of their names
 LEFT_IN_PIECES = (
   'sample',
   'edit',
+  'compress',
+  'decompress',
   'eval',
   'reproduce',
 )  # training has its own way; others are short

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import devices, numerics
-from ddpm_jax.config import build, checks, classes, origins
+from ddpm_jax import devices, numerics, processes
+from ddpm_jax.codec import Codec, parse_goal, read_file
+from ddpm_jax.config import build, checks, classes, codecs, origins
 from ddpm_jax.config.fields import check_fields
 from ddpm_jax.config.files import load_config
 from ddpm_jax.diffusion import Denoiser, timestep_subsequence
@@ -130,7 +132,7 @@ class Model:
       self.class_names = tuple(build.class_names(config, class_names))
     self.drawn: np.ndarray | None = None
     self._config = config.copy_and_resolve_references().lock()
-    self._name, self._network = name, network
+    self._name, self._network, self._weights = name, network, weights
     self._compiled: dict[Any, Any] = {}  # by what they depend on
     # An interrupted call, its batches, and how far the one in hand was.
     self._left: tuple[Any, list[Rows], Any] = None, [], None
@@ -418,6 +420,98 @@ class Model:
     asked = 'interpolate', seed, num, num_steps, examples.tobytes(), others.tobytes()
     rows = self._rows(asked, len(examples) * num, compute, sizes, None)
     return rows['samples'].reshape(*shape, *self.shape)
+
+  @numerics.pinned()
+  def compress(
+    self,
+    examples: np.ndarray,
+    *,
+    target: str = 'lossless',
+    seed: int = 0,
+    search: str = 'fast',
+    search_bits: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> list[bytes]:
+    """Compresses examples (Sec. 4.3, Ho et al. 2020), each to a file that docs/codec.md describes.
+
+    The beginning of a file decodes to a less exact example. The first call of a model without a
+    table fits one on training data, and keeps it in the workdir, or in the user's cache.
+
+    Args:
+      examples: uint8 [N, H, W, C].
+      target: 'lossless'; 'bytes:N', files of up to N bytes; or 'rmse:R', of a root mean squared
+        error of the prediction up to R of 255. Where that cannot be reached, the nearest is.
+      seed: of the codebooks.
+      search: 'fast' or 'exact', whose decoded states have the law of the chain's, exactly, for more
+        bits and time.
+      search_bits: as config.compress.search_bits.
+      batch_size: examples that go through together.
+      progress: whether to print how far it is.
+
+    Returns:
+      the files.
+
+    Raises:
+      UserError: examples of another kind, another target, or a model that has no codec.
+    """
+    examples, goal = self._check(examples), parse_goal(target)
+    config = self._config.copy_and_resolve_references()
+    config.compress.update(search=search, search_bits=search_bits, seed=seed)
+    checks.check_compress(config)
+    config.sample.batch_size = _positive('batch_size', batch_size or config.sample.batch_size)
+    codec = self._codec(progress)
+    files = codecs.encode(config, codec, examples, goal, progress=progress)
+    return [file.to_bytes() for file in files]
+
+  @numerics.pinned()
+  def decompress(
+    self,
+    files: Sequence[bytes],
+    *,
+    realism: float = 0.0,
+    completion: str = 'flow',
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> np.ndarray:
+    """Decodes what `compress` wrote, each file as far as it is there; warns of damaged ones.
+
+    Args:
+      files: of this model, whole or cut.
+      realism: of what is not exact, in [0, 1]: 0 is the prediction, of the least squared error; 1 a
+        completion, which looks like the data; a number between mixes them.
+      completion: 'flow', along the probability flow; or 'ancestral', with noise.
+      seed: of the completion's noise.
+      batch_size: files that go through together.
+      progress: whether to print how far it is.
+
+    Returns:
+      uint8 [N, H, W, C].
+
+    Raises:
+      UserError: no files, or one of another model or kind.
+    """
+    if not len(files):
+      raise UserError('files are none: give one at least')
+    config = self._config.copy_and_resolve_references()
+    config.decompress.update(realism=float(realism), completion=completion, seed=seed)
+    checks.check_decompress(config)
+    read = [read_file(data, f'file {i}') for i, data in enumerate(files)]
+    config.sample.batch_size = _positive('batch_size', batch_size or config.sample.batch_size)
+    found, notes = codecs.decode(config, self._codec(progress), read, progress=progress)
+    for note in notes:
+      warnings.warn(note, stacklevel=3)
+    return found
+
+  def _codec(self, progress) -> Codec:
+    folder = codecs.table_folder(self._name, self._weights.sha256)
+    say = processes.say if progress else lambda line: None
+
+    def make():
+      return codecs.make_codec(self._config, self._weights, folder, network=self._network, say=say)
+
+    return self._keep('codec', make)
 
   def inpaint(
     self,

@@ -31,6 +31,8 @@ MAX_NODES = 1 << 8  # of a chunk's tree
 MAX_EXPONENT = 30  # an index lies below 2^31
 BLOCK_NUMBERS = 1 << 20  # that the encoder draws at once
 _MAX_PRIVATE_DRAWS = 1 << 14
+# L has the mean KL under q; the first vector beyond a limit is about this much beyond it.
+_SLACK_NATS = 1.0
 _SINGLE_BITS = 14  # of the number of vectors that are tried for a single element
 # round(2^16 2^(-j / 16)), j = 0, ..., 15
 _POWERS = (
@@ -44,14 +46,14 @@ class Search:
   """How the encoder searches; it stands in the file, for the code of the indices goes by it.
 
   Attributes:
-    is_exact: whether what is sent is distributed as q, exactly. If not, the best of a fixed number
-      of vectors is sent, whose law is q's a little cut off.
+    is_exact: whether what is sent is distributed as q, exactly. If not, the first vector is sent
+      that is as typical of q, which takes less time and fewer bits.
     bits: exact: ratios above 2^bits are not searched for: the chunk is split in two. Otherwise a
-      chunk of a KL of k bits has 2^(ceil(k) + bits) - 1 vectors.
+      chunk of a KL of k bits has 2^(ceil(k) + bits) - 1 vectors; the best is sent if none will do.
   """
 
   is_exact: bool = False
-  bits: int = 3
+  bits: int = 4
 
 
 class Chunk(NamedTuple):
@@ -83,7 +85,8 @@ def codebook_key(step: int, chunk: int, node: int) -> int:
 def index_frequencies(kl: int, search: Search, depth: int = 0) -> tuple[int, ...]:
   """Frequencies of floor(log2 i) for the number i = 1, 2, ... of a vector; at last, of a split.
 
-  They are those of a Gaussian about the KL, as log r is distributed, in integers.
+  They are those of a Gaussian about the KL, in integers: exact, as log r is distributed; otherwise,
+  as the KLs of examples differ.
 
   Args:
     kl: of the chunk, in sixteenths of a bit.
@@ -91,14 +94,19 @@ def index_frequencies(kl: int, search: Search, depth: int = 0) -> tuple[int, ...
     depth: of the node: 0 for the chunk, 1 for its halves, ....
   """
   kl >>= depth
-  variance = 180 * kl + 3400 + (1000 * kl * kl >> 12)  # in thousandths of bits^2
+  if search.is_exact:
+    center, variance = kl - 19, 180 * kl + 3400 + (1000 * kl * kl >> 12)
+  else:
+    center, variance = kl + 5, 3400 + (360 * kl * kl >> 10)  # in thousandths of bits^2
   weights = []
   for exponent in range(2 * MAX_EXPONENT):
-    away = (16 * exponent - (kl - 19)) ** 2 * 45 // variance  # sixteenths of bits of improbability
+    away = (16 * exponent - center) ** 2 * 45 // variance  # sixteenths of bits of improbability
     weights.append((_POWERS[away % 16] >> (away // 16)) + 16)
-  if not search.is_exact:
-    return tuple(weights[: -(-kl // 16) + search.bits])
-  return (*weights[: MAX_EXPONENT + 1], sum(weights[search.bits :]))
+  if search.is_exact:
+    return (*weights[: MAX_EXPONENT + 1], sum(weights[search.bits :]))
+  weights = weights[: -(-kl // 16) + search.bits]
+  weights[-1] += sum(weights) >> 3  # where none was good enough, and the best may be anywhere
+  return tuple(weights)
 
 
 def write_index(encoder: RangeEncoder, index: int | None, frequencies: Sequence[int]) -> None:
@@ -196,7 +204,7 @@ def encode_step(
     if search.is_exact:
       coder.send_exactly(1, 0, chunk.last - chunk.first, np.arange(len(encoders)), None)
     else:
-      coder.send_best()
+      coder.send_first()
   return drawn
 
 
@@ -209,6 +217,10 @@ class _Target:
     self.linear = (shift / ratio**2).astype(np.float32)
     self.square = ((1 / ratio**2 - 1) / 2).astype(np.float32)
     self.constant = -(shift**2) / (2 * ratio**2) - np.log(ratio)
+
+  def kl(self):
+    """Of q and p, in nats: float64 [B], the mean of L under q."""
+    return ((self.ratio**2 + self.shift**2 - 1) / 2 - np.log(self.ratio)).sum(-1)
 
   def log_ratio(self, z, rows, first, last):
     """Of the elements first, ..., last - 1 of z [..., n] for some rows: float64 [...]."""
@@ -237,14 +249,14 @@ class _ChunkCoder:
       key = codebook_key(self.step, self.chunk.number, node)
       self.drawn.put(row, self.chunk.first + first, self.chunk.first + last, key, index)
 
-  def send_best(self):
-    """Sends the best of a fixed number of vectors (ordered random coding, Theis & Ahmed 2022)."""
+  def send_first(self):
+    """Sends the first vector of L up to nearly the KL, or the best of a fixed number of them."""
     size = self.chunk.last - self.chunk.first
     rows = np.arange(len(self.encoders))
     count = (1 << len(index_frequencies(self.chunk.kl, self.search))) - 1
-    best, _ = self._find(1, 0, size, rows, count, least=None, most=np.inf)
+    found, _ = self._find(1, 0, size, rows, count, most=self.target.kl() - _SLACK_NATS)
     for row in rows:
-      self._send(row, 1, 0, size, int(best[row]))
+      self._send(row, 1, 0, size, int(found[row]))
 
   def send_exactly(self, node, first, last, rows, least):
     """Sends elements first, ..., last - 1 of rows, drawn from q where L > least; returns L [n].
@@ -302,61 +314,50 @@ class _ChunkCoder:
       if drawn > _MAX_PRIVATE_DRAWS:
         return best[1]
 
-  def _find(self, node, first, last, rows, count, *, least, most):
+  def _find(self, node, first, last, rows, count, *, most, least=None):
     """The vectors of greatest min(L, most) - log T where L > least, of at most `count` ones.
+
+    T are the times of a Poisson process, exact; otherwise 1, and of equals the first is found.
 
     Returns:
       (indices int64 [n], their L float64 [n]).
     """
-    key, size = codebook_key(self.step, self.chunk.number, node), last - first
-    times = np.random.default_rng([self.seed, key])
+    key = codebook_key(self.step, self.chunk.number, node)
+    times, is_exact = np.random.default_rng([self.seed, key]), self.search.is_exact
     # Padded to few shapes, each of which compiles once.
-    num_pairs = max(4, 1 << ((first + size + 1) // 2 - first // 2 - 1).bit_length())
+    pair = first // 2
+    num_pairs = max(4, 1 << ((last + 1) // 2 - pair - 1).bit_length())
     num_rows = 1 << (len(rows) - 1).bit_length()
-    pair_0 = first // 2
     linear = np.zeros((num_rows, 2 * num_pairs), np.float32)
     square = np.zeros(2 * num_pairs, np.float32)
-    place = slice(first - 2 * pair_0, first - 2 * pair_0 + size)
+    place = slice(first - 2 * pair, last - 2 * pair)
     linear[: len(rows), place] = self.target.linear[rows, first:last]
     square[place] = self.target.square[first:last]
-    constant, limits = np.zeros(num_rows, np.float32), np.full(num_rows, -np.inf, np.float32)
+    constant, limits, tops = np.zeros((3, num_rows), np.float32)
     constant[: len(rows)] = self.target.constant[rows, first:last].sum(-1)
-    if least is not None:
-      limits[: len(rows)] = least
-    likely = self.search.bits + 2 if self.search.is_exact else (count - 1).bit_length()
+    limits[: len(rows)] = -np.inf if least is None else least
+    tops[: len(rows)] = most
+    likely = self.search.bits + 2 if is_exact else (self.chunk.kl + 15) // 16
     block = max(64, min(1 << likely, BLOCK_NUMBERS // (2 * num_pairs)))
     best = np.zeros(len(rows), np.int64)
     score, ratios = np.full((2, len(rows)), -np.inf)
-    start, time = 0, 0.0
-    while start < count:
+    start, time = 0, 0.0 if is_exact else 1.0
+    while start < count and not (score >= tops[: len(rows)] - np.log(max(time, 1e-9))).all():
       taken = min(block, count - start)
-      waits = times.exponential(size=taken)
-      if not self.search.is_exact:  # of `count` times in order
-        waits *= count / (count - start - np.arange(taken))
-      arrivals = time + np.cumsum(waits)
-      time = float(arrivals[-1])
       log_times = np.full(block, np.inf, np.float32)
-      log_times[:taken] = np.log(arrivals)
-      found = _best_of_block(
-        np.uint32([self.seed, key, start, pair_0]),
-        linear,
-        square,
-        constant,
-        limits,
-        np.float32(most),
-        log_times,
-      )
+      log_times[:taken] = 0
+      if is_exact:
+        arrivals = time + np.cumsum(times.exponential(size=taken))
+        log_times[:taken], time = np.log(arrivals), float(arrivals[-1])
+      address = np.uint32([self.seed, key, start, pair])
+      found = _best_of_block(address, linear, square, constant, limits, tops, log_times)
       indices, scores, values = (np.asarray(x)[: len(rows)] for x in found)
       is_better = scores > score
       best[is_better] = start + indices[is_better]
       score[is_better], ratios[is_better] = scores[is_better], values[is_better]
       start += taken
-      if self.search.is_exact and (score >= most - np.log(time)).all():
-        break
     if (none := np.isneginf(score)).any():  # of a single element far out, which is not split
-      best[none], ratios[none] = self._find(
-        node, first, last, rows[none], count, least=None, most=most
-      )
+      best[none], ratios[none] = self._find(node, first, last, rows[none], count, most=most)
     return best, ratios
 
 
@@ -368,7 +369,7 @@ def _best_of_block(address, linear, square, constant, least, most, log_times):
     address: uint32 [4]: seed, codebook, first vector, first pair of elements.
     linear [B, 2 n], square [2 n], constant [B]: of L.
     least: [B]; vectors of L up to it are none.
-    most: L counts up to it.
+    most: [B]; L counts up to it.
     log_times: [N].
 
   Returns:
@@ -382,7 +383,7 @@ def _best_of_block(address, linear, square, constant, least, most, log_times):
     for i, x in enumerate(z)
   )
   of_ratio = of_ratio + constant[None]
-  counted = jnp.where(of_ratio > least[None], jnp.minimum(of_ratio, most), -jnp.inf)
+  counted = jnp.where(of_ratio > least[None], jnp.minimum(of_ratio, most[None]), -jnp.inf)
   scores = counted - log_times[:, None]
   best = scores.argmax(0)
   rows = jnp.arange(scores.shape[1])

@@ -77,11 +77,6 @@ class Compressed:
     """The first sections alone."""
     return dataclasses.replace(self, sections=self.sections[:count])
 
-  @property
-  def payload_bytes(self) -> int:
-    """Of all sections, without lengths, checksums and header."""
-    return sum(map(len, self.sections))
-
 
 def read_file(data: bytes, name: str = 'the file') -> Compressed:
   """Reads a compressed example: all its whole sections, up to the first that is cut or damaged.
@@ -95,7 +90,7 @@ def read_file(data: bytes, name: str = 'the file') -> Compressed:
   """
   reader = _Reader(bytes(data), name)
   header = _read_header(reader, FILE_MAGIC)
-  return _read_body(reader, header, name, has_rest=False)
+  return _read_body(reader, header, name)
 
 
 def write_archive(files: Sequence[Compressed]) -> bytes:
@@ -132,7 +127,7 @@ def read_archive(data: bytes, name: str = 'the archive') -> list[Compressed]:
       break
     body = reader.take(min(length, reader.left))
     inner = _Reader(body, f'{name}, example {i}')
-    found.append(_read_body(inner, header, inner.name, has_rest=False))
+    found.append(_read_body(inner, header, inner.name))
   if not found:
     raise UserError(f'{name} is cut off: it has no example')
   if len(found) < count:
@@ -209,7 +204,7 @@ def _read_header(reader, magic):
   return Header(model_id, table_id, seed, search, rest[6], tuple(shape), levels or None)
 
 
-def _read_body(reader, header, name, *, has_rest):
+def _read_body(reader, header, name):
   count, sections = reader.varint(), []
   while count is not None and len(sections) < count:
     length = reader.varint()
@@ -217,7 +212,7 @@ def _read_body(reader, header, name, *, has_rest):
     if section is None or reader.take(_CHECK_BYTES) != checksum(section):
       break
     sections.append(section)
-  is_cut = count is None or len(sections) < count or (not has_rest and reader.left > 0)
+  is_cut = count is None or len(sections) < count or reader.left > 0
   return Compressed(header, tuple(sections), is_cut, name)
 
 

@@ -206,7 +206,7 @@ class Codec:
       self.check(file)
     order, steps = shuffled(self.table.size), self.table.steps(self.schedule)
     inverse, count = np.argsort(order), len(files)
-    lossy = sum(step.ends_section for step in steps)
+    lossy = self.lossy_sections
     decoders = [RangeDecoder(_code(file, lossy)) for file in files]
     sections = np.array([min(len(file.sections), lossy) for file in files])
     notes: list[str | None] = [
@@ -293,6 +293,15 @@ class Codec:
         c, d = (np.float32(self.schedule.sqrt_one_minus_alphas_cumprod[i]) for i in (t, s))
         x[active] = b * x_0[active] + d / c * (x[active] - a * x_0[active])
     return x_0
+
+  @property
+  def lossy_sections(self) -> int:
+    """How many sections a file has before the lossless end."""
+    return sum(step.ends_section for step in self.table.steps(self.schedule))
+
+  def payload_bytes(self, file: Compressed) -> int:
+    """Bytes of a file's code, without header, lengths and checksums."""
+    return len(_code(file, self.lossy_sections))
 
   def check(self, file: Compressed) -> None:
     """Raises a UserError for a file of another model, table or kind of examples."""

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import devices, numerics, processes
+from ddpm_jax.codec import COMPLETIONS, parse_goal
 from ddpm_jax.config import build
 from ddpm_jax.config.fields import DATA, check_fields
 from ddpm_jax.data.encoding import CONTINUOUS, STORED_DTYPES
@@ -195,6 +196,19 @@ def _check_encoding(config):
   is_whole = config.dtype is not None and config.levels != CONTINUOUS
   if is_whole and np.dtype(config.dtype).kind == 'f':
     raise UserError(f'data.dtype is {config.dtype}, which goes with data.levels={CONTINUOUS} alone')
+
+
+def check_compress(config: ConfigDict) -> None:
+  """Raises a UserError for a config.compress that cannot run, whatever the examples."""
+  check_fields(config)
+  check_choice('compress.search', config.compress.search, ('fast', 'exact'))
+  parse_goal(config.compress.target, 'compress.target')
+
+
+def check_decompress(config: ConfigDict) -> None:
+  """Raises a UserError for a config.decompress that cannot run, whatever the files."""
+  check_fields(config)
+  check_choice('decompress.completion', config.decompress.completion, COMPLETIONS)
 
 
 def check_pictures(config: ConfigDict, what: str) -> None:
