@@ -29,7 +29,7 @@ MIN_BLOCK, MAX_BLOCK = 8, 256
 EXTRA_DIGITS = 2  # of a long difference that have frequencies, beside its first
 _SHAPE_ONE, _PRIOR_ONE, _WEIGHT_ONE = 1 << 20, 1 << 16, 1 << 12
 _TOTAL = 1 << 16
-_EM_STEPS = 15
+_EM_STEPS = 10
 
 # 2^16 (5 / 8)^j: offset 0 nearly always does
 OFFSET_FREQUENCIES = tuple(max(16, (65536 * 5**j) >> (3 * j)) for j in range(NUM_OFFSETS))
@@ -204,15 +204,16 @@ def fit_tail(
   places = np.arange(levels)[None] - np.arange(levels)[:, None] + SMALL - 1
   for k, shape in enumerate(shapes):
     of_pairs = shape[places]
-    normaliser = prior @ of_pairs.T  # [classes, predictions]
+    # Not a matrix product, whose threads wait for each other where the cores are busy.
+    normaliser = np.einsum('cl,ml->cm', prior, of_pairs)  # [classes, predictions]
     given[k] = shape[value - middle + SMALL - 1] * prior[class_, value] / normaliser[class_, middle]
   weights = np.full((NUM_CLASSES, NUM_ZONES, len(SCALES)), 1 / len(SCALES))
+  place = class_ * NUM_ZONES + zone
   for _ in range(_EM_STEPS):
     shares = weights[class_, zone].T * given
     shares = shares / shares.sum(0) * counts
-    sums = np.zeros_like(weights)
-    for k in range(len(SCALES)):
-      np.add.at(sums[..., k], (class_, zone), shares[k])
+    of_places = [np.bincount(place, share, NUM_CLASSES * NUM_ZONES) for share in shares]
+    sums = np.stack(of_places, -1).reshape(weights.shape)
     # Where there are few examples, the weights are those of the class.
     sums = sums + 4 * (sums.sum(1, keepdims=True) + 1) / (sums.sum((1, 2), keepdims=True) + 9)
     weights = sums / sums.sum(2, keepdims=True)

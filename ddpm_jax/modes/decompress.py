@@ -3,13 +3,12 @@
 import hashlib
 import pathlib
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.codec import Compressed, read_archive, read_file
 from ddpm_jax.codec.format import is_archive
-from ddpm_jax.config import build, checks, codecs
+from ddpm_jax.config import checks, codecs
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.grids import make_grid, save_png
 from ddpm_jax.evaluation.images import check_regular
@@ -38,11 +37,9 @@ def decompress(config: ConfigDict, workdir: str) -> None:
   folder = step_folder(opened.path / 'decompressed', opened.weights.step)
   folder = folder / _name(config, named)
   folder.mkdir(parents=True, exist_ok=True)
-  shown = build.encoding(opened.config).x_0(images)
-  pictures = np.rint((shown + 1) * 127.5).astype(np.uint8)
-  for name, picture in zip(named, pictures, strict=True):
+  for name, picture in zip(named, images, strict=True):
     save_png(folder / f'{name}.png', picture)
-  save_png(folder / 'sheet.png', make_grid(pictures))
+  save_png(folder / 'sheet.png', make_grid(images))
   processes.say(f'done: {len(named)} pictures in {folder}')
 
 

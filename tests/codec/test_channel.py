@@ -88,8 +88,8 @@ def test_what_is_sent_fast_is_as_near_to_q_as_its_number_of_vectors_allows():
   assert abs(along.mean()) < 0.2  # the first vector that is as typical of q
   assert along.std() < 0.7
   across = white - along[:, None] * direction
-  assert abs(across.std() * np.sqrt(SIZE / (SIZE - 1)) - 1 / RATIO) < 0.1
-  assert spent.mean() < 8 + 3
+  assert 0.9 < across.std() * np.sqrt(SIZE / (SIZE - 1)) < 1 / RATIO
+  assert spent.mean() < 8 + 3.5
   few, cheaper, _ = many(8, Search(False, 0), 200)
   assert (few @ direction).mean() < -0.4
   assert cheaper.mean() < spent.mean()

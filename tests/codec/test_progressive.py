@@ -99,7 +99,7 @@ def test_the_payload_is_near_the_sum_of_the_kls():
   steps = codec().table.steps(SCHEDULE)
   bits = sum(c.kl for step in steps for c in step.chunks) / 16
   lossy = np.mean([8 * sum(map(len, file.sections[:-1])) for file in files])
-  assert bits < lossy < 1.3 * bits
+  assert bits < lossy < 1.45 * bits  # cut to bytes at each section
   whole = sum(map(len, files[0].sections))
   assert codec().payload_bytes(files[0]) == whole - 4  # without the picture's checksum
   assert codec().payload_bytes(files[0].first(2)) == sum(map(len, files[0].sections[:2]))

@@ -1,0 +1,228 @@
+"""A decoder written from docs/codec.md alone, with nothing of the package's codec in it."""
+
+import binascii
+import hashlib
+import math
+import zlib
+
+import numpy as np
+import pytest
+
+from ddpm_jax.codec import Codec, Goal, Search, fit_table
+from tests.codec import gaussian
+from tests.codec.gaussian import SCHEDULE, SHAPE, predict
+
+POWERS = [round(2 ** (16 - j / 16)) for j in range(16)]
+
+
+class Code:
+  """The range coder of the page."""
+
+  def __init__(self, data):
+    self.rest, self.width = iter(data), 2**56
+    self.offset = 0
+    for _ in range(7):
+      self.offset = self.offset * 256 + next(self.rest, 0)
+
+  def share(self, start, size, total):
+    self.offset -= self.width // total * start
+    self.width = self.width // total * size
+    while self.width <= 2**48:
+      self.offset, self.width = self.offset * 256 + next(self.rest, 0), self.width * 256
+
+  def symbol(self, frequencies):
+    total = sum(frequencies)
+    place, start = min(self.offset // (self.width // total), total - 1), 0
+    for symbol, size in enumerate(frequencies):
+      if place < start + size:
+        self.share(start, size, total)
+        return symbol
+      start += size
+    raise AssertionError
+
+  def bits(self, count):
+    value = 0
+    while count:
+      taken = min(count, 16)
+      place = min(self.offset // (self.width // 2**taken), 2**taken - 1)
+      self.share(place, 1, 2**taken)
+      value, count = (value << taken) + place, count - taken
+    return value
+
+
+def threefry(key, counter):
+  ks = [*key, key[0] ^ key[1] ^ 0x1BD11BDA]
+  x, y = ((c + k) % 2**32 for c, k in zip(counter, key, strict=True))
+  for i in range(20):
+    turn = (13, 15, 26, 6, 17, 29, 16, 24)[i % 8]
+    x = (x + y) % 2**32
+    y = ((y << turn | y >> (32 - turn)) % 2**32) ^ x
+    if i % 4 == 3:
+      x = (x + ks[(i // 4 + 1) % 3]) % 2**32
+      y = (y + ks[(i // 4 + 2) % 3] + i // 4 + 1) % 2**32
+  return x, y
+
+
+def gaussian_at(seed, key, vector, place):
+  a, b = threefry((seed, key), (vector, place // 2))
+  r, w = math.sqrt(-2 * math.log((a + 0.5) / 2**32)), 2 * math.pi * b / 2**32
+  return r * (math.sin(w) if place % 2 else math.cos(w))
+
+
+def varint(data, place):
+  value = shift = 0
+  while True:
+    value |= (data[place] & 127) << shift
+    place, shift = place + 1, shift + 7
+    if data[place - 1] < 128:
+      return value, place
+
+
+def parse(data):
+  """(seed, is_exact, bits, margin_bits, shape, levels, sections)."""
+  assert (data[:4], data[4], data[17]) == (b'DDPC', 1, 1)
+  seed, search, margin_bits = int.from_bytes(data[18:22], 'big'), data[22], data[23]
+  place, shape = 25, []
+  for _ in range(data[24]):
+    length, place = varint(data, place)
+    shape.append(length)
+  levels, place = varint(data, place)
+  assert binascii.crc_hqx(data[:place], 0xFFFF) == int.from_bytes(data[place : place + 2], 'big')
+  count, place = varint(data, place + 2)
+  sections = []
+  for _ in range(count):
+    length, place = varint(data, place)
+    section, check = data[place : place + length], data[place + length : place + length + 2]
+    assert binascii.crc_hqx(section, 0xFFFF) == int.from_bytes(check, 'big')
+    sections.append(section)
+    place += length + 2
+  assert place == len(data)
+  return seed, search >= 128, search % 128, margin_bits, shape, levels, sections
+
+
+def index_frequencies(c, is_exact, bits):
+  if is_exact:
+    center, spread = c - 19, 180 * c + 3400 + (1000 * c * c >> 12)
+  else:
+    center, spread = c + 5, 3400 + (360 * c * c >> 10)
+  u = [(16 * e - center) ** 2 * 45 // spread for e in range(60)]
+  f = [(POWERS[x % 16] >> (x // 16)) + 16 for x in u]
+  if is_exact:
+    return [*f[:31], sum(f[bits:])]
+  f = f[: -(-c // 16) + bits]
+  return [*f[:-1], f[-1] + (sum(f) >> 3)]
+
+
+def decode(data, table, alphas_cumprod, network):
+  """(picture, or None; x_0_hat) of a file."""
+  seed, is_exact, bits, margin_bits, shape, levels, sections = parse(data)
+  d = math.prod(shape)
+  order = sorted(range(d), key=lambda j: threefry((0, 0xC0DEC), (j, 0))[0])
+  counts, kls = table['chunk_counts'].tolist(), table['chunk_kls'].tolist()
+  ends_section, before, since, done = [], 0, 0, 0
+  for k, count in enumerate(counts):
+    since += sum(kls[done : done + count])
+    done += count
+    ends_section.append(since >= max(128, before // 4) or k == len(counts) - 1)
+    if ends_section[-1]:
+      before, since = before + since, 0
+  is_whole = len(sections) == sum(ends_section) + 1
+  joined = b''.join(sections)
+  code = Code(joined[:-4] if is_whole else joined)
+  x, x_0_hat, done, section = np.zeros(d), table['means'] / 1024, 0, 0
+  for k, row in enumerate(table['path'].tolist()):
+    if section == len(sections):
+      break
+    z = np.zeros(d)
+    first = 0
+    for chunk in range(counts[k]):
+      last = int(table['chunk_ends'][done])
+      nodes = [(1, 0, last - first)]
+      while nodes:
+        node, a, b = nodes.pop(0)
+        f = index_frequencies(kls[done] >> (node.bit_length() - 1), is_exact, bits)
+        e = code.symbol(f)
+        if is_exact and e == 31:
+          nodes = [(2 * node, a, (a + b) // 2), (2 * node + 1, (a + b) // 2, b), *nodes]
+          continue
+        vector = 2**e + code.bits(e) - 1
+        key = (k * 2**14 + chunk) * 2**8 + node
+        for place in range(a, b):
+          z[order[first + place]] = gaussian_at(seed, key, vector, place)
+      first, done = last, done + 1
+    s = int(table['timesteps'][row])
+    A = alphas_cumprod[s]
+    if k == 0:
+      take, keep, v, snr, errors = math.sqrt(A), 0, 1 - A, 0, table['errors'][0]
+    else:
+      previous = int(table['path'][k - 1])
+      B = alphas_cumprod[int(table['timesteps'][previous])]
+      beta, snr, errors = 1 - B / A, B / (1 - B), table['errors'][previous + 1]
+      take, keep = math.sqrt(A) * beta / (1 - B), math.sqrt(B / A) * (1 - A) / (1 - B)
+      v = beta * (1 - A) / (1 - B)
+    spread = np.sqrt(v * (1 + (A / (1 - A) - snr) * 2.0 ** (-errors.astype(float) / 16)))
+    x = take * x_0_hat + keep * x + spread * z
+    x_0_hat = np.clip(network(x.reshape(1, *shape), s).ravel(), -1, 1)
+    section += ends_section[k]
+  if not is_whole:
+    return None, x_0_hat.reshape(shape)
+  unit = 1
+  while 16 * (levels - 1) > unit << margin_bits:
+    unit *= 2
+  share = (unit << margin_bits) // (levels - 1)
+  block = min(max(2 ** int(math.log2(share)), 8), 256)
+  f = [max(16, 65536 * 5**j // 8**j) for j in range(64)]
+  offsets = [code.symbol(f) for _ in range(-(-d // block))]
+  found = []
+  for i in range(d):
+    offset = ((79 * offsets[i // block] + 64) % 128 - 64) / 128
+    m = unit * math.floor((x_0_hat[i] + 1) * (levels - 1) / (2 * unit) + 0.5 + offset)
+    m, c = min(max(m, 0), levels - 1), int(table['classes'][i])
+    if levels <= 256:
+      mixed = [0] * levels
+      for k, weight in enumerate(table['weights'][c][8 * m // levels].tolist()):
+        g = [
+          int(table['shapes'][k][level - m + 255]) * int(table['prior'][c][level])
+          for level in range(levels)
+        ]
+        total = sum(g)
+        mixed = [x + weight * ((y << 18) // total) for x, y in zip(mixed, g, strict=True)]
+      found.append(code.symbol([1 + (x * (2**16 - levels) >> 30) for x in mixed]))
+    else:
+      y = code.symbol(table['lengths'][c].tolist())
+      p = (y + 1) // 2
+      n = max(0, p // 4 - 1)
+      difference = ((p - 4 * n) << n) + code.bits(n)
+      found.append(m + (difference if y % 2 else -difference))
+  picture = np.array(found).reshape(shape)
+  assert zlib.crc32(picture.astype('>u2').tobytes()) == int.from_bytes(joined[-4:], 'big')
+  return picture, x_0_hat.reshape(shape)
+
+
+@pytest.mark.parametrize(
+  ('levels', 'search'), [(256, Search()), (256, Search(True, 11)), (1024, Search(False, 2))]
+)
+def test_the_page_suffices_to_decode(levels, search):
+  table = fit_table(SCHEDULE, predict, gaussian.examples(60, levels=levels), levels=levels)
+  codec = Codec(SCHEDULE, table, predict, SHAPE, b'gaussian')
+  examples = gaussian.examples(2, seed=3, levels=levels)
+  for file, example in zip(codec.encode(examples, Goal(), seed=5, search=search), examples,
+                           strict=True):  # fmt: skip
+    own = table.arrays, SCHEDULE.alphas_cumprod, predict
+    picture, _ = decode(file.to_bytes(), *own)
+    np.testing.assert_array_equal(picture, example)
+    cut = file.first(len(file.sections) // 2)
+    (decoded,) = codec.decode([cut])
+    np.testing.assert_allclose(decode(cut.to_bytes(), *own)[1], decoded.x_0, atol=2e-5)
+
+
+def test_the_id_of_a_table_is_what_the_page_says():
+  arrays = fit_table(SCHEDULE, predict, gaussian.examples(20), levels=256).arrays
+  digest = hashlib.sha256(b'ddpm_jax codec table 1')
+  for name in sorted(arrays):
+    x = arrays[name]
+    digest.update(f'\n{name} {x.dtype.str} {" ".join(map(str, x.shape))}\n'.encode() + x.tobytes())
+  codec = Codec(SCHEDULE, fit_table(SCHEDULE, predict, gaussian.examples(20), levels=256), predict,
+                SHAPE, b'gaussian')  # fmt: skip
+  (file,) = codec.encode(gaussian.examples(1), Goal(rmse=70.0))
+  assert file.to_bytes()[13:17] == digest.digest()[:4]
