@@ -459,7 +459,8 @@ class Model:
     config = self._config.copy_and_resolve_references()
     config.compress.update(search=search, search_bits=search_bits, seed=seed)
     checks.check_compress(config)
-    config.sample.batch_size = _positive('batch_size', batch_size or config.sample.batch_size)
+    if batch_size is not None:
+      config.sample.batch_size = _positive('batch_size', batch_size)
     codec = self._codec(progress)
     files = codecs.encode(config, codec, examples, goal, progress=progress)
     return [file.to_bytes() for file in files]
@@ -498,7 +499,8 @@ class Model:
     config.decompress.update(realism=float(realism), completion=completion, seed=seed)
     checks.check_decompress(config)
     read = [read_file(data, f'file {i}') for i, data in enumerate(files)]
-    config.sample.batch_size = _positive('batch_size', batch_size or config.sample.batch_size)
+    if batch_size is not None:
+      config.sample.batch_size = _positive('batch_size', batch_size)
     found, notes = codecs.decode(config, self._codec(progress), read, progress=progress)
     for note in notes:
       warnings.warn(note, stacklevel=3)

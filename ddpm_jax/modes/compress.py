@@ -47,7 +47,7 @@ def open_codec(config: ConfigDict, workdir: str, what: str) -> Opened:
   codecs.check_codec(config)
   with Terminal().waiting('reads the checkpoint'):
     path, weights = find_weights(config, workdir)
-  folder = codecs.table_folder(model_of(config, workdir), weights.sha256)
+  folder = codecs.table_folder(str(model_of(config, workdir)), weights.sha256)
   return Opened(
     config, path, weights, codecs.make_codec(config, weights, folder, say=processes.say)
   )
