@@ -37,6 +37,10 @@ def get_config():
         'lowest': placeholder(int),
         'shift': placeholder(tuple),
         'scale': placeholder(tuple),
+        # How signals are shown: samples a second, and the channels' names. None: the training split
+        # says it, if it can
+        'rate': placeholder(float),
+        'channel_names': placeholder(tuple),
         'random_flip': True,  # mirror left-right with probability 1/2, in training
         'memory_limit_gib': 4.0,  # sets up to this size are decoded once and held in memory
         'device_limit_gib': 1.0,  # and up to this size on accelerators, which gather the batches

@@ -30,6 +30,7 @@ LIMITS: dict[str, tuple[float, float]] = {
   'data.lowest': (-(2**31), 2**31),
   'data.shift': (-_MAX_FLOAT, _MAX_FLOAT),
   'data.scale': (1e-37, _MAX_FLOAT),
+  'data.rate': (1e-9, 1e12),
   'data.holdout': (0, 1),
   'data.stride': (1, _MAX_INT),
   'data.memory_limit_gib': (0, 2**30),

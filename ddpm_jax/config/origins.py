@@ -331,7 +331,8 @@ def with_data(
 
 
 def _with_encoding(config, models, source):
-  """The config with data.dtype and what goes with it, of data that are no pictures."""
+  """The config with data.dtype and what goes with it, and with data.rate and data.channel_names,
+  of data that are no pictures."""
   if config.data.dtype is not None or takes_pictures(config.data.source):
     return config
   config = config.copy_and_resolve_references()
@@ -339,24 +340,39 @@ def _with_encoding(config, models, source):
     folder = _local_folder(given)
     stored = read_config(folder) if folder is not None and _has_model(folder) else None
     if stored is not None:
-      return _with_encoding_of(config, {name: stored.data[name] for name in _OF_ENCODING})
+      facts = {name: stored.data[name] for name in _OF_ENCODING}
+      return _with_facts(config, facts, stored.data.rate, stored.data.channel_names)
   if source is None:
     source = build.stored_source(config)
-  fields = config.data
+  return _with_facts(
+    config,
+    _encoding_facts(config.data, source),
+    getattr(source, 'rate', None),
+    getattr(source, 'channel_names', None),
+  )
+
+
+def _encoding_facts(fields, source):
+  """The fields of config.data that say how the values of a source are stored."""
   if fields.shift is not None and fields.scale is not None:
-    return _with_encoding_of(config, {'dtype': 'float32', 'levels': CONTINUOUS})
+    return {'dtype': 'float32', 'levels': CONTINUOUS}
   found = find_encoding(source, fields.levels, fields.lowest, fields.channels)
   if found.is_of_pictures:
-    return config
+    return {}
   facts = {'dtype': found.dtype, 'levels': found.levels, 'lowest': found.lowest}
   if found.levels is None:
     facts |= {'levels': CONTINUOUS, 'lowest': None, 'shift': found.shift, 'scale': found.scale}
-  return _with_encoding_of(config, facts)
+  return facts
 
 
-def _with_encoding_of(config, facts):
+def _with_facts(config, facts, rate, channel_names):
+  """The config with fields of config.data, and with these two unless it says them itself."""
   with config.ignore_type():
     config.data.update(facts)
+  if config.data.rate is None and rate is not None:
+    config.data.rate = float(rate)
+  if config.data.channel_names is None and channel_names is not None:
+    config.data.channel_names = tuple(channel_names)
   return config.lock()
 
 

@@ -9,18 +9,19 @@ after the other. Files shorter than a window are left out, and counted.
 
 Samples of 8 and 16 bits are whole numbers, of 256 and 65,536 levels (data.levels); those of 24 or
 32 bits and floating-point ones are values of any kind, of which 1 is full scale. The columns of a
-CSV file are channels; a first line of names is passed over. With data.labels='folders' the folder
-that a file lies in is its class.
+CSV file are channels; a first line of their names is passed over, and that of the first file tells
+data.channel_names. With data.labels='folders' the folder that a file lies in is its class.
 """
 
 import functools
+import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddpm_jax.data.folder import check_found, existing_folder, split_folder
-from ddpm_jax.data.listing import list_files
+from ddpm_jax.data.listing import PictureFile, list_files
 from ddpm_jax.data.pictures import DamagedDataError, check_finite, picture_axes
 from ddpm_jax.data.windows import WindowsSource, long_enough
 from ddpm_jax.errors import UserError
@@ -59,11 +60,20 @@ class Recording(NamedTuple):
 class SignalsSource(WindowsSource):
   """Windows of recordings, [N, samples, C]; `rate` is in samples a second, or None."""
 
-  def __init__(self, root, files, recordings: Sequence[Recording], *, length, **choices):
+  def __init__(
+    self,
+    root: pathlib.Path,
+    files: Sequence[PictureFile],
+    recordings: Sequence[Recording],
+    *,
+    length: int,
+    channel_names: tuple[str, ...] | None = None,
+    **choices: Any,
+  ):
     first = recordings[0]
     lengths = [recording.length for recording in recordings]
     super().__init__(root, files, lengths, shape=(length, first.channels), what=_WHAT, **choices)
-    self.rate, self._dtype = first.rate, first.dtype
+    self.rate, self.channel_names, self._dtype = first.rate, channel_names, first.dtype
 
   def read(self, indices: np.ndarray) -> np.ndarray:
     """Returns the windows as they are stored, [N, length, C] for int [N].
@@ -134,9 +144,8 @@ def _read_csv(path, changed_ns):
   """All values of a file, [length, C]: int32 where all are whole, else float64."""
   del changed_ns  # part of the cache's key
   try:
-    text = path.read_text()
-    lines = text.splitlines()
-    skipped = 1 if lines and not _is_number(lines[0].split(',')[0]) else 0
+    lines = path.read_text().splitlines()
+    skipped = 0 if _csv_names(lines[:1]) is None else 1
     if not lines[skipped:]:
       return np.zeros((0, 1))
     values = np.loadtxt(lines[skipped:], dtype=np.float64, delimiter=',', ndmin=2)
@@ -146,6 +155,13 @@ def _read_csv(path, changed_ns):
   if is_whole and np.abs(values).max() < 2**31:
     return values.astype(np.int32)
   return values
+
+
+def _csv_names(lines: Sequence[str]) -> tuple[str, ...] | None:
+  """The names of the columns, which the first line has unless it begins with a number."""
+  if not lines or _is_number(lines[0].split(',')[0]):
+    return None
+  return tuple(name.strip().strip('"') for name in lines[0].split(','))
 
 
 def _is_number(text):
@@ -158,6 +174,15 @@ def _is_number(text):
 
 def _line(error):
   return ' '.join(str(error).split())
+
+
+def _channel_names(path, channels):
+  """Of a file: None where it has none, or not one for each channel."""
+  if path.suffix.lower() != '.csv':
+    return None
+  with path.open() as file:
+    names = _csv_names(file.readline().splitlines())
+  return names if names is not None and len(names) == channels and all(names) else None
 
 
 def make_signals_source(
@@ -216,5 +241,6 @@ def make_signals_source(
     split=split,
     length=axes[0],
     stride=stride or axes[0],
+    channel_names=_channel_names(folder / listing.pictures[long[0]].path, channels),
     remarks=remarks + left_out,
   )

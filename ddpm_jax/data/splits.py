@@ -54,6 +54,8 @@ class Part:
   def __init__(self, source: Any, rows: np.ndarray, *, split: str, remarks: tuple[str, ...] = ()):
     self.name, self.split, self.image_shape = source.name, split, source.image_shape
     self.remarks = (*getattr(source, 'remarks', ()), *remarks)
+    self.rate = getattr(source, 'rate', None)
+    self.channel_names = getattr(source, 'channel_names', None)
     self._source, self._rows = source, rows
 
   def __len__(self):

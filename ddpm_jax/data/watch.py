@@ -37,6 +37,7 @@ class WatchSource:
   def __init__(self, split: str, length: int):
     self.name, self.split = 'watch', split
     self.image_shape = (length, len(CHANNELS))
+    self.rate, self.channel_names = RATE, CHANNELS
     recordings = _load()
     in_test = np.isin(recordings['people'], TEST_PEOPLE)
     chosen = {'train': ~in_test, 'test': in_test, 'all': np.ones_like(in_test)}[split]

@@ -71,6 +71,8 @@ def test_columns_of_a_table_are_channels(tmp_path, text, dtype):
   read = source.read(np.array([0]))
   assert (read.dtype, read.shape) == (dtype, (1, 3, 2))
   assert read[0, 1].tolist() == ([3, -4] if dtype == 'int32' else [3, -0.4])
+  assert source.channel_names == (None if dtype == 'int32' else ('ax', 'ay'))
+  assert source.rate is None
 
 
 def test_splits_go_by_the_folder_or_by_the_file(tmp_path):
@@ -80,6 +82,7 @@ def test_splits_go_by_the_folder_or_by_the_file(tmp_path):
   files = [set(part.picture_names()) for part in parts]
   assert not files[0] & files[1]
   assert len(files[0] | files[1]) == 20
+  assert [part.rate for part in parts] == [8000, 8000]
   with pytest.raises(NoSplitError, match=r'--config\.data\.holdout=0\.1'):
     open_signals(tmp_path / 'all', split='test')
   train = record(tmp_path / 'split/train/a.wav', noise(10))
