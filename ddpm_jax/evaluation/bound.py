@@ -109,6 +109,12 @@ class Bound:
     """Name of the split."""
     return self.source.split
 
+  @property
+  def unit(self) -> tuple[str, float]:
+    """The unit of what is told, and how many of it a bit/dim is: of values of any kind it is that
+    of the density of the values as they are stored."""
+    return ('bits/dim', 1.0) if self.encoding.levels is not None else ('nats/dim', math.log(2))
+
   def folder(self, parent: pathlib.Path, weights: Weights) -> pathlib.Path:
     """Where an evaluation's folder has it."""
     name = f'bpd-{self.split}' + ('' if self.labels is None else '-labels')
@@ -141,9 +147,7 @@ class Bound:
     """Returns the figure; writes terms.csv, of the bound but not of an estimate."""
     arrays = self.collect(parent, weights)
     total, error = mean_and_error(arrays['total_bpd'])
-    unit, scale = 'bits/dim', 1.0
-    if self.encoding.levels is None:  # of the density of the values as they are stored
-      unit, scale = 'nats/dim', math.log(2)
+    unit, scale = self.unit
     figure = {
       'metric': 'bpd',
       'bpd_split': self.split,
