@@ -400,7 +400,11 @@ class Model:
     denoiser_of = build.denoiser_of(self._config, network=self._network)
     interpolate = self._keep(
       'interpolate',
-      lambda: stepwise.compiled(make_interpolate_fn(denoiser_of, self.schedule, variance=variance)),
+      lambda: stepwise.compiled(
+        make_interpolate_fn(
+          denoiser_of, self.schedule, variance=variance, levels=self.encoding.levels
+        )
+      ),
     )
     shape = len(examples), num
     sizes = devices.fitting_batch_sizes(self._config.sample.batch_size, len(examples) * num)

@@ -272,6 +272,9 @@ def test_the_model_takes_and_gives_the_data_as_they_are_stored(runs, kind):
   assert (back.shape, back.dtype) == (values[:3].shape, values.dtype)
   between = model.interpolate(values[:2], values[2:4], num=3)
   assert (between.shape[2:], between.dtype) == (values.shape[1:], values.dtype)
+  unmixed = model.interpolate(values[:2], values[2:4], num=2, num_steps=0)
+  np.testing.assert_allclose(unmixed[:, 0], values[:2], rtol=1e-5)
+  np.testing.assert_allclose(unmixed[:, 1], values[2:4], rtol=1e-5)
   with pytest.raises(UserError, match=r'examples are .*; this model takes '):
     model.bits_per_dim(values[:2].astype(str))
   if kind == 'signals':
