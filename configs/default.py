@@ -37,8 +37,8 @@ def get_config():
         'lowest': placeholder(int),
         'shift': placeholder(tuple),
         'scale': placeholder(tuple),
-        # How signals are shown: samples a second, and the channels' names. None: the training split
-        # says it, if it can
+        # How examples are shown: samples or frames a second, and the names of channels. None: the
+        # training split says it, if it can
         'rate': placeholder(float),
         'channel_names': placeholder(tuple),
         'random_flip': True,  # mirror left-right with probability 1/2, in training

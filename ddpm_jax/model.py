@@ -25,7 +25,6 @@ from ddpm_jax.errors import UserError, check_system
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.editing import Known, known_pixels, scaled
 from ddpm_jax.evaluation.figures.interpolation import interpolate_batch, make_interpolate_fn
-from ddpm_jax.evaluation.grids import make_grid, pictures_of
 from ddpm_jax.evaluation.samples import Drawer, save_chain
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.nn.own import OwnNetwork
@@ -252,8 +251,8 @@ class Model:
     """Examples uint8 [N, H, W, C] in a grid, small ones enlarged, as a PIL image."""
     from PIL import Image
 
-    x_0 = self.encoding.x_0(self._stored(examples))
-    return Image.fromarray(make_grid(pictures_of(x_0), columns=columns))
+    grid = build.display(self._config).grid(self._stored(examples), columns=columns)
+    return Image.fromarray(grid)
 
   def bits_per_dim(
     self,

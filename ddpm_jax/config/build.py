@@ -36,6 +36,7 @@ from ddpm_jax.diffusion.schedules import END_SIGNAL, with_defaults
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features, references, stepwise
 from ddpm_jax.evaluation.bound import Bound, make_bpd_fns
+from ddpm_jax.evaluation.display import Display
 from ddpm_jax.evaluation.editing import (
   ROUNDING_STD,
   Editor,
@@ -169,6 +170,18 @@ def encoding(config: ConfigDict) -> data.Encoding:
   if count is not None:
     return data.Encoding(fields.dtype, count, fields.lowest or 0)
   return data.Encoding(fields.dtype, None, 0, tuple(fields.shift), tuple(fields.scale))
+
+
+def display(config: ConfigDict) -> Display:
+  """How the data are shown."""
+  names = config.data.channel_names
+  return Display(
+    encoding(config),
+    len(axes(config)),
+    config.data.rate,
+    None if names is None else tuple(names),
+    are_films=config.data.source.startswith('frames:'),
+  )
 
 
 def parameterization(config: ConfigDict) -> Parameterization:
@@ -811,7 +824,7 @@ def drawer(
     words=', '.join(words),
     pattern=pattern,
     class_names=None if pattern is None else tuple(class_names(config, names)),
-    encoding=encoding(config),
+    display=display(config),
     guide=None if away_from is None else away_from.weights.params,
   )
 
@@ -1232,7 +1245,7 @@ def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run
     variance=parameterization(config.diffusion).fixed_variance,
     kind=kind,
     image_shape=image_shape(config),
-    encoding=encoding(config),
+    display=display(config),
     open_split=lambda: open_measured(
       [config.reproduce.split], 'reproduce.split', otherwise=[config.data.split]
     )[0],

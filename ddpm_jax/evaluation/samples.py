@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from ddpm_jax import devices, processes
-from ddpm_jax.data import PICTURES, Encoding
+from ddpm_jax.data import Encoding
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import stepwise
-from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_gif, save_png
+from ddpm_jax.evaluation.display import Display
+from ddpm_jax.evaluation.grids import save_gif
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.sampling import Chain, fold_rows, make_noise_fn
@@ -24,7 +25,6 @@ from ddpm_jax.storage import earlier, npz, shards
 from ddpm_jax.storage.identity import Identity, sampler_name, step_folder
 from ddpm_jax.storage.shards import Pauses
 
-MAX_GRID_IMAGES = 100
 MAX_COLUMNS = 10  # of a grid by class
 MAX_FRAMES = 60  # of an animation
 
@@ -80,7 +80,7 @@ class Drawer:
     words: the sampler in words, for reports.
     pattern: int32 [n], of a model with labels: sample i has the class pattern[i % n].
     class_names: of such a model.
-    encoding: of the data.
+    display: how samples are shown.
     guide: parameters of another model, replicated, to be guided away from.
   """
 
@@ -92,8 +92,13 @@ class Drawer:
   words: str
   pattern: np.ndarray | None = None
   class_names: tuple[str, ...] | None = None
-  encoding: Encoding = PICTURES
+  display: Display = dataclasses.field(default_factory=Display)
   guide: Any = None
+
+  @property
+  def encoding(self) -> Encoding:
+    """Of the data."""
+    return self.display.encoding
 
   def labels(self, ids: np.ndarray) -> np.ndarray | None:
     """The classes of samples, int32; None of a model without labels."""
@@ -159,14 +164,13 @@ def write_samples(
 
   def draw_grid(file):
     arrays = npz.open_npz(file)
-    rows, layout = np.arange(min(MAX_GRID_IMAGES, len(arrays['samples']))), {}
+    most = drawer.display.most_shown
+    rows, layout = np.arange(min(most, len(arrays['samples']))), {}
     if drawer.class_names is not None:
-      labels = np.asarray(arrays['labels'])
-      rows, layout = by_class(labels, drawer.class_names, MAX_GRID_IMAGES)
-    images = arrays['samples'][np.maximum(rows, 0)]
-    images = pictures_of(encoding.x_0(images) if rounding == 'uint8' else images)
-    images[rows < 0] = 0
-    save_png(folder / 'grid.png', make_grid(images, **layout))
+      rows, layout = by_class(np.asarray(arrays['labels']), drawer.class_names, most)
+    samples = arrays['samples'][np.maximum(rows, 0)]
+    stored = samples if rounding == 'uint8' else encoding.decode(samples)
+    drawer.display.save(folder / 'grid.png', stored, is_empty=rows < 0, **layout)
 
   identity = samples_identity(drawer, weights, rounding)
   name = sampler_name(identity.sampler) + ('' if rounding == 'uint8' else '-float')
@@ -202,7 +206,7 @@ def by_class(
     most: images of the grid, about; each class has one at least.
 
   Returns:
-    (samples int [n], -1 where a cell stays empty; the columns and the captions that make_grid
+    (samples int [n], -1 where a cell stays empty; the columns and the captions that Display.grid
     takes).
   """
   found, counts = np.unique(labels, return_counts=True)
@@ -221,9 +225,7 @@ def load_samples(folder: pathlib.Path, num_samples: int | None = None) -> np.nda
   return npz.open_npz(folder / 'samples.npz')['samples'][:num_samples]
 
 
-def write_pictures(
-  folder: pathlib.Path, num_samples: int, encoding: Encoding = PICTURES
-) -> pathlib.Path:
+def write_pictures(folder: pathlib.Path, num_samples: int, display: Display) -> pathlib.Path:
   """Writes each sample that write_samples wrote as a file of its own, unless it is there.
 
   Returns:
@@ -234,7 +236,7 @@ def write_pictures(
     pictures.mkdir(exist_ok=True)
     for i, image in enumerate(load_samples(folder, num_samples)):
       if not (file := pictures / f'{i:08d}.png').exists():
-        save_png(file, pictures_of(encoding.x_0(image[None]))[0])
+        display.save_one(file, image)
   return pictures
 
 
@@ -246,7 +248,8 @@ def write_animation(
   Returns:
     the file.
   """
-  file, count = folder / 'chain.gif', min(num_samples, MAX_GRID_IMAGES, drawer.sizes.global_)
+  file = folder / 'chain.gif'
+  count = min(num_samples, drawer.display.most_shown, drawer.sizes.global_)
   if processes.count() > 1:
     raise UserError('sample.animate=True draws with one process; leave it out, or start one')
   return file if file.exists() else save_chain(file, drawer, weights.params, count)
@@ -255,8 +258,9 @@ def write_animation(
 def save_chain(file: pathlib.Path, drawer: Drawer, params: Any, num: int) -> pathlib.Path:
   """Writes the predictions of x_0 on the way to the first `num` samples as an animation."""
   ids = np.minimum(np.arange(drawer.sizes.host), num - 1)
-  frames = (x_0[:num] for _, x_0 in drawer.predictions(params, ids))
-  save_gif(file, [make_grid(pictures_of(x)) for x in chosen_frames(frames, len(drawer.timesteps))])
+  steps = (drawer.encoding.decode(x_0[:num]) for _, x_0 in drawer.predictions(params, ids))
+  chosen = chosen_frames(steps, len(drawer.timesteps))
+  save_gif(file, drawer.display.animation(chosen))
   return file
 
 

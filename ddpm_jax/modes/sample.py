@@ -37,7 +37,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
   folder = write_samples(drawer, weights, path, count, progress=True)
   written = [folder / 'samples.npz', folder / 'grid.png']
   if config.sample.files:
-    written.append(write_pictures(folder, count, drawer.encoding))
+    written.append(write_pictures(folder, count, drawer.display))
   if config.sample.animate:
     written.append(write_animation(drawer, weights, folder, count))
   processes.say(f'done: {" and ".join(map(str, written))}')

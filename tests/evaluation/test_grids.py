@@ -53,3 +53,31 @@ def test_captions_stand_beside_the_rows():
   np.testing.assert_array_equal(captioned[:, margin:], plain)
   assert captioned[:66, :margin].max() > 200  # a text, beside the first row alone
   assert captioned[66:, :margin].max() == 0
+
+
+def test_headings_and_a_note_stand_above_and_below():
+  images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
+  plain = grids.make_grid(images, columns=2)
+  texts = grids.make_grid(images, columns=2, headings=['', 'right'], note='what it is')
+  (top,) = [y for y in range(texts.shape[0]) if np.array_equal(texts[y : y + len(plain)], plain)]
+  assert texts[:top, :66].max() == 0  # an empty text
+  assert texts[:top, 66:].max() > 200
+  assert texts[top + len(plain) :].max() > 200
+
+
+@pytest.mark.parametrize(('size', 'columns'), [((64, 64), 3), ((64, 256), 2), ((256, 64), 6)])
+def test_a_grid_is_about_square(size, columns):
+  grid = grids.make_grid(np.full((9, *size, 1), 255, np.uint8), padding=1)
+  assert (grid.shape[1] - 1) / (size[1] + 1) == columns
+
+
+def test_an_animation_has_its_frames_for_their_time(tmp_path):
+  frames = [np.full((4, 4, 3), level, np.uint8) for level in (0, 100, 200)]
+  for times, expected in (({}, [60, 60, 1500]), ({'frame_ms': 33.3, 'last_ms': 1}, [30, 30, 10])):
+    grids.save_gif(tmp_path / 'a.gif', frames, **times)
+    with PIL.Image.open(tmp_path / 'a.gif') as gif:
+      durations = []
+      for i in range(gif.n_frames):
+        gif.seek(i)
+        durations.append(gif.info['duration'])
+    assert durations == expected

@@ -18,7 +18,6 @@ from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures.run import Run, write_npz
-from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_png
 from ddpm_jax.evaluation.references import source_identity
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.sampling import fold_rows, make_noise_fn
@@ -163,8 +162,14 @@ def interpolation(run: Run) -> pathlib.Path:
         'ids': chosen.reshape(2, pairs),
       },
     )
-    for name, rows in (('figure8', at_half), ('figure9', at_depths)):
-      pictures = pictures_of(run.encoding.x_0(rows.reshape(-1, *source.image_shape)))
-      grid = make_grid(pictures, columns=rows.shape[1])
-      save_png(folder / f'interpolation_{name}.png', grid)
+    headings = ['real', *map(str, WEIGHTS), 'real']
+    of_depths = [f'{depth} steps' for depth in depths]
+    for name, rows, captions in (('figure8', at_half, None), ('figure9', at_depths, of_depths)):
+      run.display.save(
+        folder / f'interpolation_{name}.png',
+        rows.reshape(-1, *source.image_shape),
+        columns=rows.shape[1],
+        captions=captions,
+        headings=headings,
+      )
   return folder

@@ -9,7 +9,6 @@ from ddpm_jax import processes
 from ddpm_jax.data import Source
 from ddpm_jax.evaluation.features import collect_features, features_identity
 from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_csv
-from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_png
 from ddpm_jax.evaluation.images import ArrayImages
 from ddpm_jax.evaluation.references import real_features, source_identity
 from ddpm_jax.evaluation.samples import load_samples, samples_identity, write_samples
@@ -98,8 +97,10 @@ def neighbours(run: Run) -> pathlib.Path:
         for i in range(count)
       ]
     )
-    grid = make_grid(pictures_of(run.encoding.x_0(shown)), columns=indices.shape[1] + 1)
-    save_png(folder / f'neighbours_{space}.png', grid)
+    headings = ['sample', *(f'nearest {rank + 1}' for rank in range(indices.shape[1]))]
+    run.display.save(
+      folder / f'neighbours_{space}.png', shown, columns=len(headings), headings=headings
+    )
   columns = ('space', 'sample', 'rank', 'training_image', 'distance')
   write_csv(folder / 'neighbours.csv', columns, rows)
   return folder

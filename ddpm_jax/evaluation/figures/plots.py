@@ -16,7 +16,7 @@ def _axes(file, count=1, *, size=(5.0, 3.6)):
 
   figure = Figure(figsize=(size[0] * count, size[1]))
   FigureCanvasAgg(figure)
-  yield figure.subplots(1, count, squeeze=False)[0]
+  yield figure.subplots(1, count, squeeze=False, gridspec_kw={'wspace': 0.35})[0]
   with written_whole(file) as partial:
     figure.savefig(partial, format='png', dpi=110, bbox_inches='tight')
 

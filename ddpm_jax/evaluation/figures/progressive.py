@@ -11,7 +11,6 @@ from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures import plots
 from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_csv
-from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_png
 from ddpm_jax.evaluation.images import ArrayImages
 from ddpm_jax.evaluation.samples import make_chain_fns
 from ddpm_jax.evaluation.stepwise import Stepwise
@@ -69,9 +68,13 @@ def progressive(run: Run) -> pathlib.Path:
   if processes.is_primary():
     shown = np.unique(np.linspace(0, slots - 1, min(slots, NUM_COLUMNS)).astype(int))[::-1]
     rows = predictions[: run.num_images][:, shown]
-    rows = pictures_of(run.encoding.x_0(rows.reshape(-1, *rows.shape[2:])))
-    picture = make_grid(rows, columns=len(shown))
-    save_png(folder / 'progressive.png', picture)
+    run.display.save(
+      folder / 'progressive.png',
+      rows.reshape(-1, *rows.shape[2:]),
+      columns=len(shown),
+      values=run.display.value_range(rows[:, -1]),
+      headings=[f't = {slot * every}' for slot in shown],
+    )
   if scorer:
     _measure(run, scorer, folder, drawn, predictions, every, chains)
   return folder

@@ -18,6 +18,7 @@ from ddpm_jax import devices
 from ddpm_jax.data import Encoding, Labels, Source
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.evaluation.bound import Bound
+from ddpm_jax.evaluation.display import Display
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures import plots
 from ddpm_jax.evaluation.samples import Drawer
@@ -44,7 +45,7 @@ class Run:
     variance: as p_mean_variance.
     kind: (prediction, loss, variance), as Table 2 names them.
     image_shape: of an example, (H, W, C) of pictures.
-    encoding: of the data.
+    display: how examples are shown.
     open_split: () -> Source of the images to compress and to interpolate.
     open_bpd_splits: () -> Sources of the bound.
     metrics: of config.eval.
@@ -68,7 +69,7 @@ class Run:
   variance: str | None
   kind: tuple[str, str, str]
   image_shape: tuple[int, ...]
-  encoding: Encoding
+  display: Display
   open_split: Callable[[], Source]
   open_bpd_splits: Callable[[], Sequence[Source]]
   metrics: Sequence[str]
@@ -84,6 +85,11 @@ class Run:
   make_scorer: Callable[[Sequence[str]], Scorer | None]
   make_drawer: Callable[[int], Drawer]
   make_evaluator: Callable[[], Evaluator]
+
+  @property
+  def encoding(self) -> Encoding:
+    """Of the data."""
+    return self.display.encoding
 
   @functools.cached_property
   def split(self) -> Source:

@@ -12,7 +12,6 @@ from ddpm_jax import processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.evaluation import stepwise
 from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_npz
-from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_png
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.sampling import fold_rows, make_noise_fn
 from ddpm_jax.sampling.ancestral import ancestral_chain
@@ -83,6 +82,6 @@ def shared(run: Run) -> pathlib.Path:
   if processes.is_primary():
     shaped = images.reshape(*shape, *images.shape[1:])
     write_npz(folder / 'shared.npz', {'samples': shaped, 'timesteps': timesteps})
-    pictures = pictures_of(run.encoding.x_0(images))
-    save_png(folder / 'shared.png', make_grid(pictures, columns=NUM_COLUMNS))
+    captions = [f'share x_{t + 1}' for t in timesteps] * chains
+    run.display.save(folder / 'shared.png', images, columns=NUM_COLUMNS, captions=captions)
   return folder
