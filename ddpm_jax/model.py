@@ -248,7 +248,7 @@ class Model:
     return save_chain(path, drawer, self.params, num)
 
   def picture(self, examples: np.ndarray, *, columns: int | None = None) -> 'PIL.Image.Image':
-    """Examples uint8 [N, H, W, C] in a grid, small ones enlarged, as a PIL image."""
+    """Examples, as the data are stored, in a grid as samples are shown: a PIL image."""
     from PIL import Image
 
     grid = build.display(self._config).grid(self._stored(examples), columns=columns)

@@ -174,12 +174,12 @@ def encoding(config: ConfigDict) -> data.Encoding:
 
 def display(config: ConfigDict) -> Display:
   """How the data are shown."""
-  names = config.data.channel_names
+  given = config.data.channel_names
   return Display(
     encoding(config),
     len(axes(config)),
     config.data.rate,
-    None if names is None else tuple(names),
+    None if given is None else tuple(names(given)),
     are_films=config.data.source.startswith('frames:'),
   )
 

@@ -189,10 +189,11 @@ def _check_encoding(config):
         f'data.{field} has {len(given)} numbers; there must be one for each of the '
         f'{config.channels} channels (data.channels)'
       )
-  if config.channel_names is not None and len(config.channel_names) != config.channels:
+  names = build.names(config.channel_names or ())
+  if config.channel_names is not None and len(names) != config.channels:
     raise UserError(
-      f'data.channel_names has {len(config.channel_names)} names; there must be one for each of '
-      f'the {config.channels} channels (data.channels)'
+      f'data.channel_names has {len(names)} names; there must be one for each of the '
+      f'{config.channels} channels (data.channels)'
     )
   if (config.shift is None) != (config.scale is None):
     raise UserError('of data.shift and data.scale one is given alone: give both, or neither')

@@ -140,16 +140,16 @@ class Display:
     **layout: Any,
   ) -> None:
     """Writes `grid` as a PNG file, and of films an animation beside it, FILE.gif."""
-    save_png(file, self.grid(examples, values=values, **layout))
     if self.are_films:
       self._save_film(file, self.frames(examples, **layout))
+    save_png(file, self.grid(examples, values=values, **layout))
 
   def save_one(self, file: pathlib.Path, example: np.ndarray) -> None:
     """As `save`, of one example alone: a picture pixel by pixel."""
     examples = example[None]
-    save_png(file, self.grid(examples) if self.are_signals else self.pictures(examples)[0])
     if self.are_films:
       self._save_film(file, self.frames(examples, padding=0))
+    save_png(file, self.grid(examples) if self.are_signals else self.pictures(examples)[0])
 
   def _save_film(self, file, frames):
     frame_ms = 1000 / (self.rate or FRAMES_A_SECOND)

@@ -15,6 +15,7 @@ ROW_WIDTH, MIN_WIDTH, MAX_WIDTH, HEIGHT, MARGIN = 12.0, 1.5, 5.0, 1.5, 0.9
 GAP = 0.06  # between panels, of a panel's width or height
 CAPTION_GAP = 0.22  # where a text stands above each row
 MAX_LEGEND = 16  # channels
+LEGEND_CHARACTERS = 14  # an inch
 
 
 def time_axis(length: int, rate: float | None) -> tuple[np.ndarray, float, str]:
@@ -143,8 +144,14 @@ def _add_texts(axes: 'Axes', texts, places, *, ha):
 def _add_legend(figure, curves, names):
   """The names of the channels, above the panels."""
   numbers = [f'channel {i + 1}' for i in range(len(names))]
+  widest = max(map(len, names)) + 8  # with the line beside it
+  columns = int(LEGEND_CHARACTERS * figure.get_figwidth() / widest)
   legend = figure.legend(
-    curves, numbers, loc='outside upper center', ncols=min(len(names), 8), fontsize='small'
+    curves,
+    numbers,
+    loc='outside upper center',
+    ncols=max(1, min(len(names), columns)),
+    fontsize='small',
   )
   for text, name in zip(legend.get_texts(), names, strict=True):
     text.set_parse_math(False)

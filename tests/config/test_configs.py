@@ -13,6 +13,7 @@ from configs import cifar10
 from ddpm_jax.config import build
 from ddpm_jax.config.checks import check
 from ddpm_jax.config.files import load_config
+from ddpm_jax.config.origins import with_data
 from tests.data.test_lsun import write_lmdb
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -99,6 +100,22 @@ def test_256_configs_measure_what_their_data_have(name, folders, splits, tmp_pat
   assert run.split.split == splits[-1]
   assert config.eval.bpd_examples <= 300
   assert (config.eval.reference_examples or 30_000) <= 50_000
+
+
+def test_ecg_takes_recordings_as_its_header_says(tmp_path):
+  soundfile = pytest.importorskip('soundfile')
+  wave = np.random.default_rng(0).integers(-1024, 1024, (2048, 1)).astype(np.int16)
+  soundfile.write(tmp_path / 'a.wav', wave, 360)
+  config = load('ecg')
+  config.data.source = f'signals:{tmp_path}'
+  config = with_data(config)
+  check(config)
+  assert (config.data.rate, config.data.dtype) == (360.0, 'int16')
+  source = build.source(config)
+  assert source.image_shape == (1024, 1)
+  windows = source.read(np.arange(len(source)))
+  np.testing.assert_array_equal(windows[1], wave[256:1280] + 2048)  # levels from -2,048 on
+  assert len(source) == 1 + (2048 - 1024) // 256
 
 
 def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):

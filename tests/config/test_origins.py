@@ -77,6 +77,13 @@ def test_they_decide_no_result():
   assert build.samples_identity(config).key() == 'a20a9b20'
 
 
+def test_names_may_come_as_one_text():
+  config = with_data(watch.get_config())
+  config.data.channel_names = ('a,b,c,d,e,f',)
+  check(config)
+  assert build.display(config).channel_names == tuple('abcdef')
+
+
 @pytest.mark.parametrize(
   ('field', 'value', 'message'),
   [
