@@ -50,7 +50,7 @@ def of_ticks(axis, corner):
 
 def test_curves_and_ticks_agree_in_every_panel():
   signals = RNG.normal(size=(5, 40, 2)) * [3, 30] + [5, 0]
-  figure = signal_panels(signals, columns=3, rate=20.0, channel_names=['a', '_$b'])
+  figure = signal_panels(signals, columns=3, rate=20.0, channel_names=['a', '_$b^$'])
   (axes,) = figure.axes
   corners = panel_corners(5, 3)
   assert len(set(map(tuple, corners.round(6).tolist()))) == 5
@@ -69,7 +69,7 @@ def test_curves_and_ticks_agree_in_every_panel():
         assert found.min() >= 0
         assert found.max() <= 1
   (legend,) = figure.legends
-  assert [text.get_text() for text in legend.get_texts()] == ['a', '_$b']
+  assert [text.get_text() for text in legend.get_texts()] == ['a', '_$b^$']
   assert drawn(figure).shape[-1] == 3
 
 
@@ -89,15 +89,15 @@ def test_panels_without_a_signal_have_no_curve_and_no_part_in_the_range():
 
 def test_texts_stand_with_their_rows_and_columns_as_they_are():
   signals = RNG.normal(size=(4, 8, 1))
-  names = ['$x^', 'b_']
+  names = ['$x^$', 'b_']
   figure = signal_panels(
-    signals, columns=2, captions=names, headings=['left', 'right'], channel_names=['$V']
+    signals, columns=2, captions=names, headings=['left', 'right'], channel_names=['$V^$']
   )
   (axes,) = figure.axes
   found = {text.get_text(): text.get_position() for text in axes.texts}
   assert set(found) == {*names, 'left', 'right'}
-  assert found['$x^'][1] > found['b_'][1]
+  assert found['$x^$'][1] > found['b_'][1]
   assert found['left'][0] < found['right'][0]
-  assert found['left'][1] > found['$x^'][1]
-  assert axes.get_ylabel() == '$V'
+  assert found['left'][1] > found['$x^$'][1]
+  assert axes.get_ylabel() == '$V^$'
   drawn(figure)  # a formula that is none would raise
