@@ -22,7 +22,6 @@ from ddpm_jax.evaluation.features import collect_features, features_identity
 from ddpm_jax.evaluation.figures import plots
 from ddpm_jax.evaluation.figures.neighbours import nearest
 from ddpm_jax.evaluation.figures.run import Run, write_csv
-from ddpm_jax.evaluation.grids import make_grid, pictures_of, save_png
 from ddpm_jax.evaluation.images import ArrayImages, evenly_spaced
 from ddpm_jax.evaluation.metrics import structure, transfer
 from ddpm_jax.evaluation.metrics.frechet import accumulate, frechet_distance
@@ -309,29 +308,26 @@ def _draw(run, folder, reference, columns):
   for axis in range(num_axes):
     length = reference.x_0.shape[axis + 1]
     where = '' if num_axes == 1 else f', axis {axis + 1}'
-    frequencies = np.arange(1, length // 2 + 1) / length
-    panels.append(
+    is_time = run.display.are_signals or (run.display.are_films and axis == 0)
+    rate = run.display.rate if is_time else None
+    frequencies, lags = np.arange(1, length // 2 + 1) / length, np.arange(length // 2 + 1)
+    spectra = {name: found[0][axis].mean(axis=1) for name, found in of_axes.items()}
+    correlations = {name: found[1][axis].mean(axis=1) for name, found in of_axes.items()}
+    panels += [
       {
         'title': f'Spectrum{where}',
-        'x': 'cycles a sample',
-        'y': 'power',
+        'x': 'Hz' if rate else 'cycles a sample',
+        'y': 'power, in variances',
         'logy': True,
-        'curves': [
-          (name, frequencies, found[0][axis].mean(axis=1), '-') for name, found in of_axes.items()
-        ],
-      }
-    )
-    panels.append(
+        'curves': _curves(frequencies * (rate or 1), spectra),
+      },
       {
         'title': f'Autocorrelation{where}',
-        'x': 'samples apart',
+        'x': 'seconds apart' if rate else 'samples apart',
         'y': 'correlation',
-        'curves': [
-          (name, np.arange(length // 2 + 1), found[1][axis].mean(axis=1), '-')
-          for name, found in of_axes.items()
-        ],
-      }
-    )
+        'curves': _curves(lags / (rate or 1), correlations),
+      },
+    ]
   shares = (np.arange(structure.NUM_QUANTILES) + 0.5) / structure.NUM_QUANTILES
   quantiles = {
     name: structure.quantiles(x.x_0 / deviation).mean(axis=1) for name, x in everything.items()
@@ -341,12 +337,19 @@ def _draw(run, folder, reference, columns):
       'title': 'Marginals',
       'x': 'share of values below',
       'y': 'value, in deviations',
-      'curves': [(name, shares, values, '-') for name, values in quantiles.items()],
+      'curves': _curves(shares, quantiles),
     }
   )
   plots.plot_curves(folder / 'structure.png', panels)
-  names, cells = list(columns), []
-  for examples in columns.values():
-    cells.append(pictures_of(examples.x_0[evenly_spaced(SHOWN, len(examples.x_0))]))
-  grid = make_grid(np.concatenate(cells), columns=SHOWN, captions=names)
-  save_png(folder / 'examples.png', grid)
+  cells = [x.x_0[evenly_spaced(SHOWN, len(x.x_0))] for x in columns.values()]
+  run.display.save(
+    folder / 'examples.png',
+    run.encoding.decode(np.concatenate(cells)),
+    columns=SHOWN,
+    captions=list(columns),
+    values=run.display.value_range(run.encoding.decode(reference.x_0)),
+  )
+
+
+def _curves(x, values):
+  return [(name, x, y, '-') for name, y in values.items()]
