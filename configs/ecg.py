@@ -11,7 +11,7 @@ give each person one file, or one side.
 
 Values are whole numbers of 12 bits, -2,048 to 2,047: those of MIT-BIH (11 bits around 1,024, at 360
 samples a second) less 1,024. PTB-XL's, in microvolts at 500, take --config.data.levels=65536. A
-window is of 2.8 or 2.0 seconds, two heartbeats or three.
+window is of 2.8 or 2.0 seconds, two heartbeats or three. Two cores take some three hours.
 """
 
 from ddpm_jax.configs import default

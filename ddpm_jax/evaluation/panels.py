@@ -109,8 +109,12 @@ def signal_panels(
   )
   x_ticks, y_ticks = ticks(0, end, 6 if width > 2 else 3), ticks(low, high, 4)
   first_row, first_column = corners[:columns, 0], corners[::columns, 1]
-  _set_ticks(axes.xaxis, first_row, x_ticks, x_ticks / end)
-  _set_ticks(axes.yaxis, first_column, y_ticks, (y_ticks - low) / (high - low))
+  x_places, y_places = x_ticks / end, (y_ticks - low) / (high - low)
+  _set_ticks(axes.xaxis, first_row, x_ticks, x_places)
+  _set_ticks(axes.yaxis, first_column, y_ticks, y_places)
+  lines = [[(x, 0), (x, 1)] for x in x_places] + [[(0, y), (1, y)] for y in y_places]
+  grid = (corners[is_shown, None, None] + np.array(lines)).reshape(-1, 2, 2)
+  axes.add_collection(LineCollection(grid, colors='lightgrey', linewidths=0.6, zorder=0))
   axes.set(frame_on=False, xlim=(0, first_row[-1] + 1), ylim=(first_column[-1], 1), xlabel=unit)
   _add_texts(axes, captions, [(0, y + 1.03) for y in first_column], ha='left')
   top = 1.03 if captions is None else 1 + gap
@@ -132,7 +136,6 @@ def _set_ticks(axis, corners, values, places):
   """Ticks of each panel of a row or column: the values, at places within the panel."""
   at = np.add.outer(corners, places).reshape(-1)
   axis.set_ticks(at, [f'{value:g}' for value in values] * len(corners), fontsize='small')
-  axis.grid(alpha=0.3)
 
 
 def _add_texts(axes: 'Axes', texts, places, *, ha):
