@@ -12,11 +12,10 @@ from ddpm_jax.configs import default
 def get_config():
   config = default.get_config()
   config.data.update(source='brain_blocks', image_size=(16, 16, 16), channels=1, random_flip=False)
-  config.diffusion.update(mean_type='edm', sigma_data=0.45)
   config.model.update(
     ch=16, num_groups=8, ch_mult=(1, 2, 4), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0
   )
-  config.optim.update(learning_rate=1e-3, warmup_steps=100, ema_decay=0.99)
+  config.optim.update(learning_rate=1e-3, warmup_steps=200, ema_decay=0.995)
   config.train.update(
     global_batch_size=16,
     num_steps=600,
