@@ -28,8 +28,8 @@ def check_codec(config: ConfigDict) -> None:
   """Raises a UserError for a model that the codec cannot use."""
   if build.parameterization(config.diffusion).is_step:
     raise UserError(
-      'this model predicts xprev, one step of the whole chain, and the codec takes longer ones: take '
-      'a model that predicts eps, xstart or v'
+      'this model predicts xprev, one step of the whole chain, and the codec takes longer ones: '
+      'take a model that predicts eps, xstart or v'
     )
   build.check_unconditional(config)
 
