@@ -67,6 +67,8 @@ CASES = {
   'signals of 1024': make_signals(1024, batch=8, steps=5),
   'volumes of width 16': make_volumes(16, 8, batch=16, steps=3),
   'volumes of width 32': make_volumes(32, 32, batch=8, steps=3),
+  'volumes of width 64': make_volumes(64, 32, batch=8, steps=1),
+  'volumes of width 128': make_volumes(128, 32, batch=8, steps=1),
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.interop.tf_ddpm import params_from_tf, tf_name
-from ddpm_jax.nn import unet
+from ddpm_jax.nn import unet, winograd
 from ddpm_jax.nn.unet import AttnBlock, Downsample, ExampleDropout, ResnetBlock, UNet, Upsample
 
 PARAMETER_COUNTS = {
@@ -472,20 +472,24 @@ def random_params(model, shape, rng):
 
 
 @pytest.mark.parametrize(
-  ('shape', 'attn_resolutions', 'resamp_with_conv'),
+  ('shape', 'attn_resolutions', 'resamp_with_conv', 'on_cpu'),
   [
-    ((2, 16, 3), (8,), True),
-    ((2, 16, 3), (), False),
-    ((2, 8, 4, 1), (4,), True),
-    ((2, 4, 8, 4, 2), (2,), True),
-    ((2, 2, 2, 4, 1), (), False),
+    ((2, 16, 3), (8,), True, False),
+    ((2, 16, 3), (), False, True),
+    ((2, 8, 4, 1), (4,), True, False),
+    ((2, 4, 8, 4, 2), (2,), True, False),
+    ((2, 4, 8, 4, 2), (2,), True, True),
+    ((2, 2, 2, 4, 1), (), False, True),
   ],
 )
 def test_networks_of_any_number_of_axes_equal_float64(
-  relative_error, shape, attn_resolutions, resamp_with_conv
+  relative_error, monkeypatch, shape, attn_resolutions, resamp_with_conv, on_cpu
 ):
   """Outputs, and the gradient of a loss along a random direction of parameters and input."""
+  monkeypatch.setattr(winograd, 'MIN_CHANNELS', {2: 4, 3: 4})
+  monkeypatch.setattr(winograd, 'MIN_POSITIONS', 1)
   model = UNet(8, (1, 2), 1, attn_resolutions, 2, resamp_with_conv=resamp_with_conv, num_groups=4)
+  model = model.clone(winograd=on_cpu)
   rng = np.random.default_rng(len(shape))
   params, x = random_params(model, shape, rng), rng.standard_normal(shape).astype(np.float32)
   t, weights = np.array([3, 700]), rng.standard_normal((*shape[:-1], 2))
@@ -516,11 +520,14 @@ def test_networks_of_any_number_of_axes_equal_float64(
 
 @pytest.mark.parametrize(('length', 'stride'), [(8, 1), (8, 2), (7, 2), (1, 1), (1, 2)])
 @pytest.mark.parametrize('num_axes', [1, 2, 3])
-def test_convolutions_of_any_number_of_axes_equal_float64(relative_error, num_axes, length, stride):
+@pytest.mark.parametrize('convolve', [None, unet._cpu_conv])
+def test_convolutions_of_any_number_of_axes_equal_float64(
+  relative_error, convolve, num_axes, length, stride
+):
   rng = np.random.default_rng(0)
   x = rng.standard_normal((*(2, length, 6, 5)[: num_axes + 1], 3))
   params = {'kernel': rng.standard_normal((3,) * num_axes + (3, 4)), 'bias': np.arange(4.0)}
-  layer = unet._conv(4, num_axes, dtype=None, name=None, strides=stride)
+  layer = unet._conv(4, num_axes, dtype=None, name=None, strides=stride, convolve=convolve)
   assert relative_error(layer.apply({'params': params}, x), convolved(x, params, stride)) < 1e-6
 
 

@@ -12,17 +12,23 @@ SHAPES = {  # of images, and output channels
   'oblong': ((2, 4, 6, 5), 3),
   'smallest': ((1, 2, 2, 1), 1),
   'one row of tiles': ((1, 2, 20, 40), 32),
+  'signals': ((2, 6, 5), 3),
+  'volumes': ((2, 4, 6, 2, 5), 3),
 }
 
 
 def plain(x, kernel):
+  axes = 'DHW'[5 - x.ndim :]
+  numbers = (f'N{axes}C', f'{axes}IO', f'N{axes}C')
   return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    x, kernel, (1,) * len(axes), 'SAME', dimension_numbers=numbers
   )
 
 
 def plain_upsample(x, kernel):
-  return plain(x.repeat(2, axis=1).repeat(2, axis=2), kernel)
+  for axis in range(1, x.ndim - 1):
+    x = x.repeat(2, axis=axis)
+  return plain(x, kernel)
 
 
 PAIRS = {
@@ -50,11 +56,11 @@ def test_equals_the_plain_convolution_to_rounding(
 ):
   monkeypatch.setattr(winograd, 'CHUNK_BYTES', chunk_bytes)
   convolve, plain_convolve, scale = PAIRS[pair]
-  (batch, height, width, channels), out_channels = SHAPES[shape]
+  (batch, *axes, channels), out_channels = SHAPES[shape]
   keys = jax.random.split(jax.random.key(0), 3)
-  x = jax.random.normal(keys[0], (batch, height, width, channels))
-  kernel = jax.random.normal(keys[1], (3, 3, channels, out_channels))
-  dy = jax.random.normal(keys[2], (batch, height * scale, width * scale, out_channels))
+  x = jax.random.normal(keys[0], (batch, *axes, channels))
+  kernel = jax.random.normal(keys[1], (*(3,) * len(axes), channels, out_channels))
+  dy = jax.random.normal(keys[2], (batch, *(n * scale for n in axes), out_channels))
   actual = values_and_gradients(convolve, x, kernel, dy)
   expected = exact(plain_convolve, x, kernel, dy)
   rounding = values_and_gradients(plain_convolve, x, kernel, dy)
@@ -71,12 +77,16 @@ def test_images_go_through_in_chunks_of_their_own():
 
 def test_applies_to_what_it_can_do_and_what_pays():
   assert winograd.applies((1, 8, 8, 32), (3, 3, 32, 64))
+  assert winograd.applies((4, 8, 8, 2, 16), (3, 3, 3, 16, 16))
   for x_shape, kernel_shape in [
     ((1, 7, 8, 32), (3, 3, 32, 64)),
     ((1, 8, 7, 32), (3, 3, 32, 64)),
     ((1, 8, 8, 3), (3, 3, 3, 64)),
     ((1, 8, 8, 32), (3, 3, 32, 3)),
     ((1, 8, 8, 32), (1, 1, 32, 64)),
+    ((4, 8, 8, 3, 32), (3, 3, 3, 32, 64)),
+    ((2, 8, 8, 2, 32), (3, 3, 3, 32, 64)),
+    ((1, 8, 64), (3, 64, 64)),
   ]:
     assert not winograd.applies(x_shape, kernel_shape)
 
