@@ -152,3 +152,20 @@ def test_bytes_that_became_other_numbers_are_held_against_their_levels(tmp_path)
     assert build.stored_source(config).read(np.arange(2)).dtype == values.dtype
     with pytest.raises(UserError, match=r'and data\.levels=256 holds '):
       build.source(config).read(np.arange(2))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'num_axes', 'are_films'),
+  [
+    ({}, 2, False),
+    ({'data.source': 'frames:clips', 'data.image_size': (4, 8, 8)}, 3, True),
+    ({'data.source': 'volumes:scans', 'data.image_size': (4, 8, 8)}, 3, False),
+    ({'data.source': 'array:a.npy', 'data.image_size': (8,), 'data.rate': 8.0}, 1, False),
+  ],
+)
+def test_data_are_shown_by_their_axes_and_their_source(fields, num_axes, are_films):
+  config = tiny_config(**{'data.levels': 256, **fields})
+  display = build.display(config)
+  assert (display.num_axes, display.are_films) == (num_axes, are_films)
+  assert display.rate == fields.get('data.rate')
+  assert display.most_shown == (16 if num_axes == 1 else 100)
