@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from ddpm_jax.configs import default
 from ddpm_jax.data.encoding import CONTINUOUS, MAX_LEVELS
 from ddpm_jax.errors import UserError
-from ddpm_jax.training.averages import MAX_WIDTH
 
 MAX_SEED = 2**32 - 1  # beyond it, JAX makes keys that smaller seeds have, too
+_MAX_EMA_WIDTH = 0.28  # that of training.averages, which is not imported: jax takes a second
 _MAX_INT = 2**31 - 1  # of what JAX counts
 _MAX_FLOAT = 3.4e38  # of float32
 _MAX_IMAGES = 10**8  # drawn at once; their ids and pixels lie in memory
@@ -54,8 +54,8 @@ LIMITS: dict[str, tuple[float, float]] = {
   'optim.weight_decay': (0, 10**3),
   'optim.ema_warmup': (1e-6, 10**3),
   'optim.ema_decays': (0, _BELOW_ONE),
-  'optim.ema_widths': (1e-3, MAX_WIDTH),
-  'ema.width': (1e-3, MAX_WIDTH),
+  'optim.ema_widths': (1e-3, _MAX_EMA_WIDTH),
+  'ema.width': (1e-3, _MAX_EMA_WIDTH),
   'ema.decay': (0, _BELOW_ONE),
   'optim.adam_b1': (0, _BELOW_ONE),
   'optim.adam_b2': (0, _BELOW_ONE),

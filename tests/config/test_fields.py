@@ -9,6 +9,7 @@ from ddpm_jax.config import build, fields
 from ddpm_jax.config.checks import check
 from ddpm_jax.configs import default
 from ddpm_jax.errors import UserError
+from ddpm_jax.training import averages
 from tests.tiny import tiny_config
 
 HUGE = (2**31, 2**32, 2**63, 2**64, -(2**63), 10**400, 1e38, 1e39, 1e300)
@@ -136,3 +137,7 @@ def test_a_field_that_nobody_reads_is_refused_with_the_nearest():
     check(config)
   with pytest.raises(UserError, match=r'lacks \d+ fields, compilation_cache first; begin with '):
     check(ConfigDict({'seed': 1}))
+
+
+def test_widths_of_averages_have_the_limit_of_those_who_make_them():
+  assert fields.LIMITS['ema.width'][1] == averages.MAX_WIDTH

@@ -111,7 +111,7 @@ def test_a_target_that_cannot_be_met_is_told(workdir, pictures, capsys):
     (compress, {'compress.images': 'x', 'compress.target': 'all'}, 'compress.target is'),
     (compress, {'compress.images': 'x', 'compress.search': 'slow'}, 'compress.search is'),
     (compress, {'compress.images': 'missing'}, 'compress.images=missing does not exist'),
-    (compress, {'compress.images': 'x', 'diffusion.mean_type': 'xprev'}, 'mean_type=xprev'),
+    (compress, {'compress.images': 'x', 'diffusion.mean_type': 'xprev'}, 'predicts xprev'),
     (decompress, {}, 'decompress.files is not given'),
     (decompress, {'decompress.files': 'missing'}, 'missing does not exist'),
     (decompress, {'decompress.files': 'x', 'decompress.completion': 'x'}, 'completion is'),

@@ -154,7 +154,7 @@ def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
     ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is neither labels nor'),
     (['--config.train.num_steps=many'], 'many'),
     (['--config.eval.metrics=fid,is,fod'], "eval.metrics is 'fod'; it must be one of bpd, fid, is"),
-    (['--mode=trian'], 'be one of <train|sample|edit|eval|reproduce|import|export|info>'),
+    (['--mode=trian'], 'be one of <train|sample|edit|compress|decompress|eval|reproduce|'),
     (['--wrokdir=x'], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     (['stray'], "'stray' is not understood"),
     (['--config.diffusion.num_timesteps=0'], 'diffusion.num_timesteps is 0'),

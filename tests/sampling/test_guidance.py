@@ -185,7 +185,7 @@ def test_a_mean_is_led_as_x_0_is_and_a_learned_variance_is_the_denoisers_own():
   def fixed(value):
     return lambda x_t, t: Prediction(x_t * 0 + value, x_t * 0 - value, x_t * 0 + 2 * value)
 
-  x_0, log_variance, mean = guided(fixed(3.0), fixed(1.0), 2.0)(X_T, T)
+  x_0, log_variance, mean, _ = guided(fixed(3.0), fixed(1.0), 2.0)(X_T, T)
   assert (x_0[0, 0, 0, 0], log_variance[0, 0, 0, 0], mean[0, 0, 0, 0]) == (5.0, -3.0, 10.0)
   with pytest.raises(UserError, match='guidance_rescale changes the predicted x_0'):
     guided(fixed(3.0), fixed(1.0), 2.0, rescale=0.5)(X_T, T)
