@@ -494,6 +494,7 @@ def read_pickle(tmp_path):
   return read
 
 
+@pytest.mark.slow
 def test_any_byte_of_the_pickle_changed(read_pickle, no_call):
   codes = b'.(0abcdehijlqrstuNRQX\x80\x81\x85\x88\x8a\x8c\x93\x94\x00\xff\n'
   changed = (

@@ -101,7 +101,7 @@ def assert_same_model(one, other):
   jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
 
 
-@each_kind('signals', 'volumes')
+@each_kind('signals')
 def test_samples_are_as_the_data_are_stored(runs, kind, tmp_path):
   data, workdir = runs[kind]
   values, levels = KINDS[kind]
@@ -209,7 +209,7 @@ def test_a_run_goes_on_bit_for_bit(runs, kind, tmp_path):
   assert states[0] == states[1]
 
 
-@each_kind('signals')
+@each_kind()
 def test_every_figure_is_drawn(runs, kind):
   data, workdir = runs[kind]
   reproduce(config_of(data, kind, **{'reproduce.what': FIGURES}), workdir)

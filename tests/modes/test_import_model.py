@@ -116,6 +116,7 @@ def test_state_has_both_sets_and_a_fresh_optimizer(models, trees):
   same_trees((state.params, state.ema_params), (trees[1], trees[1]))
 
 
+@pytest.mark.slow
 def test_training_starts_from_any_of_them(models, trees, tmp_path, monkeypatch, capsys):
   # With a learning rate of 0, the first step leaves the weights alone.
   for form, path in models.items():

@@ -87,6 +87,7 @@ def test_real_columns_are_like_the_reference_in_structure_and_noise_is_not():
     assert rows[name]['samples'] > 3 * max(rows[name]['test'], rows[name]['half of training'])
 
 
+@pytest.mark.slow
 def test_labels_that_mean_something_teach_about_real_examples(monkeypatch):
   train = transfer.train_classifier
   monkeypatch.setattr(transfer, 'train_classifier', lambda *args: train(*args, num_steps=60))
