@@ -31,10 +31,10 @@ digits-labels: $(VENV)/run
 	$(RUN) $(DIGITS_LABELS) --mode=sample --config.sample.guidance=1.5
 	$(RUN) $(DIGITS_LABELS) --mode=eval
 
-# FLAC's figure needs soundfile, of the extra `signals`.
 SIGNALS := main.py --config=configs/watch.py:labels --workdir=runs/signals
 
 signals: $(VENV)/run
+	$(RUN) -m pip install 'soundfile>=0.13'  # for FLAC's figure, as the extra `signals` has it
 	$(RUN) $(SIGNALS)
 	$(RUN) $(SIGNALS) --mode=sample
 	$(RUN) $(SIGNALS) --mode=reproduce --config.reproduce.what=comparison
