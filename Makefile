@@ -34,7 +34,7 @@ digits-labels: $(VENV)/run
 SIGNALS := main.py --config=configs/watch.py:labels --workdir=runs/signals
 
 signals: $(VENV)/run
-	$(RUN) -m pip install 'soundfile>=0.13'  # for FLAC's figure, as the extra `signals` has it
+	$(RUN) -m pip install 'soundfile>=0.12'  # for FLAC's figure, as the extra `signals` has it
 	$(RUN) $(SIGNALS)
 	$(RUN) $(SIGNALS) --mode=sample
 	$(RUN) $(SIGNALS) --mode=reproduce --config.reproduce.what=comparison
