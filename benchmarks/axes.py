@@ -14,6 +14,7 @@ import contextlib
 import functools
 import statistics
 import sys
+import tempfile
 from typing import Any, NamedTuple
 
 from interleaved import (
@@ -72,48 +73,60 @@ CASES = {
 }
 
 
-def start(name, case, before):
-  """The Contender of a name on the command line, for a case."""
+def start(name, case, before, cache):
+  """The Contender of a name on the command line, for a case; cache is of compiled programs."""
+  caches = {'JAX_COMPILATION_CACHE_DIR': cache, 'TORCHINDUCTOR_CACHE_DIR': cache}
   options = {'batch': case.batch, 'steps': case.steps}
   if name not in ('ddpm_jax', 'before'):
     options |= {'name': name, 'shape': case.shape, 'network': case.network}
-    return Contender('peers', case.peer, options, huge_pages=False)
+    return Contender('peers', case.peer, options, huge_pages=False, **caches)
   *axes, channels = case.shape
   data = {'data.image_size': axes, 'data.channels': channels, 'data.levels': 256}
   options |= {'config': case.config, 'changes': data | case.changes}
-  return Contender('worker', 'training', options, checkout=before if name == 'before' else ROOT)
+  checkout = before if name == 'before' else ROOT
+  return Contender('worker', 'training', options, checkout=checkout, **caches)
 
 
 def measure(case, args):
-  """Yields a row of each contender, whose networks are alike."""
+  """The rows of the table, one of each contender, whose networks are alike."""
   names = ['ddpm_jax', *(['before'] if args.before else []), *filter(None, args.against.split(','))]
-  with contextlib.ExitStack() as stack:
-    contenders = {name: stack.enter_context(start(name, case, args.before)) for name in names}
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+
+    def start_warm(name):  # compiling takes memory that is not a step's
+      with start(name, case, args.before, f'{folder}/{name}') as cold:
+        cold.ask('step')
+      return start(name, case, args.before, f'{folder}/{name}')
+
+    contenders = {name: stack.enter_context(start_warm(name)) for name in names}
     functions = {
       name: functools.partial(steady, contender, 'step', 'steps')
       for name, contender in contenders.items()
     }
-    alternate(functions, 1)  # compiles
+    alternate(functions, 1)
     measured = alternate(functions, args.rounds)
     facts = {name: contender.ask('facts') for name, contender in contenders.items()}
   print(*dict.fromkeys(found['versions'] for found in facts.values()), sep='\n', end='\n\n')
+  rows = []
   for name, values in measured.items():
     found = facts[name]
     for what in ('parameters', 'flops'):
       share = found[what] / facts['ddpm_jax'][what]
       if abs(share - 1) > TOLERANCE:
         sys.exit(f'{name} has {share:.3f} times the {what} of ddpm_jax')
-    secs, flops = (statistics.median(values) / case.steps, found['flops'])
+    secs, flops = statistics.median(values) / case.steps, found['flops']
     least, most = min(values) / case.steps, max(values) / case.steps
-    yield [
-      name,
-      f'{1e3 * secs:.1f} ({1e3 * least:.1f}-{1e3 * most:.1f})',
-      f'{ratio(values, measured["ddpm_jax"]):.3f}',
-      f'{flops / secs / 1e9:.0f}',
-      f'{found["peak_mib"]:.0f}',
-      f'{found["parameters"]:,}',
-      f'{flops / case.batch / 1e9:.4f}',
-    ]
+    rows.append(
+      [
+        name,
+        f'{1e3 * secs:.1f} ({1e3 * least:.1f}-{1e3 * most:.1f})',
+        f'{ratio(values, measured["ddpm_jax"]):.3f}',
+        f'{flops / secs / 1e9:.0f}',
+        f'{found["peak_mib"]:.0f}',
+        f'{found["parameters"]:,}',
+        f'{flops / case.batch / 1e9:.4f}',
+      ]
+    )
+  return rows
 
 
 def main():

@@ -20,10 +20,9 @@ import numpy as np
 from jax import lax
 
 CHUNK_BYTES = 2**23  # of transformed images, at a time
-# By the number of axes; below, the transforms cost more than they save. Of signals they always do.
-MIN_CHANNELS = {2: 32, 3: 16}
-# Of a batch of volumes; with fewer, transforming the filters costs more than they save.
-MIN_POSITIONS = 512
+MIN_CHANNELS = 32  # below, the transforms cost more than they save
+MIN_CHANNELS_OF_VOLUMES = 128  # in and out together; likewise
+MIN_POSITIONS_OF_VOLUMES = 512  # of a batch; below, transforming the filters costs too much
 
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]], np.float32)
@@ -40,13 +39,13 @@ _SUM = np.ones((3, 1), np.float32)
 def applies(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
   """Whether conv3 takes an example [B, ..., C] and a kernel of these shapes, and it pays."""
   batch, *axes, channels = x_shape
-  return (
-    len(axes) in MIN_CHANNELS
-    and (len(axes) == 2 or batch * math.prod(axes) >= MIN_POSITIONS)
-    and kernel_shape[:-2] == (3,) * len(axes)
-    and all(length % 2 == 0 for length in axes)
-    and min(channels, kernel_shape[-1]) >= MIN_CHANNELS[len(axes)]
-  )
+  *taps, _, features = kernel_shape
+  if tuple(taps) != (3,) * len(axes) or any(length % 2 for length in axes):
+    return False
+  if len(axes) == 3:
+    is_wide = channels + features >= MIN_CHANNELS_OF_VOLUMES
+    return is_wide and batch * math.prod(axes) >= MIN_POSITIONS_OF_VOLUMES
+  return len(axes) == 2 and min(channels, features) >= MIN_CHANNELS
 
 
 @jax.custom_vjp

@@ -486,8 +486,8 @@ def test_networks_of_any_number_of_axes_equal_float64(
   relative_error, monkeypatch, shape, attn_resolutions, resamp_with_conv, on_cpu
 ):
   """Outputs, and the gradient of a loss along a random direction of parameters and input."""
-  monkeypatch.setattr(winograd, 'MIN_CHANNELS', {2: 4, 3: 4})
-  monkeypatch.setattr(winograd, 'MIN_POSITIONS', 1)
+  for name in ('MIN_CHANNELS_OF_VOLUMES', 'MIN_POSITIONS_OF_VOLUMES'):
+    monkeypatch.setattr(winograd, name, 16)
   model = UNet(8, (1, 2), 1, attn_resolutions, 2, resamp_with_conv=resamp_with_conv, num_groups=4)
   model = model.clone(winograd=on_cpu)
   rng = np.random.default_rng(len(shape))

@@ -77,15 +77,16 @@ def test_images_go_through_in_chunks_of_their_own():
 
 def test_applies_to_what_it_can_do_and_what_pays():
   assert winograd.applies((1, 8, 8, 32), (3, 3, 32, 64))
-  assert winograd.applies((4, 8, 8, 2, 16), (3, 3, 3, 16, 16))
+  assert winograd.applies((4, 8, 8, 2, 96), (3, 3, 3, 96, 32))
   for x_shape, kernel_shape in [
     ((1, 7, 8, 32), (3, 3, 32, 64)),
     ((1, 8, 7, 32), (3, 3, 32, 64)),
     ((1, 8, 8, 3), (3, 3, 3, 64)),
     ((1, 8, 8, 32), (3, 3, 32, 3)),
     ((1, 8, 8, 32), (1, 1, 32, 64)),
-    ((4, 8, 8, 3, 32), (3, 3, 3, 32, 64)),
-    ((2, 8, 8, 2, 32), (3, 3, 3, 32, 64)),
+    ((4, 8, 8, 3, 96), (3, 3, 3, 96, 32)),
+    ((2, 8, 8, 2, 96), (3, 3, 3, 96, 32)),
+    ((4, 8, 8, 2, 32), (3, 3, 3, 32, 64)),
     ((1, 8, 64), (3, 64, 64)),
   ]:
     assert not winograd.applies(x_shape, kernel_shape)
