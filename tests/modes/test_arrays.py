@@ -71,7 +71,7 @@ def config_of(folder, kind, **fields):
   )
 
 
-class Runs(dict):
+class Trained(dict):
   """{kind: (folder of the data, workdir)}, each trained when it is asked for."""
 
   def __init__(self, parent):
@@ -85,8 +85,25 @@ class Runs(dict):
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-  return Runs(tmp_path_factory.mktemp('arrays'))
+def trained(tmp_path_factory):
+  return Trained(tmp_path_factory.mktemp('arrays'))
+
+
+class Copies(dict):
+  """{kind: (folder of the data, workdir)}, each workdir a copy for the results of one test."""
+
+  def __init__(self, trained, parent):
+    self._trained, self._parent = trained, parent
+
+  def __missing__(self, kind):
+    data, workdir = self._trained[kind]
+    self[kind] = data, shutil.copytree(workdir, self._parent / kind)
+    return self[kind]
+
+
+@pytest.fixture
+def runs(trained, tmp_path_factory):
+  return Copies(trained, tmp_path_factory.mktemp('copies'))
 
 
 def figures_of(workdir):
@@ -102,7 +119,7 @@ def assert_same_model(one, other):
 
 
 @each_kind('signals')
-def test_samples_are_as_the_data_are_stored(runs, kind, tmp_path):
+def test_samples_are_as_the_data_are_stored(runs, kind):
   data, workdir = runs[kind]
   values, levels = KINDS[kind]
   sample(config_of(data, kind, **{'sample.files': 'png', 'sample.animate': True}), workdir)
@@ -124,7 +141,7 @@ def test_samples_are_as_the_data_are_stored(runs, kind, tmp_path):
 def test_samples_that_were_interrupted_go_on_bit_for_bit(runs, kind, tmp_path, monkeypatch):
   data, workdir = runs[kind]
   for name in ('stopped', 'whole'):
-    shutil.copytree(workdir, tmp_path / name, ignore=shutil.ignore_patterns('samples'))
+    shutil.copytree(workdir, tmp_path / name)
   config = config_of(data, kind, **{'sample.num_samples': 12})
   save, written_ids = shards.save, []
 
@@ -229,9 +246,9 @@ def test_every_figure_is_drawn(runs, kind):
 
 
 @each_kind('signals')
-def test_samples_stand_between_real_data_and_simple_models(runs, kind, tmp_path):
+def test_samples_stand_between_real_data_and_simple_models(runs, kind):
   """Columns of real examples are near to the training examples; the model has learned nothing."""
-  data, workdir = runs[kind][0], shutil.copytree(runs[kind][1], tmp_path / 'run')
+  data, workdir = runs[kind]
   reproduce(config_of(data, kind, **{'reproduce.what': ('comparison',)}), workdir)
   (file,) = workdir.glob('reproduce/*/comparison*/comparison.csv')
   with open(file, newline='') as stream:
@@ -251,12 +268,13 @@ def test_samples_stand_between_real_data_and_simple_models(runs, kind, tmp_path)
 
 
 @each_kind('signals', 'volumes')
-def test_distances_are_in_the_features_of_random_convolutions(runs, kind, tmp_path):
-  data, workdir = runs[kind][0], shutil.copytree(runs[kind][1], tmp_path / 'run')
+def test_distances_are_in_the_features_of_random_convolutions(runs, kind):
+  data, workdir = runs[kind]
   fields = {'eval.metrics': ('fid', 'kid', 'pr'), 'eval.num_samples': 8}
   evaluate(config_of(data, kind, **fields), workdir)
-  reports = [json.loads(file.read_text()) for file in workdir.glob('eval/**/report.json')]
-  (report,) = (x for x in reports if x['about'].get('network_name') == 'random convolutions')
+  (file,) = workdir.glob('eval/**/report.json')
+  report = json.loads(file.read_text())
+  assert report['about']['network_name'] == 'random convolutions'
   assert {figure['metric'] for figure in report['figures']} == {'fid', 'kid', 'precision', 'recall'}
   assert all('random convolutions' in figure['name'] for figure in report['figures'])
   assert any('compare with no published' in note for note in report['notes'])
@@ -315,14 +333,13 @@ def test_an_array_that_changed_since_the_run_began_is_said_or_refused(runs, tmp_
   data, workdir = runs['signals']
   values = KINDS['signals'][0]
   other = write(tmp_path / 'data', 'signals')
-  shutil.copytree(workdir, tmp_path / 'run')
   fields = {'data.source': f'array:{data}', 'train.num_steps': 5}
   config = config_of(data, 'signals', **fields)
 
   def go_on(changed):
     np.save(other / 'train.npy', changed)
     shutil.copy(other / 'train.npy', data / 'train.npy')
-    train(config, tmp_path / 'run')
+    train(config, workdir)
 
   try:
     for changed, message in (
