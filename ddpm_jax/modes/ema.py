@@ -12,14 +12,7 @@ from ddpm_jax.config import build, checks
 from ddpm_jax.config.origins import config_of, find_folder, is_workdir, split_step
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage.checkpoints import Checkpointer, GoneError
-from ddpm_jax.storage.workdir import (
-  check_path,
-  locked,
-  open_workdir,
-  steps_on_disk,
-  store_config,
-  workdir_path,
-)
+from ddpm_jax.storage.workdir import check_unused, locked, open_workdir, store_config
 from ddpm_jax.training.averages import added_up, check_synthesis, name_of
 
 
@@ -43,10 +36,7 @@ def ema(config: ConfigDict, workdir: str) -> None:
     raise UserError('--mode=ema needs --config.init_from=WORKDIR[@STEP], the run to average')
   if (width is None) == (decay is None):
     raise UserError('--mode=ema takes one of --config.ema.width and --config.ema.decay')
-  path = workdir_path(workdir)
-  check_path(path, writes=True)
-  if steps_on_disk(path / 'checkpoints') or (path / 'metrics.jsonl').exists():
-    raise UserError(f'--workdir={workdir} holds a run already; give another workdir')
+  check_unused(workdir)
   name, step = split_step(config.init_from)
   folder = find_folder(name)
   if folder is None or not is_workdir(folder):

@@ -14,14 +14,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.interop import diffusers
 from ddpm_jax.interop.foreign import FORMS
 from ddpm_jax.storage.files import write_text
-from ddpm_jax.storage.workdir import (
-  check_path,
-  locked,
-  open_workdir,
-  steps_on_disk,
-  store_config,
-  workdir_path,
-)
+from ddpm_jax.storage.workdir import check_unused, locked, open_workdir, store_config
 from ddpm_jax.trainer import IMPORT, begin
 
 
@@ -42,10 +35,7 @@ def import_model(config: ConfigDict, workdir: str) -> None:
   source = config.import_.path
   if not source:
     raise UserError(f'--mode=import needs --config.import.path=PATH: a workdir, {FORMS}')
-  path = workdir_path(workdir)
-  check_path(path, writes=True)
-  if steps_on_disk(path / 'checkpoints') or (path / 'metrics.jsonl').exists():
-    raise UserError(f'--workdir={workdir} holds a run already; give another workdir')
+  check_unused(workdir)
   state, start = begin(config, source)
   step = start.step
   _say_clip(source, config)

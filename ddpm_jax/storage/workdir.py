@@ -176,6 +176,14 @@ def open_workdir(workdir: str | os.PathLike[str], *, saves_steps: bool = False) 
   return path
 
 
+def check_unused(workdir: str | os.PathLike[str]) -> None:
+  """Raises a UserError for a folder that cannot have a new run, or that holds one."""
+  path = workdir_path(workdir)
+  check_path(path, writes=True)
+  if steps_on_disk(path / 'checkpoints') or (path / 'metrics.jsonl').exists():
+    raise UserError(f'--workdir={workdir} holds a run already; give another workdir')
+
+
 def find_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
   """The folder of a run that has been trained.
 
