@@ -14,13 +14,21 @@ class (flowers/train/rose/1.jpg, flowers/rose/1.jpg). Classes are numbered by th
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data.labels import FOLDERS, Labels
-from ddpm_jax.data.listing import EXTENSIONS, Listing, PictureFile, list_pictures, some, version_of
+from ddpm_jax.data.listing import (
+  EXTENSIONS,
+  Listing,
+  PictureFile,
+  list_files,
+  list_pictures,
+  some,
+  version_of,
+)
 from ddpm_jax.data.pictures import PictureSource
 from ddpm_jax.data.splits import SPLITS, NoSplitError
 from ddpm_jax.errors import UserError
@@ -78,6 +86,37 @@ def existing_folder(path: str, name: str, what: str) -> pathlib.Path:
     problem = 'is not a folder' if root.exists() else 'does not exist'
     raise UserError(f'data.source={name!r}: {root} {problem}; give a folder of {what}')
   return root
+
+
+def files_of_split(
+  path: str,
+  *,
+  name: str,
+  split: str,
+  extensions: Sequence[str],
+  what: str,
+  or_else: str = '',
+  listed: Callable[[pathlib.Path, Sequence[str], str], Listing] = list_files,
+) -> tuple[pathlib.Path, Listing]:
+  """(the folder of a split, its files).
+
+  Args:
+    path: of the data.
+    name: the source as the config names it.
+    split: name of the split.
+    extensions: of the files.
+    what: the files are called.
+    or_else: what else the path may be, for errors.
+    listed: list_files, or list_pictures for files that Pillow reads.
+
+  Raises:
+    UserError: no folder, or no such files in it.
+    NoSplitError: no such split.
+  """
+  folder = split_folder(existing_folder(path, name, what + or_else), split, what)
+  listing = listed(folder, extensions, what)
+  check_found(listing, folder, name, extensions)
+  return folder, listing
 
 
 def check_found(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data.folder import check_found, existing_folder, split_folder
+from ddpm_jax.data.folder import files_of_split
 from ddpm_jax.data.listing import list_pictures
 from ddpm_jax.data.pictures import DamagedDataError, picture_axes, prepare_picture
 from ddpm_jax.data.windows import WindowsSource, long_enough
@@ -104,7 +104,6 @@ def make_frames_source(
     UserError: no folder, no moving pictures, or windows longer than any.
     NoSplitError: no such split.
   """
-  root = existing_folder(path, name, _WHAT)
   axes = picture_axes(image_size)
   if len(axes) != 3:
     raise UserError(
@@ -113,10 +112,9 @@ def make_frames_source(
     )
   if channels not in (1, 3):
     raise UserError(f'data.channels={channels}: must be 1 (grey) or 3 (RGB)')
-  folder = split_folder(root, split, _WHAT)
-  listing = list_pictures(folder, EXTENSIONS, _WHAT)
-  remarks = listing.remarks(folder)
-  check_found(listing, folder, name, EXTENSIONS)
+  folder, listing = files_of_split(
+    path, name=name, split=split, extensions=EXTENSIONS, what=_WHAT, listed=list_pictures
+  )
   lengths = [_num_frames(folder / file.path) for file in listing.pictures]
   long, left_out = long_enough(
     listing.pictures, lengths, axes, folder=folder, what=_WHAT, unit='frames'
@@ -130,5 +128,5 @@ def make_frames_source(
     shape=(*axes, channels),
     stride=stride or axes[0],
     what=_WHAT,
-    remarks=remarks + left_out,
+    remarks=listing.remarks(folder) + left_out,
   )

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.folder import check_found, existing_folder, split_folder
-from ddpm_jax.data.listing import PictureFile, list_files
+from ddpm_jax.data.folder import files_of_split
+from ddpm_jax.data.listing import PictureFile
 from ddpm_jax.data.pictures import DamagedDataError, check_finite, picture_axes
 from ddpm_jax.data.windows import WindowsSource, long_enough
 from ddpm_jax.errors import UserError
@@ -200,17 +200,13 @@ def make_signals_source(
     UserError: no folder, no recordings, windows longer than any, or files that do not go together.
     NoSplitError: no such split.
   """
-  root = existing_folder(path, name, _WHAT)
   axes = picture_axes(image_size)
   if len(axes) != 1:
     raise UserError(
       f'data.image_size is {image_size}, but data.source={name} has signals: give the samples of a '
       'window, with a comma, as in --config.data.image_size=128,'
     )
-  folder = split_folder(root, split, _WHAT)
-  listing = list_files(folder, EXTENSIONS, _WHAT)
-  remarks = listing.remarks(folder)
-  check_found(listing, folder, name, EXTENSIONS)
+  folder, listing = files_of_split(path, name=name, split=split, extensions=EXTENSIONS, what=_WHAT)
   heads = [_head(folder / file.path) for file in listing.pictures]
   first = heads[0]
   for file, head in zip(listing.pictures, heads, strict=True):
@@ -242,5 +238,5 @@ def make_signals_source(
     length=axes[0],
     stride=stride or axes[0],
     channel_names=_channel_names(folder / listing.pictures[long[0]].path, channels),
-    remarks=remarks + left_out,
+    remarks=listing.remarks(folder) + left_out,
   )

@@ -16,14 +16,9 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.arrays import make_array_source
-from ddpm_jax.data.folder import (
-  check_found,
-  existing_folder,
-  labels_by_folder,
-  split_folder,
-)
+from ddpm_jax.data.folder import files_of_split, labels_by_folder
 from ddpm_jax.data.labels import Labels
-from ddpm_jax.data.listing import PictureFile, list_files, version_of
+from ddpm_jax.data.listing import PictureFile, version_of
 from ddpm_jax.data.pictures import DamagedDataError, check_finite, picture_axes
 from ddpm_jax.errors import UserError
 from ddpm_jax.refusals import raise_refusal
@@ -139,11 +134,14 @@ def make_volumes_source(
   """
   if pathlib.Path(path).suffix == '.npz':
     return make_array_source(path, name=name, image_size=image_size, channels=channels, split=split)
-  root = existing_folder(path, name, 'volumes, or an .npz')
-  folder = split_folder(root, split, 'volumes')
-  listing = list_files(folder, EXTENSIONS, 'volumes')
-  remarks = listing.remarks(folder)
-  check_found(listing, folder, name, EXTENSIONS)
+  folder, listing = files_of_split(
+    path,
+    name=name,
+    split=split,
+    extensions=EXTENSIONS,
+    what='volumes',
+    or_else=', or an .npz',
+  )
   expected = (*picture_axes(image_size), channels)
   dtypes = {}
   for file in listing.pictures:
@@ -169,5 +167,5 @@ def make_volumes_source(
     split=split,
     shape=expected,
     dtype=next(iter(dtypes)),
-    remarks=remarks,
+    remarks=listing.remarks(folder),
   )
