@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from ddpm_jax.data.digits import load_digits
-from ddpm_jax.evaluation.features import DIGITS_FILE, flat_names
+from ddpm_jax.evaluation.features import DIGITS_FILE, save_params
 from ddpm_jax.nn.digits_classifier import DigitsClassifier
 
 BATCH_SIZE = 128
@@ -72,10 +72,7 @@ def main():
   """Trains, tells the accuracy, writes the file."""
   params = train(2000)
   print(f'right: {accuracy(params, "train"):.4f} of train, {accuracy(params, "test"):.4f} of test')
-  partial = DIGITS_FILE.with_name(DIGITS_FILE.name + '.partial')
-  with open(partial, 'wb') as stream:
-    np.savez_compressed(stream, **flat_names(params))
-  partial.replace(DIGITS_FILE)
+  save_params(params, DIGITS_FILE)
   print(f'{DIGITS_FILE}: {DIGITS_FILE.stat().st_size:,} bytes')
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ddpm_jax.data.encoding import Encoding
 from ddpm_jax.data.watch import NUM_LEVELS, make_watch_source
-from ddpm_jax.evaluation.features import WATCH_FILE, flat_names
+from ddpm_jax.evaluation.features import WATCH_FILE, save_params
 from ddpm_jax.evaluation.metrics.transfer import accuracy, train_classifier
 
 WINDOW = 128  # samples
@@ -38,10 +38,7 @@ def main():
   for split in ('train', 'test'):
     x_0, labels = load(split)
     print(f'right: {accuracy(params, x_0, labels.ids, num_classes):.4f} of {split}')
-  partial = WATCH_FILE.with_name(WATCH_FILE.name + '.partial')
-  with open(partial, 'wb') as stream:
-    np.savez_compressed(stream, **flat_names(params))
-  partial.replace(WATCH_FILE)
+  save_params(params, WATCH_FILE)
   print(f'{WATCH_FILE}: {WATCH_FILE.stat().st_size:,} bytes')
 
 

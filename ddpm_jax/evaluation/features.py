@@ -16,6 +16,7 @@ from ddpm_jax.interop.inception_weights import INCEPTION_SHA256, load_inception
 from ddpm_jax.nn import digits_classifier, inception
 from ddpm_jax.nn.classifier import Classifier, random_params
 from ddpm_jax.storage import npz, shards
+from ddpm_jax.storage.files import written_whole
 from ddpm_jax.storage.identity import Identity
 
 GREY_NOTE = 'Grey images are repeated to three channels, for the Inception network.'
@@ -173,6 +174,12 @@ def flat_names(params: Any) -> dict[str, Any]:
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
+
+
+def save_params(params: Any, file: pathlib.Path) -> None:
+  """Writes the .npz that load_params reads."""
+  with written_whole(file) as partial, open(partial, 'wb') as stream:
+    np.savez_compressed(stream, **flat_names(params))
 
 
 def load_digits_classifier(file: pathlib.Path = DIGITS_FILE) -> tuple[Any, str]:
