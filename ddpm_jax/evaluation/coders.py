@@ -12,17 +12,15 @@ import numpy as np
 
 FLAC_CHANNELS = 8  # at most
 FLAC_LEVELS = 1 << 16  # of its samples of 16 bits
+FLAC_RATE = 44_100  # in its header: any will do
 
 
-def coded_bits_per_dim(
-  examples: np.ndarray, *, levels: int, rate: int | None = None
-) -> dict[str, tuple[float, float]]:
+def coded_bits_per_dim(examples: np.ndarray, *, levels: int) -> dict[str, tuple[float, float]]:
   """Bits/dim of each program that is there and takes such examples.
 
   Args:
     examples: levels 0, ..., levels - 1, uint8 or uint16 [N, ..., C].
     levels: of the data.
-    rate: samples a second, which FLAC's header has; any will do.
 
   Returns:
     {program: (each example by itself, all in one)}.
@@ -33,7 +31,7 @@ def coded_bits_per_dim(
     try:
       import soundfile  # noqa: F401
 
-      coders['FLAC'] = lambda rows: _flac(rows, levels, rate or 44_100)
+      coders['FLAC'] = lambda rows: _flac(rows, levels)
     except ImportError:
       pass
   if num_axes > 1 and levels <= 256 and examples.shape[-1] in (1, 3):
@@ -56,13 +54,13 @@ def _xz(examples):
   return min(len(lzma.compress(little, filters=before + filters)) for before in ([], delta))
 
 
-def _flac(examples, levels, rate):
+def _flac(examples, levels):
   """Bytes of FLAC of 16 bits, a channel of the file each channel, example after example."""
   import soundfile
 
   samples = examples.reshape(-1, examples.shape[-1]).astype(np.int32) - levels // 2
   stream, kind = io.BytesIO(), {'format': 'FLAC', 'subtype': 'PCM_16', 'compression_level': 1.0}
-  soundfile.write(stream, samples.astype(np.int16), rate, **kind)
+  soundfile.write(stream, samples.astype(np.int16), FLAC_RATE, **kind)
   return len(stream.getvalue())
 
 
