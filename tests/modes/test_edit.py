@@ -5,33 +5,18 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ddpm_jax.config import build
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.editing import ROUNDING_STD, known_of, known_pixels
 from ddpm_jax.modes.edit import edit
 from ddpm_jax.sampling import blur, gaussian_kernel
 from ddpm_jax.storage import shards
-from tests.tiny import OneLayer, tiny_config
-from tests.untrained import save_untrained
+from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.usefixtures('one_layer')
 MASK = np.zeros((8, 8), bool)
 MASK[:4] = True
 DIGITS = load_digits('test')[0][:3].reshape(3, 8, 8, 1)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_layer():
-  """A network that compiles at once."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'model', lambda config: OneLayer())
-    yield
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  """A workdir with a checkpoint, of a state that never saw a step."""
-  return save_untrained(tmp_path_factory.mktemp('trained'))
 
 
 @pytest.fixture

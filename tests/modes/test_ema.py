@@ -11,8 +11,9 @@ from ddpm_jax.modes.ema import ema
 from ddpm_jax.modes.info import info
 from ddpm_jax.modes.sample import sample
 from ddpm_jax.modes.train import train
-from tests.tiny import OneLayer, tiny_config
+from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.usefixtures('one_layer')
 STEPS = 60
 FIELDS = {
   'optim.ema_widths': (0.1, 0.2),
@@ -24,16 +25,8 @@ FIELDS = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_layer():
-  """A network that compiles at once."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'model', lambda config: OneLayer())
-    yield
-
-
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
+def runs(one_layer, tmp_path_factory):
   """Returns the workdir of a run with two widths, and that of the same with a third."""
   folders = [tmp_path_factory.mktemp(name) for name in ('kept', 'direct')]
   train(tiny_config(**FIELDS), folders[0])
