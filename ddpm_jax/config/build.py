@@ -206,6 +206,12 @@ def image_shape(config: ConfigDict) -> tuple[int, ...]:
   return (*axes(config), config.data.channels)
 
 
+def data_words(config: ConfigDict) -> str:
+  """The shape of an example and the levels, such as '128 x 6, levels 4096', for errors."""
+  shape = ' x '.join(map(str, image_shape(config)))
+  return f'{shape}, levels {config.data.levels or LEVELS}'
+
+
 def has_pictures(config: ConfigDict) -> bool:
   """Whether the data are pictures of 256 levels, as editing and networks of features take them."""
   return len(axes(config)) == 2 and encoding(config).is_of_pictures
@@ -1009,9 +1015,8 @@ def feature_network(config: ConfigDict) -> features.FeatureNetwork:
     return features.watch_network(levels(config))
   if not has_pictures(config):
     raise UserError(
-      f'the features of eval.network={network} are of pictures of 256 levels, and '
-      f'these data are {" x ".join(map(str, image_shape(config)))}, levels '
-      f'{config.data.levels or 256}: give --config.eval.network=random'
+      f'the features of eval.network={network} are of pictures of 256 levels, and these data are '
+      f'{data_words(config)}: give --config.eval.network=random'
     )
   if network == 'digits':
     return features.digits_network()
@@ -1041,8 +1046,8 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
     if not has_pictures(config):
       raise UserError(
         'eval.reference is of pictures of 256 levels, and these data are '
-        f'{" x ".join(map(str, image_shape(config)))}: leave it out, and they are measured against '
-        'the split of eval.reference_split'
+        f'{data_words(config)}: leave it out, and they are measured against the split of '
+        'eval.reference_split'
       )
     path = expanded(config.eval.reference)
     any_channels = config.eval.network == 'inception'

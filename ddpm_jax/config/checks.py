@@ -221,8 +221,7 @@ def check_pictures(config: ConfigDict, what: str) -> None:
   """Raises a UserError for data that are no pictures of 256 levels, which `what` is for."""
   if not build.has_pictures(config):
     raise UserError(
-      f'{what} is for pictures of 256 levels, and these data are '
-      f'{" x ".join(map(str, build.image_shape(config)))}, levels {config.data.levels or 256}'
+      f'{what} is for pictures of 256 levels, and these data are {build.data_words(config)}'
     )
 
 
@@ -387,7 +386,7 @@ def _check_eval(config):
   if config.eval.network == 'watch' and (len(build.axes(config)), config.data.channels) != (1, 6):
     raise UserError(
       'eval.network=watch takes signals of 6 channels, and these data are '
-      f'{" x ".join(map(str, build.image_shape(config)))}: use eval.network=random'
+      f'{build.data_words(config)}: use eval.network=random'
     )
   if config.eval.network == 'random' and 'is' in build.names(config.eval.metrics):
     raise UserError(
