@@ -184,7 +184,8 @@ def get_config():
         'seed': 0,  # of that noise
       },
       'eval': {
-        'metrics': ('bpd', 'fid', 'is', 'kid', 'pr'),  # pr: precision and recall
+        # pr: precision and recall; dc: density and coverage; kid100: as published programs draw it
+        'metrics': ('bpd', 'fid', 'is', 'kid', 'pr'),
         'step': placeholder(int),  # checkpoint; none: the newest
         'watch': False,  # each new checkpoint of a run in progress, until its last
         'batch_size': 64,  # images a compiled step, over all devices

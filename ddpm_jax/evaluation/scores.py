@@ -22,8 +22,13 @@ from ddpm_jax.evaluation.features import (
 from ddpm_jax.evaluation.metrics import jpeg
 from ddpm_jax.evaluation.metrics.frechet import frechet_distance
 from ddpm_jax.evaluation.metrics.inception_score import inception_score
-from ddpm_jax.evaluation.metrics.kid import kid
-from ddpm_jax.evaluation.metrics.precision_recall import precision_recall
+from ddpm_jax.evaluation.metrics.kid import (
+  PUBLISHED_SIZE,
+  PUBLISHED_SUBSETS,
+  kid,
+  published_kid,
+)
+from ddpm_jax.evaluation.metrics.precision_recall import density_coverage, precision_recall
 from ddpm_jax.evaluation.references import (
   Features,
   OpenReference,
@@ -41,6 +46,7 @@ from ddpm_jax.storage.logs import Terminal
 NUM_IS_SPLITS = 10
 MIN_SPLIT_IMAGES = 500  # a score of fewer is low for want of images
 NEIGHBOURS = 3  # k of precision and recall
+BALL_NEIGHBOURS = 5  # k of density and coverage, as their paper has it
 
 Figure = dict[str, Any]  # value, and what else is to be said
 
@@ -141,6 +147,26 @@ def _measure_precision_recall(generated, reference):
   }
 
 
+def _measure_density_coverage(generated, reference):
+  real, halves = reference.real['features'], [half['features'] for half in reference.halves]
+  density, coverage = density_coverage(
+    real, generated['features'], k=BALL_NEIGHBOURS, what='density and coverage'
+  )
+  sanity = density_coverage(*halves, k=BALL_NEIGHBOURS, what='of halves of the real images')
+  facts = {'neighbours': BALL_NEIGHBOURS, 'real_images': len(real)}
+  return {
+    'density': {'value': density, 'sanity': sanity[0], **facts},
+    'coverage': {'value': coverage, 'sanity': sanity[1], **facts},
+  }
+
+
+@Terminal().waiting('computes the kernel distance of 100 subsets')
+def _measure_published_kid(generated, reference):
+  value, deviation = published_kid(reference.real['features'], generated['features'])
+  facts = {'subsets': PUBLISHED_SUBSETS, 'subset_size': PUBLISHED_SIZE}
+  return {'kid100': {'value': value, 'std_over_subsets': deviation, **facts}}
+
+
 METRICS: Mapping[str, Metric] = {
   'fid': Metric(2, {'fid': ('FID', 'Frechet distance')}, _measure_frechet),
   'is': Metric(
@@ -154,6 +180,18 @@ METRICS: Mapping[str, Metric] = {
     4,
     {'precision': ('Precision', 'Precision'), 'recall': ('Recall', 'Recall')},
     _measure_precision_recall,
+    needs_real=True,
+  ),
+  'dc': Metric(
+    6,
+    {'density': ('Density', 'Density'), 'coverage': ('Coverage', 'Coverage')},
+    _measure_density_coverage,
+    needs_real=True,
+  ),
+  'kid100': Metric(
+    PUBLISHED_SIZE,
+    {'kid100': ('KID of 100 subsets', 'Kernel distance of 100 subsets')},
+    _measure_published_kid,
     needs_real=True,
   ),
 }

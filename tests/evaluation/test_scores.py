@@ -1,6 +1,7 @@
 """The scorer: its reference, its names, and what it refuses before anything is drawn."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import pytest
 from ddpm_jax.config import build
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import scores
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.evaluation.images import ArrayImages, evenly_spaced, open_images
+from ddpm_jax.evaluation.metrics.kid import published_kid
 from ddpm_jax.evaluation.scores import METRICS
 from ddpm_jax.storage.identity import Identity
 from tests.tiny import tiny_config
@@ -222,7 +225,7 @@ def test_nothing_is_measured_before_it_is_asked_for(scorer, monkeypatch):
     return sources[-1]
 
   monkeypatch.setattr(build, 'source', counted)
-  opened = scorer(metrics=tuple(METRICS))
+  opened = scorer(metrics=('fid', 'is', 'kid', 'pr', 'dc'))
   (source,) = sources
   fingerprinted = np.unique(np.linspace(0, 1496, 64).astype(int)).tolist()
   assert source.readings == [fingerprinted]
@@ -267,7 +270,12 @@ def test_identity_changes_with_reference_and_network(scorer):
   assert Identity(**scorer(batch_size=8, metrics=('is',)).identity()).key() == keys[0]
 
 
-def test_every_metric_has_its_figures_under_its_names(scorer):
+def test_every_metric_has_its_figures_under_its_names(scorer, monkeypatch):
+  with pytest.raises(UserError, match=r'1497 images; kid100 .* needs 2000 at least'):
+    scorer(metrics=('kid100',))
+  small = dataclasses.replace(METRICS['kid100'], least_images=10)
+  monkeypatch.setitem(METRICS, 'kid100', small)
+  monkeypatch.setattr(scores, 'published_kid', functools.partial(published_kid, subset_size=10))
   opened = scorer(metrics=tuple(METRICS))
   figures, _ = score(opened, scorer.folder, load_digits('test')[0][:12])
   names = {key: names for metric in METRICS.values() for key, names in metric.names.items()}

@@ -5,6 +5,8 @@ import numpy as np
 from ddpm_jax.errors import UserError
 
 MIN_SUBSETS = 10  # for the standard error
+PUBLISHED_SUBSETS, PUBLISHED_SIZE = 100, 1000
+PUBLISHED_SEED = 2020  # torch-fidelity's
 
 
 def mmd2_unbiased(x: np.ndarray, y: np.ndarray) -> float:
@@ -68,3 +70,36 @@ def kid(
     for i in range(num_subsets)
   ]
   return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(num_subsets))
+
+
+def published_kid(
+  real: np.ndarray,
+  generated: np.ndarray,
+  *,
+  num_subsets: int = PUBLISHED_SUBSETS,
+  subset_size: int = PUBLISHED_SIZE,
+) -> tuple[float, float]:
+  """KID as published programs have it: subsets that are drawn anew each time, and overlap.
+
+  The numbers are those of torch-fidelity for the same features, draw for draw.
+
+  Args:
+    real, generated: float [N, d] and [M, d], subset_size rows or more; may be mapped from files.
+    num_subsets: how many.
+    subset_size: images of each set in a subset.
+
+  Returns:
+    (mean, standard deviation over subsets: what the mean may be off by it does not tell).
+
+  Raises:
+    UserError: too few images, another dimension, or not finite.
+  """
+  smaller = min(len(real), len(generated))
+  if smaller < subset_size:
+    raise UserError(f'{smaller} images: subsets of the published KID have {subset_size}')
+  rng = np.random.RandomState(PUBLISHED_SEED)
+  values = []
+  for _ in range(num_subsets):
+    rows = [rng.choice(len(x), subset_size, replace=False) for x in (generated, real)]
+    values.append(mmd2_unbiased(generated[rows[0]], real[rows[1]]))
+  return float(np.mean(values)), float(np.std(values))

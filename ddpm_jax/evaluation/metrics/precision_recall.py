@@ -1,4 +1,7 @@
-"""Improved precision and recall (Kynkaanniemi et al. 2019), a block of distances at a time."""
+"""Improved precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al.
+2020): by balls about points, a block of distances at a time."""
+
+import contextlib
 
 import numpy as np
 
@@ -37,27 +40,66 @@ def precision_recall(
   Raises:
     UserError: too few points, of another dimension, or not finite.
   """
-  if min(len(real), len(generated)) <= k:
-    raise UserError(
-      f'{min(len(real), len(generated))} images: precision and recall with k = {k} need {k + 1}'
-    )
+  a, b = _both(real, generated, k, block_size, 'precision and recall')
+  with _counted(what, (len(a.starts) + len(b.starts)) ** 2) as count_pair:
+    return _share_within(b, a, k, count_pair), _share_within(a, b, k, count_pair)
+
+
+def density_coverage(
+  real: np.ndarray,
+  generated: np.ndarray,
+  *,
+  k: int = 5,
+  block_size: int = 2048,
+  what: str | None = None,
+) -> tuple[float, float]:
+  """How many real balls generated points lie in, and how many real balls have any (Naeem et al.).
+
+  The balls are those of precision_recall, about real points alone: an outlier among the generated
+  ones changes neither much, as it may change recall.
+
+  Args:
+    real, generated, block_size, what: as precision_recall has them.
+    k: neighbour that gives a ball its radius.
+
+  Returns:
+    (density, coverage): real balls that a generated point lies in, on average and over k, of which
+    the expectation is 1 for equal distributions; and the share of real balls that hold a generated
+    point.
+
+  Raises:
+    UserError: as precision_recall.
+  """
+  a, b = _both(real, generated, k, block_size, 'density and coverage')
+  covered, total = np.zeros(a.count, bool), 0
+  with _counted(what, len(a.starts) * (len(a.starts) + len(b.starts))) as count_pair:
+    for (start, _), within in _pairs_within(b, a, k, count_pair):
+      total += int(within.sum())
+      covered[start : start + within.shape[1]] |= within.any(axis=0)
+  return total / (k * b.count), float(covered.mean())
+
+
+def _both(real, generated, k, block_size, what):
+  """The _Points of both sets."""
+  smaller = min(len(real), len(generated))
+  if smaller <= k:
+    raise UserError(f'{smaller} images: {what} with k = {k} need {k + 1}')
   if real.shape[1:] != generated.shape[1:]:
     raise UserError(
       f'{real.shape[1]} and {generated.shape[1]} features: they are of different networks'
     )
   centre = _mean(real, block_size)  # fewer digits are lost near the origin
-  a, b = (_Points(features, centre, block_size) for features in (real, generated))
-  pairs_of_blocks = (len(a.starts) + len(b.starts)) ** 2
-  progress = logs.Progress(what, pairs_of_blocks, unit='blocks') if what else None
+  return [_Points(features, centre, block_size) for features in (real, generated)]
 
-  def count_pair():
-    if progress:
-      progress.add(1)
 
-  shares = _share_within(b, a, k, count_pair), _share_within(a, b, k, count_pair)
-  if progress:
-    progress.close()
-  return shares
+@contextlib.contextmanager
+def _counted(what, total):
+  """Yields () -> None, to be called for each of so many pairs of blocks."""
+  if not what:
+    yield lambda: None
+    return
+  with contextlib.closing(logs.Progress(what, total, unit='blocks')) as progress:
+    yield lambda: progress.add(1)
 
 
 def _mean(features, block_size):
@@ -108,9 +150,9 @@ def _squared_radii(points, start, k, count_pair):
   return radii + _FORGIVEN * (3 * own[1] + 2 * radii)
 
 
-def _share_within(points, others, k, count_pair):
-  """Share of points within a ball of the others; count_pair() is called for each pair of blocks."""
-  within = np.zeros(points.count, bool)
+def _pairs_within(points, others, k, count_pair):
+  """For each pair of blocks, ((start of the others, start of the points), bool [points, others]):
+  which points lie within which balls of the others; count_pair() is called for each pair."""
   for other in others.starts:
     balls = others.block(other)
     radii = _squared_radii(others, other, k, count_pair)
@@ -118,6 +160,13 @@ def _share_within(points, others, k, count_pair):
       queries = points.block(start)
       squares = _squared_distances(queries, balls)
       squares -= _FORGIVEN * (queries[1][:, None] + balls[1])
-      within[start : start + len(squares)] |= (squares <= radii).any(axis=1)
+      yield (other, start), squares <= radii
       count_pair()
-  return float(within.mean())
+
+
+def _share_within(points, others, k, count_pair):
+  """Share of points within a ball of the others."""
+  found = np.zeros(points.count, bool)
+  for (_, start), within in _pairs_within(points, others, k, count_pair):
+    found[start : start + len(within)] |= within.any(axis=1)
+  return float(found.mean())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.metrics.precision_recall import precision_recall
+from ddpm_jax.evaluation.metrics.precision_recall import density_coverage, precision_recall
 
 
 def by_all_pairs(real, generated, k):
@@ -137,3 +137,37 @@ def test_other_dimensions_are_refused(width):
   with pytest.raises(UserError, match=f'3 and {width} features: they are of different') as caught:
     precision_recall(x, np.resize(x, (20, width)))
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('k', [1, 5])
+@pytest.mark.parametrize('block_size', [7, 2048])
+def test_density_and_coverage_equal_all_pairs(k, block_size):
+  rng = np.random.default_rng(0)
+  real = rng.standard_normal((60, 3))
+  generated = rng.standard_normal((45, 3)) * 0.7 + 1
+  among = np.square(real[:, None] - real[None]).sum(axis=2)
+  across = np.square(generated[:, None] - real[None]).sum(axis=2)
+  within = across <= np.sort(among, axis=1)[:, k]  # the first is the point itself
+  expected = within.sum() / (k * len(generated)), within.any(axis=0).mean()
+  assert density_coverage(real, generated, k=k, block_size=block_size) == pytest.approx(expected)
+
+
+def test_density_and_coverage_of_equal_distributions_are_those_of_their_theory():
+  """1, and for as many of each 1 - prod (N - i) / (2 N - i), i = 1, ..., k (Naeem et al. 2020)."""
+  rng, n, k = np.random.default_rng(0), 300, 5
+  found = [density_coverage(*rng.standard_normal((2, n, 2)), k=k) for _ in range(20)]
+  expected = 1 - np.prod([(n - i) / (2 * n - i) for i in range(1, k + 1)])
+  density, coverage = np.mean(found, axis=0)
+  assert density == pytest.approx(1, abs=0.05)
+  assert coverage == pytest.approx(expected, abs=0.01)
+
+
+def test_an_outlier_changes_recall_more_than_density_and_coverage():
+  rng = np.random.default_rng(1)
+  real, generated = rng.standard_normal((2, 100, 2))
+  generated *= 0.05
+  moved = generated.copy()
+  moved[:4] += 1000 * rng.standard_normal((4, 2))  # whose balls reach over all real points
+  assert precision_recall(real, moved)[1] > precision_recall(real, generated)[1] + 0.1
+  for a, b in zip(density_coverage(real, moved), density_coverage(real, generated), strict=True):
+    assert a == pytest.approx(b, abs=0.08)
