@@ -49,7 +49,7 @@ volumes: $(VENV)/run
 test: lint suite
 
 test-slow: $(VENV)/dev
-	$(RUN) -m pytest -q -m slow -n 2
+	OPTIMISED=1 $(RUN) -m pytest -q -m slow -n 2
 
 test-newest:
 	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) suite

@@ -28,6 +28,13 @@ import pytest
 
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+# Compiling is most of what the suite does, and a third of that is LLVM's. The backend reads its
+# flags once: processes that tests start optimise, as `make test-slow` does, and no result says so.
+plain_flags = os.environ['XLA_FLAGS']
+if not os.environ.get('OPTIMISED'):
+  os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
+jax.devices()
+os.environ['XLA_FLAGS'] = plain_flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # A script's background jobs ignore Ctrl-C, and the processes that they start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

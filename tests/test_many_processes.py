@@ -160,7 +160,7 @@ def test_images_and_figures_do_not_depend_on_processes(evaluated, copied, proces
 @pytest.mark.parametrize(
   ('victim', 'number'),
   [
-    (1, signal.SIGKILL),
+    pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
     pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
     pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
   ],

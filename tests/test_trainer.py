@@ -139,7 +139,10 @@ def test_workdir_of_another_network_is_refused(tmp_path):
     ddpm_jax.train(tmp_path, PICTURES, config=tiny_config(), progress=False)
 
 
-@pytest.mark.parametrize(('example', 'steps'), [('own_data', 2), ('own_network', 20)])
+@pytest.mark.parametrize(
+  ('example', 'steps'),
+  [pytest.param('own_data', 2, marks=pytest.mark.slow), ('own_network', 20)],
+)
 def test_examples_run(example, steps, tmp_path):
   file = ROOT / 'examples' / f'{example}.py'
   assert len(file.read_text().splitlines()) < 30

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,54 +47,67 @@ def run(*args):
   return process.returncode, out, err
 
 
-def test_trains_and_samples(tmp_path):
-  code, out, err = run(f'--workdir={tmp_path}', *TINY, '--config.train.num_steps=3')
+FOUR_STEPS = *TINY, '--config.train.num_steps=4', '--config.train.checkpoint_every_steps=2'
+
+
+@pytest.fixture(scope='module')
+def first_run(tmp_path_factory):
+  """(the workdir of a run of four steps, which no test changes; what the run said)."""
+  workdir = tmp_path_factory.mktemp('main') / 'run'
+  code, out, err = run(f'--workdir={workdir}', *FOUR_STEPS)
   assert (code, err) == (0, '')
-  assert 'digits train: 1497 images' in out
-  assert 'step 3/3' in out
-  code, out, err = run(f'--workdir={tmp_path}', *TINY, '--mode=sample')
+  return workdir, out
+
+
+@pytest.fixture
+def workdir(first_run, tmp_path):
+  """A copy of that workdir."""
+  return shutil.copytree(first_run[0], tmp_path / 'run')
+
+
+def test_trains_and_samples(first_run, workdir):
+  assert 'digits train: 1497 images' in first_run[1]
+  assert 'step 4/4' in first_run[1]
+  code, _, err = run(f'--workdir={workdir}', *TINY, '--mode=sample')
   assert (code, err) == (0, '')
-  (folder,) = (tmp_path / 'samples/step_00000003').glob('ancestral-10_*')
+  (folder,) = (workdir / 'samples/step_00000004').glob('ancestral-10_*')
   assert np.load(folder / 'samples.npz')['samples'].shape == (4, 8, 8, 1)
   assert (folder / 'grid.png').exists()
 
 
-def test_settings_of_the_environment_are_set_aside(tmp_path, monkeypatch):
-  command = *TINY, '--config.train.num_steps=2'
-  assert run(f'--workdir={tmp_path / "usual"}', *command)[0] == 0
+def test_settings_of_the_environment_are_set_aside(first_run, tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_ENABLE_X64', '1')
   monkeypatch.setenv('JAX_THREEFRY_PARTITIONABLE', '0')
-  code, out, err = run(f'--workdir={tmp_path / "other"}', *command)
+  code, out, err = run(f'--workdir={tmp_path}', *FOUR_STEPS)
   assert (code, err) == (0, '')
   assert 'set aside: JAX_ENABLE_X64=True, JAX_THREEFRY_PARTITIONABLE=False; numbers do not' in out
   lines = [
-    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
-    for name in ('usual', 'other')
+    [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
+    for path in (first_run[0], tmp_path)
   ]
   figures = [[(line['loss'], line['grad_norm']) for line in run] for run in lines]
   assert figures[0] == figures[1]
 
 
-def test_workdir_knows_its_config_and_a_branch_that_of_its_origin(tmp_path):
-  run_a, run_b = tmp_path / 'a', tmp_path / 'b'
-  assert run(f'--workdir={run_a}', *TINY, '--config.train.num_steps=1')[0] == 0
-  code, out, err = run(f'--workdir={run_a}', '--config.train.num_steps=2')
+def test_workdir_knows_its_config_and_a_branch_that_of_its_origin(workdir, tmp_path):
+  run_a, run_b = workdir, tmp_path / 'b'
+  code, out, err = run(f'--workdir={run_a}', '--config.train.num_steps=5')
   assert (code, err) == (0, '')
-  assert 'steps       1 done, 1 to do' in out
+  assert 'steps       4 done, 1 to do' in out
   code, out, err = run(f'--workdir={run_b}', f'--config.init_from={run_a}', '--config.seed=1')
   assert (code, err) == (0, '')
-  assert f'{run_a}, step 2: weights and moving average' in out
-  assert 'steps       0 done, 2 to do' in out
+  assert f'{run_a}, step 5: weights and moving average' in out
+  assert 'steps       0 done, 5 to do' in out
   code, out, err = run(f'--workdir={run_b}', '--mode=info')
   assert (code, err) == (0, '')
-  assert f'began from  {run_a}@2\n' in out
+  assert f'began from  {run_a}@5\n' in out
 
 
 def test_killed_run_goes_on_with_the_same_losses(tmp_path):
   def command(workdir):
     return (
       f'--workdir={workdir}', *TINY,
-      '--config.train.num_steps=400', '--config.train.checkpoint_every_steps=5',
+      '--config.train.num_steps=400', '--config.train.checkpoint_every_steps=4',
     )  # fmt: skip
 
   def losses(workdir):
@@ -107,14 +121,14 @@ def test_killed_run_goes_on_with_the_same_losses(tmp_path):
   process.kill()
   _, err = process.communicate()
   assert process.returncode == -signal.SIGKILL, err
-  short = '--config.train.num_steps=40'
+  short = '--config.train.num_steps=24'
   for workdir in (killed, whole):
     code, out, err = run(*command(workdir), short)
     assert (code, err) == (0, '')
     if workdir == killed:
       assert 'steps       0 done' not in out
   assert losses(killed) == losses(whole)
-  assert list(losses(whole)) == list(range(1, 41))
+  assert list(losses(whole)) == list(range(1, 25))
 
 
 def test_sigterm_saves_and_exits_with_0(tmp_path):
@@ -129,11 +143,9 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
   assert f'stopped by SIGTERM at step {step}: saved; the same command goes on' in out
 
 
-def test_damaged_checkpoint_is_said_and_passed_over(tmp_path):
-  command = f'--workdir={tmp_path}', *TINY, '--config.train.checkpoint_every_steps=2'
-  assert run(*command, '--config.train.num_steps=4')[0] == 0
-  (tmp_path / 'checkpoints/4/MANIFEST.json').write_text('{')
-  code, out, err = run(*command, '--config.train.num_steps=4')
+def test_damaged_checkpoint_is_said_and_passed_over(workdir):
+  (workdir / 'checkpoints/4/MANIFEST.json').write_text('{')
+  code, out, err = run(f'--workdir={workdir}', *FOUR_STEPS)
   assert code == 0
   assert 'steps       2 done, 2 to do' in out
   assert 'checkpoint 4 in ' in err
@@ -251,21 +263,19 @@ def test_help_loads_no_accelerator_and_a_run_no_other_framework(tmp_path):
   assert loaded(f'--workdir={tmp_path}', *TINY, '--config.train.num_steps=1') == ['jax']
 
 
-def test_evaluates_and_reproduces(tmp_path):
+def test_evaluates_and_reproduces(workdir, tmp_path):
   eval_args = ('--config.eval.num_samples=4', '--config.eval.bpd_examples=4')
-  code, _, err = run(f'--workdir={tmp_path}', *TINY, '--config.train.num_steps=2')
-  assert (code, err) == (0, '')
   cache = f'--config.eval.cache_dir={tmp_path}/cache'
-  code, out, err = run(f'--workdir={tmp_path}', *TINY, *eval_args, cache, '--mode=eval')
+  code, out, err = run(f'--workdir={workdir}', *TINY, *eval_args, cache, '--mode=eval')
   assert (code, err) == (0, '')
   assert 'report.md' in out
-  assert len(list((tmp_path / 'eval/step_00000002').glob('report-*/report.json'))) == 1
+  assert len(list((workdir / 'eval/step_00000004').glob('report-*/report.json'))) == 1
   code, out, err = run(
-    f'--workdir={tmp_path}', *TINY, *eval_args, cache,
+    f'--workdir={workdir}', *TINY, *eval_args, cache,
     '--mode=reproduce', '--config.reproduce.what=bound,compression',
   )  # fmt: skip
   assert (code, err) == (0, '')
-  reproduced = tmp_path / 'reproduce/step_00000002'
+  reproduced = workdir / 'reproduce/step_00000004'
   assert len(list(reproduced.glob('compression_*/compression.png'))) == 1
   assert len(list(reproduced.glob('bound_*/bound.png'))) == 1
 

@@ -460,6 +460,7 @@ def test_an_error_in_the_loss_is_few_frames_away(tmp_path, monkeypatch, compile_
   assert len(['main', *inside]) <= 6, inside
 
 
+@pytest.mark.slow
 def test_a_model_that_predicts_v_learns_samples_and_has_a_bound(tmp_path):
   config = tiny_config(
     **{

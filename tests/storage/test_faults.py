@@ -31,10 +31,11 @@ def assert_died_properly(death):
     assert 'stopped by SIGTERM at step' in death.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   # Seed 69: SIGKILL and SIGTERM in training, SIGKILL in sampling, none of them in a start-up.
   ('num_kills', 'seed'),
-  [(3, 69), pytest.param(100, 0, marks=pytest.mark.slow)],
+  [(3, 69), (100, 0)],
 )
 def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(tmp_path, num_kills, seed):
   killer = faults.Killer(tmp_path, num_kills, seed)
