@@ -24,6 +24,7 @@ from ddpm_jax.storage.files import make_writable
 from ddpm_jax.storage.sealed_path import SCHEME
 
 AXIS = 'devices'
+MIN_CACHED_SECS = 0.1  # of compiling; JAX's 1 leaves a second of small programs to each start
 
 # XLA's CPU compiler sends convolutions' weight gradients to a slow library path; this keeps there
 # only what it does well, the reductions. No other platform has the option.
@@ -287,6 +288,8 @@ def use_compilation_cache(asked: str | None, default: Callable[[], pathlib.Path]
       line = f'none: {error.filename} cannot be written ({error.strerror})'
     except (RuntimeError, UserError) as error:  # there is no home folder
       line = f'none: {error} --config.compilation_cache names a folder'
+  if folder:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', MIN_CACHED_SECS)
   is_local = folder and '://' not in folder
   jax.config.update('jax_compilation_cache_dir', f'{SCHEME}{folder}' if is_local else folder)
   return line
