@@ -18,7 +18,7 @@ def get_config():
   config.optim.update(learning_rate=1e-3, warmup_steps=200, ema_decay=0.995)
   config.train.update(
     global_batch_size=16,
-    num_steps=600,
+    num_steps=400,
     checkpoint_every_steps=200,
     keep_checkpoint_every_steps=0,
     sample_every_steps=0,
