@@ -216,11 +216,12 @@ def get_config():
           'interpolation',
           'neighbours',
           'comparison',
-        ),
+        ),  # and codec: examples compressed, which takes minutes
         'split': 'test',  # of the images to compress and to interpolate
         'num_samples': 1_024,  # chains whose x_0 predictions are measured
         'num_slots': 20,  # predictions kept of a chain, at most
         'num_images': 8,  # rows of a picture
+        'num_coded': 64,  # examples that codec compresses
       },
       'ema': {  # --mode=ema: the average to make a workdir with, of the run that init_from names
         'width': placeholder(float),  # of a power-function average, part of the steps

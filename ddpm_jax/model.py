@@ -442,9 +442,10 @@ class Model:
     table fits one on training data, and keeps it in the workdir, or in the user's cache.
 
     Args:
-      examples: uint8 [N, H, W, C].
+      examples: [N, ..., C] as the data are stored; uint8 [N, H, W, C] of pictures.
       target: 'lossless'; 'bytes:N', files of up to N bytes; or 'rmse:R', of a root mean squared
-        error of the prediction up to R of 255. Where that cannot be reached, the nearest is.
+        error of the prediction up to R, in the unit of the levels. Where that cannot be reached,
+        the nearest is.
       seed: of the codebooks.
       search: 'fast' or 'exact', whose decoded states have the law of the chain's, exactly, for more
         bits and time.
@@ -491,7 +492,7 @@ class Model:
       progress: whether to print how far it is.
 
     Returns:
-      uint8 [N, H, W, C].
+      [N, ..., C] as the data are stored.
 
     Raises:
       UserError: no files, or one of another model or kind.

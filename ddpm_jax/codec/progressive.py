@@ -196,8 +196,14 @@ class Codec:
     files: Sequence[Compressed],
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    at_ends: Callable[[np.ndarray], None] = lambda x_0: None,
   ) -> list[Decoded]:
     """Decodes files, each as far as it goes; one evaluation of the network a step.
+
+    Args:
+      files: Compressed.
+      progress: told how many of how many steps are done.
+      at_ends: told the predictions, float32 [N, ...], before the first section and after each.
 
     Raises:
       UserError: a file of another model, table or shape.
@@ -217,6 +223,7 @@ class Codec:
     ]
     x = np.zeros((count, len(order)), np.float32)
     prediction = np.tile(self.table.means[order], (count, 1))
+    at_ends(prediction[:, inverse].reshape(count, *self.shape))
     rows, section, saved = np.full(count, -1), 0, (x, prediction)
     for step, row in zip(steps, self.table.arrays['path'].tolist(), strict=True):
       active = np.flatnonzero(sections > section)
@@ -241,6 +248,7 @@ class Codec:
       if step.ends_section:
         section, saved = section + 1, (x, prediction)
         rows[sections >= section] = row
+        at_ends(prediction[:, inverse].reshape(count, *self.shape))
     decoded = []
     for i, file in enumerate(files):
       levels = None

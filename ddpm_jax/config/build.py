@@ -46,7 +46,7 @@ from ddpm_jax.evaluation.editing import (
   make_edit_fns,
 )
 from ddpm_jax.evaluation.evaluator import Evaluator
-from ddpm_jax.evaluation.figures import Run
+from ddpm_jax.evaluation.figures.run import Coding, Run
 from ddpm_jax.evaluation.images import evenly_spaced
 from ddpm_jax.evaluation.samples import Drawer, make_chain_fns
 from ddpm_jax.evaluation.scores import Scorer
@@ -1224,7 +1224,7 @@ def training_evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> 
   return evaluator(config, path)
 
 
-def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run:
+def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights, *, coding: Coding) -> Run:
   """What the paper's tables and figures need of a trained model."""
   kind = config.diffusion.mean_type, config.diffusion.loss_type, config.diffusion.var_type
 
@@ -1268,4 +1268,5 @@ def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Run
     labels_of=lambda opened: labels_of(config, opened, data.read_class_names(path)),
     make_drawer=lambda count: drawer(config, count, names=data.read_class_names(path)),
     make_evaluator=lambda: evaluator(config, path),
+    coding=coding,
   )

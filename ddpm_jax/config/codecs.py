@@ -1,6 +1,7 @@
 """The codec of a model: its predictions, and its table, which is fitted once and kept."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import devices
+from ddpm_jax import devices, processes
 from ddpm_jax.codec import Codec, Compressed, Goal, Search, Table, fit_table
 from ddpm_jax.codec.table import Predict, check_arrays
 from ddpm_jax.config import build, origins
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.figures.run import Coding
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.heeding import heed
 from ddpm_jax.nn.own import OwnNetwork
@@ -105,6 +107,26 @@ def make_codec(
       np.savez(stream, **named)
     say(f'keeps it in {file}, which files are decoded with, too')
   return Codec(build.schedule(config), table, predict, shape, bytes.fromhex(weights.sha256[:16]))
+
+
+def figures_coding(config: ConfigDict, path: pathlib.Path, weights: Weights) -> Coding:
+  """What figures of the codec's files need of the model of a workdir."""
+
+  def compress(codec, examples, goal):
+    return encode(config, codec, examples, goal, progress=True)
+
+  return Coding(
+    num_examples=config.reproduce.num_coded,
+    choices={
+      'search': dataclasses.asdict(search_of(config)),
+      'seed': config.compress.seed,
+      'margin_bits': config.compress.margin_bits,
+    },
+    make_codec=lambda: make_codec(
+      config, weights, table_folder(str(path), weights.sha256), say=processes.say
+    ),
+    compress=compress,
+  )
 
 
 def encode(

@@ -111,6 +111,7 @@ LIMITS: dict[str, tuple[float, float]] = {
   'reproduce.num_samples': (2, _MAX_IMAGES),
   'reproduce.num_slots': (1, _MAX_INT),
   'reproduce.num_images': (1, 10**4),
+  'reproduce.num_coded': (1, 10**6),
   'export.step': (0, _MAX_INT),
 }
 NUMBERS = {int: 'an integer', float: 'a number'}

@@ -26,7 +26,7 @@ from ddpm_jax.refusals import raise_refusal
 from ddpm_jax.storage.npz import open_npz
 
 FORMS = ('.npy', '.npz')
-_KEYS = ('images', 'samples', 'data', 'x', 'arr_0')
+KEYS = ('images', 'samples', 'data', 'x', 'arr_0')
 _LABEL_KEYS = ('labels', 'y')
 
 
@@ -58,7 +58,7 @@ class ArrayFileSource:
         f'data.source={self.name!r}: {self._file} has changed since it was opened: start again'
       )
     if self._values is None:
-      self._values = _read(self._file)[self._key]
+      self._values = read_arrays(self._file)[self._key]
     rows = np.asarray(indices)
     values = np.asarray(self._values[rows]).reshape(len(rows), *self.image_shape)
     if values.dtype.kind == 'f':
@@ -96,7 +96,7 @@ def make_array_source(
   if not root.exists():
     raise UserError(f'data.source={name!r}: {root} does not exist; give a .npy or .npz file')
   file = _file_of(root, name, split) if root.is_dir() else root
-  arrays = _read(file)
+  arrays = read_arrays(file)
   present = [word for word in SPLITS if f'{word}_images' in arrays]
   key, labels_key = f'{split}_images', f'{split}_labels'
   if not present:
@@ -105,14 +105,14 @@ def make_array_source(
         f"data.split={split!r}: {file} is one set of examples, the split 'train'; "
         "--config.data.holdout=0.1, given when training begins, holds out a tenth as 'test'"
       )
-    key = next((key for key in _KEYS if key in arrays), '')
+    key = next((key for key in KEYS if key in arrays), '')
     labels_key = next((key for key in _LABEL_KEYS if key in arrays), '')
   elif split not in present:
     raise NoSplitError(f'data.split={split!r}: {file} has the splits {", ".join(present)}')
   if key not in arrays:
     raise UserError(
       f'data.source={name!r}: {file} has {", ".join(arrays) or "nothing"}; examples are under '
-      f'{", ".join(_KEYS)}'
+      f'{", ".join(KEYS)}'
     )
   shape = (*picture_axes(image_size), channels)
   values = arrays[key]
@@ -140,8 +140,8 @@ def _file_of(folder, name, split):
   return found[split]
 
 
-def _read(file: pathlib.Path) -> dict[str, Any]:
-  """{name: array}, of a .npy file under 'data'."""
+def read_arrays(file: pathlib.Path) -> dict[str, Any]:
+  """{name: array}, of a .npy file under 'data'; a UserError for a file that is damaged."""
   if file.suffix == '.npz':
     return open_npz(file)
   try:

@@ -1,4 +1,4 @@
-"""One's own pictures, to be edited as they are: nothing is cropped or resized."""
+"""One's own pictures, and other examples, as they are: nothing is cropped or resized."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.data.arrays import FORMS, KEYS, read_arrays
 from ddpm_jax.data.listing import list_pictures
 from ddpm_jax.data.pictures import prepare_picture
 from ddpm_jax.errors import UserError
@@ -95,6 +96,40 @@ def read_masks(given: str, field: str, *, size: tuple[int, int], count: int) -> 
       )
     masks.append(np.asarray(picture.convert('L')) >= _WHITE)
   return np.broadcast_to(np.stack(masks), (count, *size))
+
+
+def read_examples(
+  given: str, field: str, *, shape: tuple[int, ...]
+) -> tuple[list[str], np.ndarray]:
+  """Reads examples of any kind from a .npy file, or from an .npz such as --mode=sample writes.
+
+  Args:
+    given: its path.
+    field: config path to name in errors.
+    shape: of an example, which may lack an axis of one channel in the file.
+
+  Returns:
+    (their names, the examples as they are stored, [N, *shape]).
+
+  Raises:
+    UserError: no such file, nothing in it, or examples of another shape.
+  """
+  path = expanded(given)
+  if not path.exists():
+    raise UserError(f'{field}={path} does not exist; give a .npy or .npz file of examples')
+  if not path.is_file() or path.suffix not in FORMS:
+    raise UserError(f'{field}={path} is no .npy or .npz file, which these data are given in')
+  arrays = read_arrays(path)
+  values = next((arrays[key] for key in KEYS if key in arrays), None)
+  if values is None:
+    raise UserError(f'{field}={path} has {", ".join(arrays)}; examples are under {", ".join(KEYS)}')
+  if shape[-1] == 1 and values.ndim == len(shape):
+    values = values[..., None]
+  if values.shape[1:] != shape or not len(values):
+    raise UserError(
+      f'{field}={path} has {values.dtype}{list(values.shape)}; this model takes {["N", *shape]}'
+    )
+  return [f'{path.stem}-{i:05d}' for i in range(len(values))], np.asarray(values)
 
 
 def _find(given, field) -> tuple[list[pathlib.Path], tuple[str, ...]]:

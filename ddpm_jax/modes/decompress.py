@@ -1,20 +1,22 @@
-"""--mode=decompress: the pictures of the files that --mode=compress wrote."""
+"""--mode=decompress: the examples of the files that --mode=compress wrote."""
 
 import hashlib
 import pathlib
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.codec import Compressed, read_archive, read_file
 from ddpm_jax.codec.format import is_archive
-from ddpm_jax.config import checks, codecs
+from ddpm_jax.config import build, checks, codecs
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.grids import make_grid, save_png
+from ddpm_jax.evaluation.grids import save_png
 from ddpm_jax.evaluation.images import check_regular
 from ddpm_jax.modes.compress import ARCHIVE, SUFFIX, open_codec
 from ddpm_jax.paths import expanded
 from ddpm_jax.refusals import raise_refusal
+from ddpm_jax.storage.files import written_whole
 from ddpm_jax.storage.identity import step_folder
 
 
@@ -31,16 +33,21 @@ def decompress(config: ConfigDict, workdir: str) -> None:
   checks.check_decompress(config)
   named = _read(config.decompress.files)
   opened = open_codec(config, workdir, '--mode=decompress')
-  images, notes = codecs.decode(opened.config, opened.codec, [*named.values()], progress=True)
+  examples, notes = codecs.decode(opened.config, opened.codec, [*named.values()], progress=True)
   for note in notes:
     processes.say(f'warning: {note}')
   folder = step_folder(opened.path / 'decompressed', opened.weights.step)
   folder = folder / _name(config, named)
   folder.mkdir(parents=True, exist_ok=True)
-  for name, picture in zip(named, images, strict=True):
-    save_png(folder / f'{name}.png', picture)
-  save_png(folder / 'sheet.png', make_grid(images))
-  processes.say(f'done: {len(named)} pictures in {folder}')
+  if build.has_pictures(opened.config):
+    for name, picture in zip(named, examples, strict=True):
+      save_png(folder / f'{name}.png', picture)
+  else:
+    with written_whole(folder / 'examples.npz') as partial, open(partial, 'wb') as stream:
+      np.savez(stream, samples=examples, names=[*named])
+  display = build.display(opened.config)
+  display.save(folder / 'sheet.png', examples[: display.most_shown])
+  processes.say(f'done: {len(named)} examples in {folder}')
 
 
 def _name(config, named):

@@ -5,7 +5,7 @@ import contextlib
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
-from ddpm_jax.config import build, checks
+from ddpm_jax.config import build, checks, codecs
 from ddpm_jax.config.origins import with_data
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
@@ -28,12 +28,16 @@ def reproduce(config: ConfigDict, workdir: str) -> None:
   what = build.names(config.reproduce.what)
   if not what:
     raise UserError(f'reproduce.what is empty; name some of {", ".join(FIGURES)}')
+  if 'codec' in what:
+    checks.check_compress(config)
+    codecs.check_codec(config)
   path = open_workdir(find_workdir(workdir))
   with contextlib.ExitStack() as stack:
     if processes.is_primary():
       stack.enter_context(locked(path, 'eval'))
     weights = stack.enter_context(restored(config, path, config.eval.step))
-    run = build.figures_run(config, path, weights)
+    coding = codecs.figures_coding(config, path, weights)
+    run = build.figures_run(config, path, weights, coding=coding)
     for name in what:
       processes.say(f'{name} of step {weights.step}')
       folder = FIGURES[name](run)

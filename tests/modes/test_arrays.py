@@ -13,6 +13,8 @@ import ddpm_jax
 from ddpm_jax.config import build
 from ddpm_jax.config.origins import with_data
 from ddpm_jax.errors import UserError
+from ddpm_jax.modes.compress import compress
+from ddpm_jax.modes.decompress import decompress
 from ddpm_jax.modes.edit import edit
 from ddpm_jax.modes.evaluate import evaluate
 from ddpm_jax.modes.export_model import export_model
@@ -267,7 +269,7 @@ def test_samples_stand_between_real_data_and_simple_models(runs, kind):
   assert rows['RMS distance to the nearest training example, median']['half of training'] == ''
 
 
-@each_kind('signals', 'volumes')
+@each_kind('signals')
 def test_distances_are_in_the_features_of_random_convolutions(runs, kind):
   data, workdir = runs[kind]
   fields = {'eval.metrics': ('fid', 'kid', 'pr'), 'eval.num_samples': 8}
@@ -319,6 +321,43 @@ def test_what_is_for_pictures_alone_says_so(runs, kind, tmp_path):
     fields = {'eval.metrics': ('bpd', 'kid'), **fields}
     with pytest.raises(UserError, match=message):
       evaluate(config_of(data, kind, **fields), workdir)
+
+
+@each_kind('signals', 'floats')
+def test_compressed_examples_come_back_as_they_are_stored(runs, kind, tmp_path):
+  data, workdir = runs[kind]
+  given = KINDS[kind][0][40:44]
+  np.save(tmp_path / 'own.npy', given)
+  target = 'rmse:0.2' if kind == 'floats' else 'lossless'
+  fields = {'compress.images': str(tmp_path / 'own.npy'), 'compress.target': target}
+  compress(config_of(data, kind, **fields), workdir)
+  (folder,) = workdir.glob('compressed/*/*')
+  assert len([*folder.glob('own-0000?.ddpc')]) == 4
+  decompress(config_of(data, kind, **{'decompress.files': str(folder)}), workdir)
+  (file,) = workdir.glob('decompressed/*/*/examples.npz')
+  with np.load(file) as arrays:
+    found, names = arrays['samples'], arrays['names'].tolist()
+  assert names == [f'own-0000{i}' for i in range(4)]
+  assert found.dtype == given.dtype
+  if kind == 'floats':
+    half = np.ptp(KINDS[kind][0][:40], axis=(0, 1)) / 2
+    assert np.sqrt(np.mean(np.square((found - given) / half))) < 0.2
+  else:
+    np.testing.assert_array_equal(found, given)
+  assert min(PIL.Image.open(file.with_name('sheet.png')).size) > 64
+  for name, content, message in (
+    ('own.npy', given[:, :6], r'own\.npy has .*\[4, 6, .*; this model takes'),
+    ('own.txt', None, 'is no .npy or .npz file'),
+    ('none.npy', None, 'does not exist; give a .npy or .npz file'),
+  ):
+    path = tmp_path / 'bad' / name
+    path.parent.mkdir(exist_ok=True)
+    if content is not None:
+      np.save(path, content)
+    elif name == 'own.txt':
+      path.write_text('1')
+    with pytest.raises(UserError, match=message):
+      compress(config_of(data, kind, **{'compress.images': str(path)}), workdir)
 
 
 def test_a_test_split_beyond_the_levels_is_named(runs, tmp_path):
@@ -374,6 +413,7 @@ def test_recordings_with_a_value_that_is_not_finite_are_refused_or_passed_over(t
   assert (tmp_path / 'run/checkpoints/1').exists()
 
 
+@pytest.mark.slow
 def test_moving_pictures_train_as_the_same_volumes_do(runs, tmp_path):
   _, workdir = runs['volumes']
   for i, volume in enumerate(KINDS['volumes'][0][:40, ..., 0]):

@@ -7,29 +7,14 @@ import PIL.Image
 import pytest
 
 from ddpm_jax.codec import read_file
-from ddpm_jax.config import build
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.modes.compress import compress
 from ddpm_jax.modes.decompress import decompress
-from tests.tiny import OneLayer, tiny_config
-from tests.untrained import save_untrained
+from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.usefixtures('one_layer')
 DIGITS = load_digits('test')[0][:3].reshape(3, 8, 8).astype(np.uint8)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_layer():
-  """A network that compiles at once."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'model', lambda config: OneLayer())
-    yield
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  """A workdir with a checkpoint, of a state that never saw a step."""
-  return save_untrained(tmp_path_factory.mktemp('trained'))
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +50,7 @@ def test_pictures_come_back_and_a_table_is_kept(workdir, pictures, capsys):
   assert folder.name.startswith('lossless-fast_')
   said = capsys.readouterr().out
   assert 'fits the table of the codec' in said
-  assert '3 pictures in' in said
+  assert '3 examples in' in said
   (table,) = (workdir / 'codec').iterdir()
   assert str(table) in said
   names, images = decoded(workdir, folder)
@@ -99,7 +84,7 @@ def test_cut_files_give_a_picture_and_a_warning(workdir, pictures, tmp_path, cap
 def test_a_target_that_cannot_be_met_is_told(workdir, pictures, capsys):
   folder = compressed(workdir, pictures, **{'compress.target': 'bytes:10'})
   assert folder.name.startswith('bytes-10-fast')
-  assert '3 pictures take more than 10 bytes, digit0 first' in capsys.readouterr().out
+  assert '3 examples take more than 10 bytes, digit0 first' in capsys.readouterr().out
   _, images = decoded(workdir, folder)
   assert (images == images[0]).all()  # the mean of the training data
 

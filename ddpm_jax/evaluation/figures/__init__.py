@@ -11,6 +11,7 @@ WORKDIR/reproduce/step_XXXXXXXX/FIGURE_KEY/
   interpolation   Figures 8 and 9: between real images                 npz, png
   comparison      beside real data and simple models: likelihood,      csv, md, png
                   distances, structure, copies, classifiers
+  codec           files of the codec beside theory and formats         csv, md, png
   neighbours      nearest training images by pixels and by features    csv, png
 
 A new figure is a file, and its entry here: Run -> the folder that it was written to.
@@ -20,6 +21,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from ddpm_jax.evaluation.figures.bound_terms import bound
+from ddpm_jax.evaluation.figures.codec import codec
 from ddpm_jax.evaluation.figures.comparison import comparison
 from ddpm_jax.evaluation.figures.compression import compression
 from ddpm_jax.evaluation.figures.interpolation import interpolation
@@ -39,4 +41,5 @@ FIGURES: Mapping[str, Callable[[Run], pathlib.Path]] = {
   'interpolation': interpolation,
   'neighbours': neighbours,
   'comparison': comparison,
+  'codec': codec,
 }

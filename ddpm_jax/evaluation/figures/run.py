@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import devices
+from ddpm_jax.codec import Codec, Compressed, Goal
 from ddpm_jax.data import Encoding, Labels, Source
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.evaluation.bound import Bound
@@ -30,6 +31,23 @@ from ddpm_jax.storage.identity import Identity, step_folder
 from ddpm_jax.storage.shards import Pauses
 
 NUM_COLUMNS = 10  # of Table 4 and of the pictures of progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Coding:
+  """What a figure of the codec's files needs.
+
+  Attributes:
+    num_examples: to be compressed, at most.
+    choices: that decide the files, of config.compress.
+    make_codec: () -> Codec.
+    compress: (Codec, examples, Goal) -> their files.
+  """
+
+  num_examples: int
+  choices: Mapping[str, Any]
+  make_codec: Callable[[], Codec]
+  compress: Callable[[Codec, np.ndarray, Goal], list[Compressed]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +77,7 @@ class Run:
     make_scorer: names of metrics -> Scorer; None for data that no network of features takes.
     make_drawer: number of samples -> Drawer, of config.sample's sampler.
     make_evaluator: () -> Evaluator.
+    coding: Coding.
   """
 
   workdir: pathlib.Path
@@ -85,6 +104,7 @@ class Run:
   make_scorer: Callable[[Sequence[str]], Scorer | None]
   make_drawer: Callable[[int], Drawer]
   make_evaluator: Callable[[], Evaluator]
+  coding: Coding
 
   @property
   def encoding(self) -> Encoding:
