@@ -112,6 +112,7 @@ def get_config():
         # intervals below divide by, up to 20
         'on_nonfinite': 'stop',  # stop | skip: go on from the last checkpoint, without that batch
         'log_every_steps': 100,
+        'logger': placeholder(str),  # of one's own, MODULE:FUNCTION: docs/training.md
         'checkpoint_every_steps': 5_000,
         'keep_last_checkpoints': 3,
         'keep_checkpoint_every_steps': 100_000,  # and these for good; 0: none

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import importlib
 import json
 import math
 import pathlib
@@ -72,7 +73,7 @@ from ddpm_jax.sampling.solvers import default_num_steps, default_spacing, num_ev
 from ddpm_jax.storage.checkpoints import Checkpointer
 from ddpm_jax.storage.files import default_cache_dir
 from ddpm_jax.storage.identity import Identity
-from ddpm_jax.storage.logs import RunLog, Terminal
+from ddpm_jax.storage.logs import Logger, RunLog, Terminal
 from ddpm_jax.storage.run_record import RUN_FILE
 from ddpm_jax.storage.workdir import (
   ENCODING_FIELDS,
@@ -88,6 +89,7 @@ from ddpm_jax.training.state import TrainState, init_train_state
 from ddpm_jax.training.step import TrainStep, make_train_step
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+MAX_REASON = 200  # characters of another's error
 LABEL_DROPOUT = 0.1  # by default
 OF_ANY_DATA = ('watch', 'random')  # networks of features that do not go by pictures
 MAX_OF_STATISTICS = 1_024  # examples whose mean and deviation a network of features takes
@@ -674,7 +676,33 @@ def run_log(config: ConfigDict, path: pathlib.Path, start_step: int, terminal: T
     num_steps=config.train.num_steps,
     images_per_step=config.train.global_batch_size,
     terminal=terminal,
+    hyperparameters=flatten(config_dict(config)),
+    logger=_own_logger(config, path, start_step) if processes.is_primary() else None,
   )
+
+
+def _own_logger(config, path, start_step) -> Logger | None:
+  make = logger_maker(config)
+  return None if make is None else make(str(path), config_dict(config), start_step)
+
+
+def logger_maker(config: ConfigDict) -> Callable[[str, dict[str, Any], int], Logger] | None:
+  """The function that config.train.logger names; None where it names none.
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  given = config.train.logger
+  if given is None:
+    return None
+  module, _, name = given.partition(':')
+  try:
+    return getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise UserError(
+      f'train.logger={given}: {str(error)[:MAX_REASON]}; give MODULE:FUNCTION, of a module that '
+      'Python finds (PYTHONPATH names folders)'
+    ) from error
 
 
 def restore_weights(

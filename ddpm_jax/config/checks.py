@@ -84,6 +84,7 @@ def check(config: ConfigDict, *, trains: bool = True) -> None:
   check_sample(config)
   if trains:
     _check_batch(config.train)
+    build.logger_maker(config)
   build.steps_per_dispatch(config)
   _check_eval(config)
 

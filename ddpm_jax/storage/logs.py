@@ -9,7 +9,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -23,6 +23,8 @@ from ddpm_jax.storage.files import written_whole
 LOG_EVERY_SECS = 10
 SHOW_EVERY_SECS = 1.0  # on a terminal
 DROPPED = 'metrics.dropped.jsonl'
+
+Logger = Callable[[int, Mapping[str, float]], object]  # (step, {name: value}): one's own
 
 
 class Terminal:
@@ -167,6 +169,8 @@ class RunLog:
     num_steps: int,
     images_per_step: int,
     terminal: Terminal | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    logger: Logger | None = None,
   ):
     """Opens the files.
 
@@ -176,8 +180,11 @@ class RunLog:
       num_steps: step at which the run ends, for the ETA.
       images_per_step: global batch size.
       terminal: Terminal.
+      hyperparameters: by name, for TensorBoard.
+      logger: told what TensorBoard is told, but for pictures.
     """
     self._terminal = terminal or Terminal()
+    self._logger = logger
     self._num_steps = num_steps
     self._images_per_step = images_per_step
     self._pending = None  # (step, metrics on device, whether to write them, their Future)
@@ -199,6 +206,8 @@ class RunLog:
         purge_step=start_step + 1,
         max_queue=100,
       )
+      if hyperparameters is not None:
+        self._tell_hyperparameters(hyperparameters)
       self._completions = _Completions()
     self.restart_clock()
 
@@ -272,10 +281,23 @@ class RunLog:
       self._file.flush()
     except OSError as error:
       raise WriteError(self._file.name, error) from error
-    for name, value in values.items():
-      if value is not None:
-        self._tensorboard.add_scalar(name, value, step)
+    self._tell(step, {name: value for name, value in values.items() if value is not None})
     self._terminal.say(progress_line(step, self._num_steps, values))
+
+  def _tell(self, step, values):
+    """Tells TensorBoard, and one's own logger."""
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, value, step)
+    if self._logger is not None:
+      self._logger(step, values)
+
+  def _tell_hyperparameters(self, given):
+    """For TensorBoard's table of runs, beside the mean loss."""
+    from tensorboardX.summary import hparams
+
+    plain = {n: x if isinstance(x, bool | int | float | str) else str(x) for n, x in given.items()}
+    for summary in hparams(plain, {'loss_mean': None}):
+      self._tensorboard.file_writer.add_summary(summary)
 
   def figures(self, step: int, figures: Sequence[Mapping[str, Any]]) -> None:
     """Shows the figures of an evaluation in TensorBoard, and says them.
@@ -287,8 +309,7 @@ class RunLog:
     if self._file is None:
       return
     self._check_tensorboard()
-    for figure in figures:
-      self._tensorboard.add_scalar(f'eval/{figure["name"]}', figure['value'], step)
+    self._tell(step, {f'eval/{figure["name"]}': figure['value'] for figure in figures})
     self._terminal.say(
       f'step {step}: ' + '  '.join(f'{f["name"]} {f["value"]:.4g}' for f in figures)
     )

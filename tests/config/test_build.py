@@ -169,3 +169,15 @@ def test_data_are_shown_by_their_axes_and_their_source(fields, num_axes, are_fil
   assert (display.num_axes, display.are_films) == (num_axes, are_films)
   assert display.rate == fields.get('data.rate')
   assert display.most_shown == (16 if num_axes == 1 else 100)
+
+
+def test_a_logger_of_ones_own_is_made_of_the_run_or_named(tmp_path, monkeypatch):
+  (tmp_path / 'my_logger.py').write_text('def make(workdir, config, start_step):\n  return print\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  config = tiny_config(**{'train.logger': 'my_logger:make'})
+  check(config)
+  assert build.logger_maker(config)('workdir', {}, 0) is print
+  assert build.logger_maker(tiny_config()) is None
+  for given in ('my_logger', 'my_logger:other', 'no_logger:make', ':make'):
+    with pytest.raises(UserError, match=rf'train\.logger={given}: .*; give MODULE:FUNCTION'):
+      check(tiny_config(**{'train.logger': given}))

@@ -16,8 +16,8 @@ from ddpm_jax.errors import WriteError
 from ddpm_jax.storage import logs
 
 
-def make_log(workdir, start_step=0):
-  return logs.RunLog(workdir, start_step=start_step, num_steps=10, images_per_step=4)
+def make_log(workdir, start_step=0, **more):
+  return logs.RunLog(workdir, start_step=start_step, num_steps=10, images_per_step=4, **more)
 
 
 def metrics(loss):
@@ -129,6 +129,48 @@ def test_any_metric_may_be_the_one_that_is_not_finite(tmp_path, name):
     log.check()
   assert (info.value.step, info.value.metrics['learning_rate']) == (1, 0.1)
   log.close()
+
+
+def events(workdir):
+  """The records of TensorBoard's file: a length, its checksum, the event and its checksum each."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  (file,) = (workdir / 'tensorboard').iterdir()
+  content, place = file.read_bytes(), 0
+  while place < len(content):
+    length = int.from_bytes(content[place : place + 8], 'little')
+    yield Event.FromString(content[place + 12 : place + 12 + length])
+    place += length + 16
+
+
+def test_ones_own_logger_is_told_what_tensorboard_is(tmp_path):
+  told = []
+  log = make_log(tmp_path, logger=lambda step, values: told.append((step, values)))
+  log.add(1, metrics(1.0), write=True)
+  log.add(2, metrics(3.0), write=True)
+  log.check()
+  log.figures(2, [{'name': 'FID', 'value': 5.0}])
+  log.close()
+  shown = {}
+  for event in events(tmp_path):
+    for value in event.summary.value:
+      shown.setdefault(event.step, {})[value.tag] = value.simple_value
+  assert [step for step, _ in told] == [1, 2, 2]
+  assert told[1][1]['loss'] == 3
+  assert told[2] == (2, {'eval/FID': 5.0})
+  for step in (1, 2):
+    of_step = {name: x for at, values in told if at == step for name, x in values.items()}
+    assert of_step == pytest.approx(shown[step])
+
+
+def test_tensorboard_has_the_hyperparameters(tmp_path):
+  make_log(tmp_path, hyperparameters={'optim.lr': 0.1, 'model.mult': (1, 2), 'none': None}).close()
+  values = [value for event in events(tmp_path) for value in event.summary.value]
+  contents = {value.tag: value.metadata.plugin_data.content for value in values}
+  assert {'_hparams_/experiment', '_hparams_/session_start_info'} <= contents.keys()
+  started = contents['_hparams_/session_start_info']
+  for word in (b'optim.lr', b'(1, 2)', b'None'):
+    assert word in started
 
 
 def test_full_disk_is_said_in_one_line(tmp_path):
