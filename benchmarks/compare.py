@@ -25,20 +25,30 @@ TRAINING = {'batch': 16, 'steps': 5}  # a turn, after one that is not counted
 INFERENCE = {'batch': 4, 'timesteps': 3}
 
 
-def start_up(checkout, config, cache):
-  """Seconds from the command to the line of main.py on its first step."""
+def start_up(checkout, config, cache, *, platform='cpu', batch=TRAINING['batch'], changes=()):
+  """Seconds from the command to the line of main.py on its first step.
+
+  Args:
+    checkout: folder with main.py.
+    config: name.
+    cache: folder of compiled programs.
+    platform: as of JAX_PLATFORMS.
+    batch: of training.
+    changes: of the config's fields.
+  """
   with tempfile.TemporaryDirectory() as workdir:
     command = [sys.executable, 'main.py', f'--config=configs/{config}.py', f'--workdir={workdir}']
     settings = {
       'compilation_cache': cache,
       'data.source': 'digits',  # which need no download; they are resized
-      'train.global_batch_size': TRAINING['batch'],
+      'train.global_batch_size': batch,
       'train.num_steps': 1,
       'train.log_every_steps': 1,
       'train.sample_every_steps': 0,
+      **dict(changes),
     }
     command += [f'--config.{name}={value}' for name, value in settings.items()]
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+    environment = os.environ | {'JAX_PLATFORMS': platform}
     begun = time.perf_counter()
     with subprocess.Popen(
       command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True

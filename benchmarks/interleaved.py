@@ -76,16 +76,17 @@ class ContenderError(Exception):
   """A process has ended; its own words are on the terminal."""
 
 
-def serve(tasks):
+def serve(tasks, **functions):
   """The process of a Contender: for each line of standard input, one of JSON on standard output.
 
   Args:
     tasks: {name: function that returns {what can be asked: function}}.
+    functions: what can be asked of each.
   """
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # what libraries print is no answer
   _, task, options = sys.argv
-  functions = {'peak_mib': peak_mib, **tasks[task](**json.loads(options))}
+  functions = {'peak_mib': peak_mib, **functions, **tasks[task](**json.loads(options))}
   for line in sys.stdin:
     print(json.dumps(functions[line.strip()]()), file=answers, flush=True)
 

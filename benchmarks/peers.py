@@ -3,6 +3,8 @@
   eager          diffusers' UNet2DModel with the settings of google/ddpm-cifar10-32 and dropout 0.1
   channels_last  the same, in PyTorch's layout of NHWC
   compile        the same under torch.compile, which needs a C++ compiler
+  graphs         channels_last on a GPU, the whole step, with optimizer and EMA, one CUDA graph
+  compile+graphs the same, its network compiled
   ddp            the Unet of denoising-diffusion-pytorch at the same widths: another network, with
                  one block a level less on the way up and linear attention at three of four levels
 
@@ -15,6 +17,7 @@ clipping, Adam (fused) and EMA; noise, timesteps, flips and the batch's pictures
 ours. interleaved.py starts this file as a process, as it does worker.py.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -27,7 +30,7 @@ import torch
 from interleaved import DATA_BYTES, peak_mib, seconds, serve
 from torch import nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 DROPOUT = 0.1
@@ -36,6 +39,8 @@ BETAS = (1e-4, 0.02)
 LEARNING_RATE = 2e-4
 WARMUP_STEPS = 5000
 EMA_DECAY = 0.9999
+CHANNELS_LAST = ('channels_last', 'compile', 'graphs', 'compile+graphs')
+GRAPH_WARMUP_STEPS = 3  # before a step is recorded, on a stream of their own
 
 
 class Network(NamedTuple):
@@ -115,14 +120,14 @@ def make_network(name, config='cifar10'):
   """The network of a peer, which is not compiled yet."""
   set_up()
   network = make_ddp() if name == 'ddp' else Diffusers(config)
-  if name in ('channels_last', 'compile'):
+  if name in CHANNELS_LAST:
     network = network.to(memory_format=torch.channels_last)
   return network
 
 
 def memory_format(name):
   """The layout of images that goes with make_network(name)."""
-  return torch.channels_last if name in ('channels_last', 'compile') else torch.contiguous_format
+  return torch.channels_last if name in CHANNELS_LAST else torch.contiguous_format
 
 
 def count_flops(function):
@@ -161,32 +166,69 @@ def random_data(shape, batch):
   return torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
 
 
-def training_functions(network, run, compute_loss, steps):
+def check_device(name, device):
+  """Raises where a peer needs a GPU that is not there."""
+  if name.endswith('graphs') and device != 'cuda':
+    raise ValueError(f'{name} needs a GPU')
+
+
+def recorded(step):
+  """A step as one CUDA graph: () -> its result, after it was done."""
+  stream = torch.cuda.Stream()
+  stream.wait_stream(torch.cuda.current_stream())
+  with torch.cuda.stream(stream):
+    for _ in range(GRAPH_WARMUP_STEPS):
+      step()
+  torch.cuda.current_stream().wait_stream(stream)
+  graph = torch.cuda.CUDAGraph()
+  with torch.cuda.graph(graph):
+    result = step()
+
+  def replay():
+    graph.replay()
+    return result
+
+  return replay
+
+
+def training_functions(name, network, compute_loss, steps):
   """What a task of training can be asked for: seconds of a step, and of several.
 
   Args:
+    name: of the peer, which says whether it is compiled, or recorded as a graph.
     network: whose parameters are trained.
-    run: the network, or what it was compiled to.
-    compute_loss: run -> the loss of a batch, which it draws.
+    compute_loss: network, or what it was compiled to -> the loss of a batch, which it draws.
     steps: the number of several.
   """
-  optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
-  warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / WARMUP_STEPS, 1))
-  ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+  device = os.environ['JAX_PLATFORMS']
+  check_device(name, device)
+  params = list(network.parameters())
+  ema = [p.detach().clone() for p in params]
+  update_ema = get_ema_multi_avg_fn(EMA_DECAY)
+  # On the device, so that the warm-up needs no word from the host.
+  steps_done, learning_rate = torch.zeros(()), torch.zeros(())
+  options = dict(capturable=True) if device == 'cuda' else {}
+  optimizer = torch.optim.Adam(params, learning_rate, fused=True, **options)
 
   def train(run):
     loss = compute_loss(run)
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(params, 1.0)
+    learning_rate.copy_(LEARNING_RATE * (steps_done / WARMUP_STEPS).clamp(max=1))
     optimizer.step()
-    warmup.step()
-    ema.update_parameters(network)
+    optimizer.zero_grad(set_to_none=True)  # here, so that a graph is recorded without gradients
+    steps_done.add_(1)
+    update_ema(ema, params, None)
     return loss
+
+  run = torch.compile(network) if name.startswith('compile') else network
+  step = functools.partial(train, run)
+  if name.endswith('graphs'):
+    step = recorded(step)
 
   def train_steps(count):
     for _ in range(count):
-      loss = train(run)
+      loss = step()
     loss.item()  # waits for all of it
 
   def facts():
@@ -207,7 +249,13 @@ def training(name, config, batch, steps, dtype):
   device = os.environ['JAX_PLATFORMS']
   torch.set_default_device(device)
   network = make_network(name, config).to(device).train()
-  autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+  # What autocast keeps from one use to the next would not be made anew by a graph.
+  autocast = torch.autocast(
+    device,
+    torch.bfloat16,
+    enabled=dtype == 'bfloat16',
+    cache_enabled=not name.endswith('graphs'),
+  )
   size = NETWORKS[config].image_size
   q_sample, data = make_q_sample(2), random_data((3, size, size), batch)
 
@@ -222,8 +270,7 @@ def training(name, config, batch, steps, dtype):
     with autocast:
       return functional.mse_loss(run(x_t, t).float(), noise)
 
-  run = torch.compile(network) if name == 'compile' else network
-  return training_functions(network, run, compute_loss, steps)
+  return training_functions(name, network, compute_loss, steps)
 
 
 def unet1d(name, batch, steps, shape, network):
@@ -246,8 +293,7 @@ def unet1d(name, batch, steps, shape, network):
   def compute_loss(run):
     return run(data[torch.randint(len(data), (batch,))].float() / 255)
 
-  run = torch.compile(diffusion) if name == 'compile' else diffusion
-  return training_functions(diffusion, run, compute_loss, steps)
+  return training_functions(name, diffusion, compute_loss, steps)
 
 
 def monai(name, batch, steps, shape, network):
@@ -274,18 +320,31 @@ def monai(name, batch, steps, shape, network):
     x_t = q_sample(x_start, t, noise).contiguous(memory_format=layout)
     return functional.mse_loss(run(x_t, t), noise)
 
-  run = torch.compile(model) if name == 'compile' else model
-  return training_functions(model, run, compute_loss, steps)
+  return training_functions(name, model, compute_loss, steps)
 
 
-def inference(name, config, batch, timesteps):
+def device_mib():
+  """Most memory of the device that was set aside at once, MiB; on a CPU, of the process."""
+  if os.environ['JAX_PLATFORMS'] == 'cuda':
+    return torch.cuda.max_memory_reserved() / 2**20
+  return peak_mib()
+
+
+def inference(name, config, batch, timesteps, dtype='float32'):
   """Task: seconds of evaluations; of a chain, by diffusers' DDPMScheduler in a Python loop."""
   from diffusers import DDPMScheduler
 
   if config != 'cifar10':
     raise ValueError(f'no network like that of {config}')
-  network = make_network(name).eval()
-  run = torch.compile(network) if name == 'compile' else network
+  device = os.environ['JAX_PLATFORMS']
+  check_device(name, device)
+  if name == 'graphs':
+    raise ValueError(f'{name} is of training; compile+graphs samples')
+  network = make_network(name).to(device).eval()
+  run = network
+  if name.startswith('compile'):  # whose own mode of graphs is made for inference
+    run = torch.compile(network, mode='reduce-overhead' if name.endswith('graphs') else None)
+  autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
   scheduler = DDPMScheduler(
     timesteps,
     beta_start=BETAS[0],
@@ -293,6 +352,7 @@ def inference(name, config, batch, timesteps):
     variance_type='fixed_large',
     clip_sample=True,
   )
+  torch.set_default_device(device)
 
   def draw_noise():
     return torch.randn(batch, 3, 32, 32).contiguous(memory_format=memory_format(name))
@@ -300,17 +360,21 @@ def inference(name, config, batch, timesteps):
   x_T = draw_noise()
 
   @torch.inference_mode()
+  @autocast
   def evaluate(count):
     t = torch.full((batch,), timesteps // 2)
     for _ in range(count):
-      run(x_T, t)
+      eps = run(x_T, t)
+    eps.cpu()  # waits for all of it
 
   @torch.inference_mode()
   def chain():  # to images in NumPy
     x = draw_noise()
     for t in scheduler.timesteps:
-      x = scheduler.step(run(x, torch.full((batch,), int(t))), t, x).prev_sample
-    x.numpy()
+      with autocast:
+        eps = run(x, torch.full((batch,), int(t)))
+      x = scheduler.step(eps.float(), t, x).prev_sample
+    x.cpu().numpy()
 
   @torch.inference_mode()
   def facts():
@@ -325,4 +389,5 @@ def inference(name, config, batch, timesteps):
 
 
 if __name__ == '__main__':
-  serve({'training': training, 'inference': inference, 'unet1d': unet1d, 'monai': monai})
+  tasks = {'training': training, 'inference': inference, 'unet1d': unet1d, 'monai': monai}
+  serve(tasks, device_mib=device_mib)

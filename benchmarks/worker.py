@@ -1,6 +1,6 @@
 """What the benchmarks measure of this package, made as its own modes make it; and its process.
 
-  CHECKOUT=DIR python benchmarks/worker.py training|inference|matmul '{"batch": 16, ...}'
+  CHECKOUT=DIR python benchmarks/worker.py TASK '{"batch": 16, ...}'
 
 is started by interleaved.py. Other benchmarks import the classes.
 """
@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import sys
+import tempfile
 import time
 import types
 
@@ -20,10 +21,25 @@ sys.path.insert(0, os.environ.get('CHECKOUT', str(pathlib.Path(__file__).resolve
 import jax
 import numpy as np
 from interleaved import DATA_BYTES, peak_mib, seconds, serve
+from traces import (
+  ATTENTION,
+  ATTENTION_SCOPE,
+  CONVOLUTIONS,
+  FILTERING_PRODUCTS,
+  MATMULS,
+  MINIMAL_FILTERING,
+  by_kind,
+  op_times,
+  read_events,
+  read_program,
+)
 
 from ddpm_jax.data.digits import ArraySource
 
 MATMUL_SIZE = 4096
+# Of the ceilings, where one call has to take far longer than its launch: a product, values, passes.
+CEILING_SIZES = {'cpu': (512, 1 << 20, 4)}
+CEILING_SIZES_OF_ACCELERATORS = (8192, 1 << 28, 20)
 
 
 def open_program():
@@ -46,13 +62,27 @@ def open_program():
       batches, 0, build.plan(config), **kwargs
     ),
     drawer=build.drawer,
-    bpd_fn=lambda config: build.bounds(config, ['train'], None)[0].compute,
+    bpd_fn=bpd_fn_of,
   )
+
+
+def bpd_fn_of(config):
+  """(params, batch [B, ...], key) -> the bound of a batch."""
+  (bound,) = build.bounds(config, ['train'], None)
+  if not hasattr(bound, 'work'):  # of an earlier checkout, in one dispatch
+    return lambda params, batch, key: bound.compute(params, devices.split_over_devices(batch), key)
+  from ddpm_jax.evaluation import stepwise
+
+  return lambda params, batch, key: stepwise.run(bound.work, params, batch, key)
 
 
 def open_earlier_program():
   """As open_program, of a checkout whose modules all lie in ddpm_jax/."""
   from ddpm_jax import build, parallel, sample, train, train_state
+
+  def earlier_bpd_fn(config):
+    step = build.bpd_step(config)
+    return lambda params, batch, key: step(params, parallel.split_over_devices(batch), key)
 
   return types.SimpleNamespace(
     build=build,
@@ -62,7 +92,7 @@ def open_earlier_program():
     train_step=build.train_steps,
     dispatches=lambda config, batches, **kwargs: train.dispatches(config, batches, 0, **kwargs),
     drawer=sample.Sampler,
-    bpd_fn=build.bpd_step,
+    bpd_fn=earlier_bpd_fn,
   )
 
 
@@ -123,10 +153,14 @@ class Training:
     """Of so many steps; or of more, in proportion, where a dispatch has more."""
     start, done = time.perf_counter(), self._done
     while self._done < done + num_steps:
-      self._done, block = next(self._dispatches)
-      self.state, self.metrics = self._train_step(self.state, block, self._data, self._key)
+      self._done, self._block = next(self._dispatches)
+      self.state, self.metrics = self._train_step(self.state, self._block, self._data, self._key)
     jax.block_until_ready((self.state, self.metrics))
     return (time.perf_counter() - start) * num_steps / (self._done - done)
+
+  def program(self):
+    """The compiled program of a dispatch that was done, from the cache where there is one."""
+    return self._train_step.lower(self.state, self._block, self._data, self._key).compile()
 
 
 def training(config, batch, steps, dtype='float32', changes=()):
@@ -139,17 +173,84 @@ def training(config, batch, steps, dtype='float32', changes=()):
     flops = sum(flops_by_primitive(training_jaxpr(config)).values())
     return {**about(run.state.params), 'flops': flops, 'peak_mib': peak}
 
+  def profile():
+    times, secs = trace(run, steps)
+    program = run.program()
+    return {
+      'seconds': secs,
+      'kinds': by_kind(times, read_program(program.as_text()), steps),
+      'flops': training_flops(config),
+      'program_mib': program_mib(program),
+    }
+
   return {
     'step': lambda: run.seconds(1),
     'steps': lambda: run.seconds(steps),
     'facts': facts,
+    'profile': profile,
+    **ceilings(dtype),
   }
 
 
-def inference(config, batch, timesteps):
+def trace(run, steps):
+  """({op: (seconds, how often)} of so many steps of a Training, seconds of one)."""
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      secs = run.seconds(steps)
+    return op_times(read_events(folder)), secs / steps
+
+
+def program_mib(program):
+  """What a compiled program needs at once, arguments included, MiB; None where XLA is silent."""
+  found = program.memory_analysis()
+  if found is None:
+    return None
+  num_bytes = found.argument_size_in_bytes + found.temp_size_in_bytes
+  num_bytes += found.output_size_in_bytes - found.alias_size_in_bytes
+  return num_bytes / 2**20
+
+
+def device_mib():
+  """Most memory of the device that was in use at once, MiB; on a CPU, of the process."""
+  stats = jax.local_devices()[0].memory_stats()
+  return stats['peak_bytes_in_use'] / 2**20 if stats else peak_mib()
+
+
+def ceilings(dtype):
+  """What the device can do: functions to ask for.
+
+  matrix_peak: FLOP/s of products of matrices of a dtype, one after the other.
+  bandwidth: bytes/s of a float32 array that is read and written, again and again.
+  """
+  size, count, passes = CEILING_SIZES.get(jax.default_backend(), CEILING_SIZES_OF_ACCELERATORS)
+
+  @jax.jit
+  def multiply(x, y):
+    return jax.lax.fori_loop(0, passes, lambda _, x: x @ y, x)
+
+  @jax.jit
+  def stream(x):
+    return jax.lax.fori_loop(0, passes, lambda _, x: x * 0.999 + 1, x)
+
+  def rate(function, work, *args):
+    jax.block_until_ready(function(*args))
+    return work / seconds(lambda: jax.block_until_ready(function(*args)))
+
+  def matrix_peak():
+    keys = jax.random.split(jax.random.key(0))
+    x, y = (jax.random.normal(key, (size, size)).astype(dtype) for key in keys)
+    return rate(multiply, 2 * passes * size**3, x, y / math.sqrt(size))
+
+  def bandwidth():
+    return rate(stream, 2 * 4 * passes * count, jax.numpy.ones(count, np.float32))
+
+  return {'matrix_peak': matrix_peak, 'bandwidth': bandwidth}
+
+
+def inference(config, batch, timesteps, dtype='float32', changes=()):
   """Task: evaluations of the network; a chain, from noise to images in NumPy; a bound."""
-  changes = {'diffusion.num_timesteps': timesteps, 'data.source': 'digits'}
-  config = make_config(config, batch, changes)
+  chosen = {'diffusion.num_timesteps': timesteps, 'data.source': 'digits', 'model.dtype': dtype}
+  config = make_config(config, batch, {**dict(changes), **chosen})
   params = devices.replicate(jax.jit(lambda: build.init_params(config))())
   model = build.model(config)
   network = program.compile_batch_fn(
@@ -160,7 +261,7 @@ def inference(config, batch, timesteps):
   ids, t = np.arange(batch, dtype=np.int32), np.full(batch, timesteps // 2, np.int32)
   images = random_source(config, batch).read(ids)
   x = images / np.float32(127.5) - 1
-  split = devices.split_over_devices({'x': x, 't': t, 'batch': {'images': images, 'ids': ids}})
+  split, examples = devices.split_over_devices({'x': x, 't': t}), {'images': images, 'ids': ids}
 
   def evaluate(count):
     for _ in range(count):
@@ -174,9 +275,49 @@ def inference(config, batch, timesteps):
     'evaluation': lambda: seconds(lambda: evaluate(1)),
     'evaluations': lambda: seconds(lambda: evaluate(timesteps)),
     'chain': lambda: seconds(lambda: drawer.draw(params, ids)),
-    'bound': lambda: seconds(lambda: jax.block_until_ready(bpd_fn(params, split['batch'], key))),
+    'bound': lambda: seconds(lambda: jax.block_until_ready(bpd_fn(params, examples, key))),
     'facts': facts,
   }
+
+
+def features(config, batch, count):
+  """Task: features of so many images, written to disk; and the bare network on the same.
+
+  Those of Inception are of random weights, which cost the same.
+  """
+  from ddpm_jax.evaluation.features import FeatureNetwork, collect_features, make_feature_fn
+  from ddpm_jax.interop.torch_inception import inception_params_like
+  from ddpm_jax.nn.inception import InceptionV3
+  from ddpm_jax.storage.identity import Identity
+
+  config = make_config(config, batch)
+  if config.eval.network == 'inception':
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+      lambda x: np.float32(rng.normal(size=x.shape) / np.sqrt(max(np.prod(x.shape[:-1]), 1))),
+      inception_params_like(),
+    )
+    extract = make_feature_fn(InceptionV3(), '2048', 'logits_unbiased')
+    extract = devices.compile_batch_fn(extract, in_axes=(None, 0))
+    network = FeatureNetwork('inception', False, '', '', devices.replicate(params), extract)
+  else:
+    network = build.feature_network(config)
+  source = random_source(config, count)
+  batches = [
+    jax.numpy.asarray(devices.split_over_devices(source.read(np.arange(first, first + batch))))
+    for first in range(0, count, batch)
+  ]
+
+  def bare():
+    for images in batches:
+      jax.block_until_ready(network.extract(network.params, images))
+
+  def evaluate():
+    with tempfile.TemporaryDirectory() as folder:
+      path = pathlib.Path(folder) / 'features'
+      collect_features(path, network, source, count, identity=Identity(), batch_size=batch)
+
+  return {'network': lambda: seconds(bare), 'evaluation': lambda: seconds(evaluate)}
 
 
 def matmul(library, dtype='float32'):
@@ -211,6 +352,31 @@ def training_jaxpr(config, *, winograd=False):
     jax.ShapeDtypeStruct(shape[:1], np.int32),
     build.key(config.seed, 'train'),
   )
+
+
+def training_flops(config):
+  """{kind of traces.py: FLOPs of a training step}, those that are computed."""
+  jaxpr = training_jaxpr(config, winograd=build.model(config).winograd)
+  flops = flops_by_primitive(jaxpr)
+  filtering = flops_where(jaxpr, lambda eqn: MINIMAL_FILTERING in str(eqn.params.get('name', '')))
+  attention = flops_where(jaxpr, lambda eqn: ATTENTION_SCOPE in str(eqn.source_info.name_stack))
+  return {
+    FILTERING_PRODUCTS: filtering,
+    CONVOLUTIONS: flops['conv_general_dilated'],
+    ATTENTION: attention,
+    MATMULS: flops['dot_general'] - filtering - attention,
+  }
+
+
+def flops_where(jaxpr, is_meant):
+  """FLOPs of the equations that are meant, with all within them; none may be within a loop."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    if is_meant(eqn):
+      total += flops_by_primitive(types.SimpleNamespace(eqns=[eqn])).total()
+    else:
+      total += sum(flops_where(inner, is_meant) for inner in inner_jaxprs(eqn.params))
+  return total
 
 
 def flops_by_primitive(jaxpr):
@@ -248,4 +414,5 @@ def inner_jaxprs(params):
 
 
 if __name__ == '__main__':
-  serve({'training': training, 'inference': inference, 'matmul': matmul})
+  tasks = {'training': training, 'inference': inference, 'features': features, 'matmul': matmul}
+  serve(tasks, device_mib=device_mib)
