@@ -204,7 +204,8 @@ def get_config():
         'reference': placeholder(str),  # .npz of published statistics or images; none: the data
         'reference_split': 'train',  # of the data
         'reference_examples': placeholder(int),  # images; none: all of the split
-        'cache_dir': placeholder(str),  # weights and reference features; none: ~/.cache/ddpm_jax
+        'cache_dir': placeholder(str),  # weights, reference features, decoded pictures;
+        # none: ~/.cache/ddpm_jax
       },
       'reproduce': {  # the paper's tables and figures, of the model that eval.step says
         'what': (  # any of these

@@ -17,6 +17,7 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = (
   if 'PYTEST_XDIST_WORKER' in os.environ
   else tempfile.mkdtemp(prefix='ddpm_jax_tests_')
 )
+os.environ['XDG_CACHE_HOME'] = os.environ['JAX_COMPILATION_CACHE_DIR']  # of decoded pictures
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'

@@ -517,12 +517,22 @@ def batches(
     num_workers=config.data.num_workers,
     skipped_batches=skipped_batches,
     labels=None if labels is None else labels.ids,
+    decoded=functools.partial(decoded_file, config),
   )
   if processes.count() > 1 and labels is not None:
     processes.check_same('data', {data_source.name: f'sha256 of all labels {labels.sha256()[:12]}'})
   if processes.count() > 1 and (sha256 := made.sha256()) is not None:
     processes.check_same('data', {data_source.name: f'sha256 of all images {sha256[:12]}'})
   return made
+
+
+def decoded_file(config: ConfigDict, source: data.Source) -> data.DecodedFile | None:
+  """Where the decoded pictures of a source are kept between runs; None for nowhere."""
+  try:
+    folder = cache_dir(config) / 'decoded'
+  except (RuntimeError, UserError):  # there is no home folder
+    return None
+  return data.decoded_file(folder, source, processes.say)
 
 
 def device_data(config: ConfigDict, batches: data.Batches) -> Any:

@@ -1,5 +1,6 @@
 """Data: sources of uint8 pictures and the input pipeline. Imports neither jax nor flax."""
 
+from ddpm_jax.data.decoded import DecodedFile, decoded_file
 from ddpm_jax.data.encoding import PICTURES, Encoded, Encoding, find_encoding
 from ddpm_jax.data.labels import Labels, check_classes, read_labels, renumbered, stand_ins
 from ddpm_jax.data.pictures import BrokenPicturesError, DamagedDataError, prepare_picture
@@ -14,6 +15,7 @@ __all__ = [
   'Batches',
   'BrokenPicturesError',
   'DamagedDataError',
+  'DecodedFile',
   'Encoded',
   'Encoding',
   'Labels',
@@ -23,6 +25,7 @@ __all__ = [
   'batch_indices',
   'batch_of_step',
   'check_classes',
+  'decoded_file',
   'find_encoding',
   'fingerprint',
   'is_held_out',

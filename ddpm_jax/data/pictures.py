@@ -159,6 +159,7 @@ class PictureSource:
   """
 
   remarks: tuple[str, ...] = ()  # lines for the user on what was read, and what was not
+  decodes = True  # so that what was read is worth keeping
 
   def __init__(self, name, split, *, image_size, channels, upright=False):
     self.name = name

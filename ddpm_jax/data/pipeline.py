@@ -125,11 +125,23 @@ def dtype_of(source: Any) -> np.dtype:
 
 
 class _Memory:
-  """All pictures of a source, which threads decode in the background: no start waits for them."""
+  """All pictures of a source, which threads decode in the background: no start waits for them.
 
-  def __init__(self, source):
-    self._source = source
-    self._images = np.empty((len(source), *source.image_shape), dtype_of(source))
+  Args:
+    source: a Source.
+    decoded: a decoded.DecodedFile, which has the pictures or gets them; None for none.
+  """
+
+  def __init__(self, source, decoded=None):
+    self._source, self._decoded = source, decoded
+    num_chunks = -(-len(source) // _CHUNK_EXAMPLES)
+    found = None if decoded is None else decoded.open(num_chunks)
+    if found is None:
+      images = np.empty((len(source), *source.image_shape), dtype_of(source))
+      found = images, [None] * num_chunks
+    self._images, self._digests = found
+    self._has_changed = False  # against what is on disk
+    self._storing = []
     # One core is left to whoever makes use of the time, such as the compiler.
     num_threads = min(_MAX_THREADS, max(1, os.cpu_count() - 1))
     self._pool = concurrent.futures.ThreadPoolExecutor(num_threads)
@@ -171,6 +183,8 @@ class _Memory:
       if broken:
         raise BrokenPicturesError(broken, total)
       self._chunks = []  # nothing to wait for any more
+      if self._decoded is not None and self._has_changed:
+        self._storing = [self._pool.submit(self._decoded.store, self._images, self._digests)]
     return self._images
 
   def check_early(self, secs):
@@ -182,13 +196,21 @@ class _Memory:
       self.all()
 
   def close(self):
-    """Decodes no more."""
+    """Decodes no more, and waits for what is being kept on disk."""
+    concurrent.futures.wait(self._storing)
     self._pool.shutdown(cancel_futures=True)
 
   def _fill(self, start):
-    """Decodes a chunk; returns how many."""
+    """Decodes a chunk, unless it is there as it was kept; returns how many."""
     stop = min(start + _CHUNK_EXAMPLES, len(self._source))
-    self._images[start:stop] = self._source.read(np.arange(start, stop))
+    images, number = self._images[start:stop], start // _CHUNK_EXAMPLES
+    digest = self._digests[number]
+    if digest is not None and digest == hashlib.sha256(images.data).hexdigest():
+      return stop - start
+    images[:] = self._source.read(np.arange(start, stop))
+    if self._decoded is not None:
+      self._digests[number] = hashlib.sha256(images.data).hexdigest()
+      self._has_changed = True
     return stop - start
 
 
@@ -314,6 +336,7 @@ def make_batches(
   num_workers: int,
   skipped_batches: Sequence[int] = (),
   labels: np.ndarray | None = None,
+  decoded: Any = None,
 ) -> Batches:
   """Makes the pipeline.
 
@@ -328,6 +351,8 @@ def make_batches(
     num_workers: processes that read; 0 reads with threads of this process.
     skipped_batches: numbers of batches that no step takes: the next one takes their place.
     labels: int32 [N], the class of each picture, to go with the batches; None for none.
+    decoded: source -> its decoded.DecodedFile or None, for a source that is held in memory; None
+      to keep nothing on disk.
 
   Returns:
     Batches.
@@ -346,5 +371,7 @@ def make_batches(
     seed, global_batch_size, len(source), process_index, process_count, tuple(skipped_batches)
   )
   num_bytes = len(source) * int(np.prod(source.image_shape)) * dtype_of(source).itemsize
-  memory = _Memory(source) if num_bytes <= memory_limit_bytes else None
+  memory = None
+  if num_bytes <= memory_limit_bytes:
+    memory = _Memory(source, None if decoded is None else decoded(source))
   return Batches(source, host_indices, memory=memory, num_workers=num_workers, labels=labels)

@@ -73,6 +73,7 @@ class Source(Protocol):
   # dtype: of what `read` returns, if it is not uint8;
   # rate: samples or frames a second, None where that is not known;
   # channel_names: None likewise;
+  # decodes: whether `read` decodes pictures, so that its results are worth keeping;
   # remarks: lines for the user on what was read, and what was left out;
   # names() -> bytes, the names of all pictures in their order;
   # picture_names() -> list of bytes, which data.holdout goes by;

@@ -56,6 +56,7 @@ class Part:
     self.remarks = (*getattr(source, 'remarks', ()), *remarks)
     self.rate = getattr(source, 'rate', None)
     self.channel_names = getattr(source, 'channel_names', None)
+    self.decodes = getattr(source, 'decodes', False)
     self._source, self._rows = source, rows
 
   def __len__(self):

@@ -1,7 +1,10 @@
 """What is built from a config: steps, keys, data on the devices, identities and their names."""
 
+import contextlib
+
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from ddpm_jax import devices
@@ -181,3 +184,29 @@ def test_a_logger_of_ones_own_is_made_of_the_run_or_named(tmp_path, monkeypatch)
   for given in ('my_logger', 'my_logger:other', 'no_logger:make', ':make'):
     with pytest.raises(UserError, match=rf'train\.logger={given}: .*; give MODULE:FUNCTION'):
       check(tiny_config(**{'train.logger': given}))
+
+
+def test_decoded_pictures_are_kept_in_the_cache_folder(tmp_path):
+  pictures, cache = tmp_path / 'pictures', tmp_path / 'cache'
+  pictures.mkdir()
+  for i in range(5):
+    PIL.Image.fromarray(np.full((8, 8), i, np.uint8)).save(pictures / f'{i}.png')
+  fields = {'data.source': f'folder:{pictures}', 'eval.cache_dir': str(cache)}
+  config = tiny_config(**fields)
+  with contextlib.closing(build.batches(config, build.source(config))) as batches:
+    images = batches.images
+  assert {path.suffix for path in (cache / 'decoded').iterdir()} == {'.npy', '.json', '.lock'}
+  with contextlib.closing(build.batches(config, build.source(config))) as batches:
+    np.testing.assert_array_equal(batches.images, images)
+    assert isinstance(batches.images, np.memmap)
+
+
+def test_pictures_are_decoded_without_a_home_folder(tmp_path, monkeypatch):
+  def fail():
+    raise RuntimeError('no home')
+
+  monkeypatch.setattr(build, 'default_cache_dir', fail)
+  PIL.Image.new('L', (8, 8)).save(tmp_path / '1.png')
+  config = tiny_config(**{'data.source': f'folder:{tmp_path}'})
+  with contextlib.closing(build.batches(config, build.source(config))) as batches:
+    assert batches.images.shape == (1, 8, 8, 1)
