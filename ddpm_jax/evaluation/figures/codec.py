@@ -24,7 +24,7 @@ from ddpm_jax.evaluation.picture_formats import format_points
 from ddpm_jax.storage.files import read_json, write_text, written_whole
 
 ARCHIVE = 'examples.ddpa'
-SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of a file's bytes, in the sheet
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of a file's bytes after its header
 AS_FAR_AS_IT_GOES = Goal(rmse=1e-12)  # for values of any kind, which have no lossless end
 FILES, LOSSLESS = 'files', 'lossless'
 STYLES = {'WebP': 's', 'AVIF': '^', 'JPEG': 'v', 'JXL': 'D'}
@@ -197,18 +197,17 @@ def _plot(run, folder, rows: Sequence[Row], theory):
 
 
 def _write_sheets(run, coder, folder, files, examples, predictions):
-  """Some examples at shares of their files' bytes: predictions, and what the model completes."""
+  """Some examples at shares of their files' bytes, the header left out: predictions, and what the
+  model completes."""
   shown, lossy = min(run.num_images, len(files)), len(predictions) - 1
-  lengths = [
-    [len(f.first(k).to_bytes()) for k in range(len(f.sections) + 1)] for f in files[:shown]
-  ]
+  lengths = [[len(f.first(k).body()) for k in range(len(f.sections) + 1)] for f in files[:shown]]
   sections = np.array(
     [[max(np.searchsorted(x, s * x[-1], 'right') - 1, 0) for s in SHARES] for x in lengths]
   )
   exact = run.encoding.stored(examples[:shown])
   layout = {
     'columns': len(SHARES),
-    'captions': [f'{x[-1]} bytes' for x in lengths],
+    'captions': [f'{len(file.to_bytes())} bytes' for file in files[:shown]],
     'headings': [f'{share:.0%}' for share in SHARES],
     'values': run.display.value_range(exact),
   }
