@@ -34,21 +34,32 @@ CONFIG = {
 
 
 def make_state(step, width=4):
-  """A state whose every bit depends on the step; with nan, -0 and a denormal among the values."""
-  scales = 10.0 ** jnp.arange(-3, width - 3)[None, :]
-  kernel = scales * jax.random.normal(jax.random.key(step), (3, width))
-  kernel = kernel.at[0, :3].set(jnp.array([jnp.nan, -0.0, 1e-40]))
+  """A state whose every bit depends on the step; with nan, -0 and a denormal among the values.
+
+  By NumPy, so that it is the same in processes whose compilers optimise differently.
+  """
+  rng = np.random.default_rng(step)
+
+  def random(shape, dtype=np.float32):
+    return jnp.asarray(rng.standard_normal(shape).astype(np.float32).astype(dtype))
+
+  kernel = 10.0 ** np.arange(-3, width - 3) * rng.standard_normal((3, width))
+  kernel[0, :3] = np.nan, -0.0, 1e-40
+  kernel = jnp.asarray(kernel, jnp.float32)
   params = {
     'conv': {'kernel': kernel, 'bias': jnp.full([width], step, jnp.float32)},
     'half': jnp.arange(step, step + 5, dtype=jnp.bfloat16),
   }
   tx = make_optimizer(optax.linear_schedule(0.0, 2e-4, 5000), grad_clip=1.0)
   opt_state = tx.init(params)
-  _, opt_state = tx.update(jax.tree.map(lambda p: jnp.sin(jnp.nan_to_num(p)), params), opt_state)
+  opt_state = jax.tree.map(
+    lambda x: random(x.shape, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x + step,
+    opt_state,
+  )
   return TrainState(
     step=jnp.asarray(step, jnp.int32),
     params=params,
-    ema_params=jax.tree.map(lambda p: p / 3, params),
+    ema_params=jax.tree.map(lambda p: random(p.shape, p.dtype), params),
     opt_state=opt_state,
   )
 
