@@ -225,6 +225,20 @@ def test_processes_compare_what_must_be_the_same(monkeypatch):
     processes.check_same('config', {'a': 1, 'b': 2})
 
 
+def test_small_programs_are_kept_too(tmp_path):
+  names = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
+  before = {name: getattr(jax.config, name) for name in names}
+  try:
+    jax.config.update(names[1], 1.0)  # JAX's own
+    devices.use_compilation_cache('off', lambda: tmp_path)
+    assert getattr(jax.config, names[1]) == 1
+    devices.use_compilation_cache(str(tmp_path), lambda: tmp_path)
+    assert getattr(jax.config, names[1]) == devices.MIN_CACHED_SECS < 0.5
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+
+
 def test_programs_are_cached_where_asked_or_not_at_all(tmp_path, monkeypatch):
   before = jax.config.jax_compilation_cache_dir
   hint = '(none with --config.compilation_cache=off)'
