@@ -134,30 +134,20 @@ def _measure_kid(generated, reference):
   return {'kid': {'value': value, 'standard_error': error, 'sanity': sanity}}
 
 
-def _measure_precision_recall(generated, reference):
-  real, halves = reference.real['features'], [half['features'] for half in reference.halves]
-  precision, recall = precision_recall(
-    real, generated['features'], k=NEIGHBOURS, what='precision and recall'
-  )
-  sanity = precision_recall(*halves, k=NEIGHBOURS, what='of halves of the real images')
-  facts = {'neighbours': NEIGHBOURS, 'real_images': len(real)}
-  return {
-    'precision': {'value': precision, 'sanity': sanity[0], **facts},
-    'recall': {'value': recall, 'sanity': sanity[1], **facts},
-  }
+def _measure_by_balls(measure, names, k):
+  """(features, reference) -> the two figures of a function of balls about k-th neighbours."""
 
+  def measured(generated, reference):
+    real, halves = reference.real['features'], [half['features'] for half in reference.halves]
+    values = measure(real, generated['features'], k=k, what=' and '.join(names))
+    sanity = measure(*halves, k=k, what='of halves of the real images')
+    facts = {'neighbours': k, 'real_images': len(real)}
+    return {
+      name: {'value': value, 'sanity': of_halves, **facts}
+      for name, value, of_halves in zip(names, values, sanity, strict=True)
+    }
 
-def _measure_density_coverage(generated, reference):
-  real, halves = reference.real['features'], [half['features'] for half in reference.halves]
-  density, coverage = density_coverage(
-    real, generated['features'], k=BALL_NEIGHBOURS, what='density and coverage'
-  )
-  sanity = density_coverage(*halves, k=BALL_NEIGHBOURS, what='of halves of the real images')
-  facts = {'neighbours': BALL_NEIGHBOURS, 'real_images': len(real)}
-  return {
-    'density': {'value': density, 'sanity': sanity[0], **facts},
-    'coverage': {'value': coverage, 'sanity': sanity[1], **facts},
-  }
+  return measured
 
 
 @Terminal().waiting('computes the kernel distance of 100 subsets')
@@ -179,13 +169,13 @@ METRICS: Mapping[str, Metric] = {
   'pr': Metric(
     4,
     {'precision': ('Precision', 'Precision'), 'recall': ('Recall', 'Recall')},
-    _measure_precision_recall,
+    _measure_by_balls(precision_recall, ('precision', 'recall'), NEIGHBOURS),
     needs_real=True,
   ),
   'dc': Metric(
     6,
     {'density': ('Density', 'Density'), 'coverage': ('Coverage', 'Coverage')},
-    _measure_density_coverage,
+    _measure_by_balls(density_coverage, ('density', 'coverage'), BALL_NEIGHBOURS),
     needs_real=True,
   ),
   'kid100': Metric(
