@@ -18,8 +18,8 @@ from ddpm_jax.codec import Codec, Compressed, Decoded, Goal, read_archive, write
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.coders import coded_bits_per_dim
 from ddpm_jax.evaluation.figures import plots
-from ddpm_jax.evaluation.figures.compression import rate_distortion
-from ddpm_jax.evaluation.figures.run import Run, write_csv
+from ddpm_jax.evaluation.figures.compression import rate_distortion, rmse_name
+from ddpm_jax.evaluation.figures.run import Run, write_csv, write_markdown
 from ddpm_jax.evaluation.picture_formats import format_points
 from ddpm_jax.storage.files import read_json, write_text, written_whole
 
@@ -176,10 +176,8 @@ def _write_report(folder, title, rows: Sequence[Row], notes):
   def cell(value):
     return '' if value is None else f'{value:.5g}' if isinstance(value, float) else str(value)
 
-  lines = [f'# {title}', '', f'| {" | ".join(Row._fields)} |', f'|{"---|" * len(Row._fields)}']
-  lines += [f'| {" | ".join(map(cell, row))} |' for row in rows]
-  lines += ['', *(f'* {note}' for note in notes)]
-  write_text(folder / 'codec.md', '\n'.join(lines) + '\n')
+  shown = [[cell(value) for value in row] for row in rows]
+  write_markdown(folder / 'codec.md', title, Row._fields, shown, notes)
 
 
 def _plot(run, folder, rows: Sequence[Row], theory):
@@ -190,8 +188,7 @@ def _plot(run, folder, rows: Sequence[Row], theory):
       rmse = [row.rmse for row in chosen]
       curves.append((program, [row.bpd for row in chosen], rmse, f'{style}-'))
       curves.append((f'{program}, data alone', [row.data_bpd for row in chosen], rmse, f'{style}:'))
-  levels = run.encoding.levels
-  y_name = 'RMSE of x_0' if levels is None else f'RMSE on [0, {levels - 1}]'
+  y_name = rmse_name(run.encoding.levels)
   panel = {'title': 'Distortion at a rate', 'x': 'bits/dim', 'y': y_name, 'curves': curves}
   plots.plot_curves(folder / 'codec.png', [panel, {**panel, 'logx': True}])
 

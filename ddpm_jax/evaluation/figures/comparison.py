@@ -21,7 +21,7 @@ from ddpm_jax.evaluation.coders import coded_bits_per_dim
 from ddpm_jax.evaluation.features import collect_features, features_identity
 from ddpm_jax.evaluation.figures import plots
 from ddpm_jax.evaluation.figures.neighbours import nearest
-from ddpm_jax.evaluation.figures.run import Run, write_csv
+from ddpm_jax.evaluation.figures.run import Run, write_csv, write_markdown
 from ddpm_jax.evaluation.images import ArrayImages, evenly_spaced
 from ddpm_jax.evaluation.metrics import structure, transfer
 from ddpm_jax.evaluation.metrics.frechet import accumulate, frechet_distance
@@ -30,7 +30,6 @@ from ddpm_jax.evaluation.metrics.precision_recall import precision_recall
 from ddpm_jax.evaluation.references import source_identity
 from ddpm_jax.evaluation.report import format_value
 from ddpm_jax.evaluation.samples import load_samples, write_samples
-from ddpm_jax.storage.files import write_text
 from ddpm_jax.storage.logs import Terminal
 
 SAMPLES, HALF, GAUSSIAN, MARGINALS = 'samples', 'half of training', 'Gaussian', 'marginals'
@@ -288,11 +287,8 @@ def _write(folder, rows, columns, notes):
     [cell if isinstance(cell, str) else format_value(cell) for cell in cells] for cells in table
   ]
   plots.plot_table(folder / 'comparison.png', header, shown)
-  lines = ['# Samples beside real data and simple models', '']
-  lines += [f'| {" | ".join(header)} |', f'|{"---|" * len(header)}']
-  lines += [f'| {" | ".join(cells)} |' for cells in shown]
-  lines += ['', *(f'* {note}' for note in notes)]
-  write_text(folder / 'comparison.md', '\n'.join(lines) + '\n')
+  title = 'Samples beside real data and simple models'
+  write_markdown(folder / 'comparison.md', title, header, shown, notes)
 
 
 def _draw(run, folder, reference, columns):

@@ -29,6 +29,11 @@ def rate_distortion(
   return rate, half_range * np.sqrt(mse)
 
 
+def rmse_name(levels: int | None) -> str:
+  """What to call a distortion, with its unit: that of the data's levels, or of x_0 without."""
+  return 'RMSE of x_0' if levels is None else f'RMSE on [0, {levels - 1}]'
+
+
 def compression(run: Run) -> pathlib.Path:
   """Rate, distortion and RMSE against reverse steps, on the split of config.reproduce."""
   bound = run.make_bound(run.split)
@@ -37,8 +42,7 @@ def compression(run: Run) -> pathlib.Path:
     arrays['vb'], arrays['prior_bpd'], arrays['mse'], run.encoding.half_range
   )
   total = len(rate)
-  levels = run.encoding.levels
-  rmse_name = 'RMSE of x_0' if levels is None else f'RMSE on [0, {levels - 1}]'
+  unit = rmse_name(run.encoding.levels)
   steps = np.arange(1, total + 1)
   theirs = {row[0]: row[1:] for row in paper.TABLE_4} if run.is_paper_data else {}
   identity = run.weights.identify(bound.identity)
@@ -53,14 +57,14 @@ def compression(run: Run) -> pathlib.Path:
   known = sorted(theirs)
   paper_rate, paper_rmse = np.transpose([theirs[k] for k in known]) if known else ([], [])
   curves = (
-    ('Distortion', 'reverse steps', steps, known, rmse_name, rmse, paper_rmse),
+    ('Distortion', 'reverse steps', steps, known, unit, rmse, paper_rmse),
     ('Rate', 'reverse steps', steps, known, 'rate, bits/dim', rate, paper_rate),
     (
       'Distortion at a rate',
       'rate, bits/dim',
       rate,
       paper_rate,
-      rmse_name,
+      unit,
       rmse,
       paper_rmse,
     ),
@@ -76,7 +80,7 @@ def compression(run: Run) -> pathlib.Path:
   chosen = [max(1, round(total * (NUM_COLUMNS - i) / NUM_COLUMNS)) for i in range(NUM_COLUMNS)]
   table = [[str(k), f'{rate[k - 1]:.5f}', f'{rmse[k - 1]:.5f}', *theirs.get(k, '')] for k in chosen]
   table = [row[:3] + [f'{cell:.5f}' for cell in row[3:]] for row in table]
-  columns = ['Reverse steps', 'Rate (bits/dim)', rmse_name.replace(' on', '')]
+  columns = ['Reverse steps', 'Rate (bits/dim)', unit.replace(' on', '')]
   columns += ['Paper: rate', 'Paper: RMSE'] if theirs else []
   plots.plot_table(folder / 'compression_table.png', columns, table)
   return folder

@@ -26,7 +26,7 @@ from ddpm_jax.evaluation.samples import Drawer
 from ddpm_jax.evaluation.scores import Figure, Scorer
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.storage import npz, shards
-from ddpm_jax.storage.files import written_whole
+from ddpm_jax.storage.files import write_text, written_whole
 from ddpm_jax.storage.identity import Identity, step_folder
 from ddpm_jax.storage.shards import Pauses
 
@@ -182,6 +182,20 @@ def write_table(
   """Writes a table as CSV and as a picture."""
   write_csv(folder / f'{name}.csv', columns, rows)
   plots.plot_table(folder / f'{name}.png', columns, [list(row) for row in rows], marked=marked)
+
+
+def write_markdown(
+  file: pathlib.Path,
+  title: str,
+  columns: Sequence[str],
+  rows: Iterable[Sequence[str]],
+  notes: Iterable[str],
+) -> None:
+  """Writes a table with a title above it and notes below."""
+  lines = [f'# {title}', '', f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}']
+  lines += [f'| {" | ".join(row)} |' for row in rows]
+  lines += ['', *(f'* {note}' for note in notes)]
+  write_text(file, '\n'.join(lines) + '\n')
 
 
 def write_npz(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
