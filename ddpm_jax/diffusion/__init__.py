@@ -26,6 +26,7 @@ from ddpm_jax.diffusion.schedules import (
   NoiseSchedule,
   make_betas,
   make_schedule,
+  refined,
   timestep_subsequence,
 )
 
@@ -52,6 +53,7 @@ __all__ = [
   'q_mean_variance',
   'q_posterior_mean_variance',
   'q_sample',
+  'refined',
   'sampled_terms',
   'timestep_subsequence',
   'training_losses',

@@ -222,9 +222,10 @@ class Parameterization:
     return x_t if of_kind is None else of_kind(schedule, x_t, t)
 
   def time(self, schedule: NoiseSchedule, t: jax.Array) -> jax.Array:
-    """What the network is given for t int [B]: t itself, but for 'edm'."""
-    of_kind = self._kind.time_of
-    return t if of_kind is None else of_kind(schedule, t)
+    """What the network is given for t int [B]: the time of row t, but for 'edm'."""
+    if (of_kind := self._kind.time_of) is not None:
+      return of_kind(schedule, t)
+    return t if schedule.times is None else jnp.asarray(schedule.times, jnp.result_type(float))[t]
 
   def target(
     self, schedule: NoiseSchedule, x_0: jax.Array, eps: jax.Array, x_t: jax.Array, t: jax.Array

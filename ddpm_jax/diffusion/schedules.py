@@ -214,6 +214,7 @@ class NoiseSchedule:
   posterior_mean_coef1: np.ndarray  # of x_0, Eq. 7
   posterior_mean_coef2: np.ndarray  # of x_t, Eq. 7
   fixedlarge_log_variance: np.ndarray  # log beta_t, with log posterior_variance[1] at t = 0
+  times: np.ndarray | None = None  # what a network is told, of `refined`; None for t itself
 
   @property
   def num_timesteps(self) -> int:
@@ -249,10 +250,17 @@ def make_schedule(betas: np.ndarray, *, decoder_variance: float | None = None) -
 
   alphas_cumprod = np.cumprod(alphas)
   alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
+  if decoder_variance is None:
+    decoder_variance = betas[0]
+    if betas.size > 1:
+      decoder_variance = betas[1] * (1 - alphas_cumprod[0]) / (1 - alphas_cumprod[1])
+  return _tables(betas, alphas_cumprod, alphas_cumprod_prev, decoder_variance)
+
+
+def _tables(betas, alphas_cumprod, alphas_cumprod_prev, first_variance, times=None):
+  """The NoiseSchedule whose row i is a step from alphas_cumprod_prev[i] to alphas_cumprod[i]."""
+  alphas = 1 - betas
   posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
-  first_variance = posterior_variance[1] if betas.size > 1 else betas[0]
-  if decoder_variance is not None:
-    first_variance = decoder_variance
   with np.errstate(divide='ignore'):
     recip_alphas_cumprod = 1 / alphas_cumprod
   return NoiseSchedule(
@@ -269,6 +277,7 @@ def make_schedule(betas: np.ndarray, *, decoder_variance: float | None = None) -
     posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / (1 - alphas_cumprod),
     posterior_mean_coef2=(1 - alphas_cumprod_prev) * np.sqrt(alphas) / (1 - alphas_cumprod),
     fixedlarge_log_variance=np.log(np.append(first_variance, betas[1:])),
+    times=times,
   )
 
 
@@ -299,6 +308,51 @@ def respace(schedule: NoiseSchedule, timesteps: np.ndarray) -> NoiseSchedule:
   timesteps = check_timesteps(schedule, timesteps)
   kept = schedule.alphas_cumprod[timesteps]
   return make_schedule(1 - kept / np.append(1.0, kept[:-1]))
+
+
+def refined(schedule: NoiseSchedule, parts: int) -> NoiseSchedule:
+  """The tables at real times between the timesteps, for samplers whose steps lie there.
+
+  Row i is one step of the whole chain, from time i / parts - 1 to i / parts: what a network has
+  learned of a timestep holds of it. Between two timesteps the log signal-to-noise ratio is linear
+  in time. A chain on some of the rows is that of `respace`.
+
+  Args:
+    schedule: NoiseSchedule, of NumPy tables.
+    parts: rows a timestep, at least 1.
+
+  Returns:
+    A NoiseSchedule of (T - 1) * parts + 1 rows, with their times; every parts-th row has the
+    entries of the schedule.
+
+  Raises:
+    UserError: parts below 1, or a schedule that ends without signal.
+  """
+  if parts < 1:
+    raise UserError(f'sample.timestep_parts is {parts}; it must be at least 1')
+  if not schedule.alphas_cumprod[-1]:
+    raise UserError(
+      'sample.timestep_parts goes by the log signal-to-noise ratio, which is -inf at the end of a '
+      'schedule with a last beta of 1: leave it out, or take another diffusion.schedule'
+    )
+  log_snr = np.log(schedule.alphas_cumprod) - schedule.log_one_minus_alphas_cumprod
+  whole = np.arange(schedule.num_timesteps, dtype=np.float64)
+  times = np.arange((schedule.num_timesteps - 1) * parts + 1) / parts
+  before = times - 1
+  signal = 1 / (1 + np.exp(-np.interp(times, whole, log_snr)))
+  # Before t = 0 there is no ratio: the noise is in proportion to the time since x_0.
+  noise = np.where(
+    before < 0,
+    (before + 1) * (1 - schedule.alphas_cumprod[0]),
+    1 / (1 + np.exp(np.interp(before, whole, log_snr))),
+  )
+  signal[::parts] = schedule.alphas_cumprod
+  signal_prev = 1 - noise
+  signal_prev[::parts] = schedule.alphas_cumprod_prev
+  betas = 1 - signal / signal_prev
+  betas[::parts] = schedule.betas
+  first = float(np.exp(schedule.posterior_log_variance_clipped[0]))
+  return _tables(betas, signal, signal_prev, first, times)
 
 
 def check_timesteps(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:

@@ -104,7 +104,7 @@ def make_reverse_step(
 
   The timesteps 0, ..., n - 1 are steps of the whole chain, of which they are the last.
   """
-  is_whole = np.array_equal(timesteps, np.arange(len(timesteps)))
+  is_whole = schedule.times is None and np.array_equal(timesteps, np.arange(len(timesteps)))
   kept = schedule if is_whole else respace(schedule, timesteps)
 
   def reverse_step(i, x_t):

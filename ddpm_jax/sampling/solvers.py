@@ -42,20 +42,38 @@ Result: TypeAlias = jax.Array | tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-  """The noise levels of S steps, from the noisiest on, and at last that of x_0: float64 [S+1]."""
+  """The noise levels of S steps, from the noisiest on, and at last where they end: float64 [S+1].
+
+  They end at x_0; or at t = 0, the least noise that the network has seen.
+  """
 
   timesteps: np.ndarray  # int64 [S]
   alpha: np.ndarray
   sigma: np.ndarray
-  lambda_: np.ndarray  # infinite at the last
+  lambda_: np.ndarray  # infinite at x_0
   ratios: np.ndarray  # sigma / alpha of the whole chain, float64 [T]
 
+  @property
+  def end_at_x_0(self) -> bool:
+    """Whether the last step goes to x_0, which no interpolation in lambda reaches."""
+    return bool(self.sigma[-1] == 0)
 
-def make_levels(schedule: NoiseSchedule, timesteps: np.ndarray | None) -> Levels:
-  """The Levels of some timesteps; None is all T."""
+
+def make_levels(
+  schedule: NoiseSchedule, timesteps: np.ndarray | None, *, stops_early: bool = False
+) -> Levels:
+  """The Levels of some timesteps, None of all T; stops_early as Solver has it."""
   timesteps = all_if_none(schedule, timesteps)[::-1]
-  alpha = np.append(schedule.sqrt_alphas_cumprod[timesteps], 1.0)
-  sigma = np.append(schedule.sqrt_one_minus_alphas_cumprod[timesteps], 0.0)
+  end = 1.0, 0.0
+  if stops_early:
+    timesteps = timesteps[timesteps > 0]
+    end = schedule.sqrt_alphas_cumprod[0], schedule.sqrt_one_minus_alphas_cumprod[0]
+    if not len(timesteps):
+      raise UserError(
+        'sample.stops_early ends at t = 0, and there is no step that leads there: take more steps'
+      )
+  alpha = np.append(schedule.sqrt_alphas_cumprod[timesteps], end[0])
+  sigma = np.append(schedule.sqrt_one_minus_alphas_cumprod[timesteps], end[1])
   with np.errstate(divide='ignore'):
     return Levels(timesteps, alpha, sigma, np.log(alpha) - np.log(sigma), sigmas(schedule))
 
@@ -111,13 +129,19 @@ class Solver:
     *,
     variance: str | None = None,
     trajectory: bool = False,
+    stops_early: bool = False,
     **choices: Any,
   ) -> Result:
-    """From x_T to x_0; Args and Returns as `ancestral`.
+    """From x_T to x_0; Args and Returns as `ancestral`, and stops_early.
+
+    With stops_early, the chain ends at the noise level of t = 0 (EDM's sigma_min), in place of the
+    x_0 predicted at the last of the timesteps, and returns x_t / sqrt(alphas_cumprod) there; the
+    timestep 0 is no evaluation then.
 
     The noise within a step is derived from the predicted x_0; `variance`, of a step of ancestral
     sampling, changes nothing here. The choices are the table's, such as ddim's eta.
     """
+    choices = {'stops_early': stops_early, **choices}
     chain = self.chain(schedule, denoiser, noise_fn, timesteps, variance=variance, **choices)
 
     def step(state, i):
@@ -127,12 +151,16 @@ class Solver:
     end, states = jax.lax.scan(step, chain.start(x_T), jnp.arange(chain.num_steps))
     if not trajectory:
       return end.x
-    return end.x, jnp.moveaxis(states[self._table(schedule, timesteps, choices).ends], 0, 1)
+    ends = self._table(schedule, timesteps, **choices).ends
+    return end.x, jnp.moveaxis(states[ends], 0, 1)
 
-  def _table(self, schedule, timesteps, choices):
-    levels = make_levels(schedule, timesteps)
+  def _table(self, schedule, timesteps, *, stops_early=False, **choices):
+    levels = make_levels(schedule, timesteps, stops_early=stops_early)
     self.check_signal(float(levels.alpha[0]))
-    return self.make_table(levels, **choices)
+    table = self.make_table(levels, **choices)
+    for coefficients in (table.scale, table.predict, table.noise):
+      coefficients[-1] /= levels.alpha[-1]
+    return table
 
   def chain(
     self,
@@ -146,7 +174,7 @@ class Solver:
   ) -> Chain:
     """The Chain of this sampler; Args as there."""
     del variance
-    table = self._table(schedule, timesteps, choices)
+    table = self._table(schedule, timesteps, **choices)
     is_random = table.noise.any()
     has_memory = table.keep.any() or table.correct.any()
     of_noise = table.of_noise
@@ -243,7 +271,7 @@ def _multistep_table(levels, order, speed):
   ratio = levels.sigma[1:] / levels.sigma[:-1]
   table.scale = ratio * (ratio * levels.alpha[:-1] / levels.alpha[1:]) ** (speed - 1)
   for i in range(num_steps):
-    used = min(order, i + 1, num_steps - i)
+    used = min(order, i + 1, num_steps - i if levels.end_at_x_0 else order)
     weights = _predictor_weights(levels.lambda_, i, used, speed)
     table.predict[i, :used] = levels.alpha[i + 1] * weights
   return table
@@ -352,7 +380,7 @@ def unipc_table(levels: Levels, order: int) -> Table:
   widened[:, :order] = table.predict
   table.predict, table.correct = widened, np.zeros_like(widened)
   for i in range(num_steps - 1):  # the step from i, corrected in row i + 1
-    used = min(order, i + 1, num_steps - i)
+    used = min(order, i + 1, num_steps - i if levels.end_at_x_0 else order)
     table.keep[i + 1], table.take[i + 1] = levels.sigma[i + 1] / levels.sigma[i], 0
     h = levels.lambda_[i + 1] - levels.lambda_[i]
     if used == 1:
@@ -367,9 +395,10 @@ def _noise_table(levels, used_at, weights_of):
   """x / alpha as a function of r = sigma / alpha, whose slope is the noise: a step adds to it the
   integral of the noises that are predicted, [used] weights each.
 
-  The last step has order 1, and ends in the x_0 that is predicted there, as all samplers' do.
+  The step to x_0 has order 1, and ends in what is predicted there, as all samplers' do.
   """
-  used_at[-1] = 1
+  if levels.end_at_x_0:
+    used_at[-1] = 1
   alpha, sigma = levels.alpha, levels.sigma
   table = Table(levels.timesteps, max(used_at), (alpha[:-1], sigma[:-1]))
   table.scale = alpha[1:] / alpha[:-1]
@@ -411,7 +440,7 @@ def deis_table(levels: Levels, degree: int) -> Table:
   def weights(i, used):
     if used == 1:
       return np.diff(levels.sigma[i : i + 2] / levels.alpha[i : i + 2])
-    start, end = levels.timesteps[i : i + 2]
+    start, end = np.append(levels.timesteps, 0)[i : i + 2]
     t, ratio = np.arange(start, end - 1, -1), levels.ratios[end : start + 1][::-1]
     nodes = levels.timesteps[i - used + 1 : i + 1][::-1].astype(np.float64)
     found = []

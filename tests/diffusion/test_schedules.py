@@ -3,13 +3,17 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import (
   NoiseSchedule,
+  Parameterization,
   make_betas,
+  make_denoiser,
   make_schedule,
+  refined,
   timestep_subsequence,
 )
 from ddpm_jax.diffusion.bound import prior_bpd
@@ -25,7 +29,7 @@ from ddpm_jax.diffusion.schedules import (
 from ddpm_jax.errors import UserError
 
 ORIGINAL_SCHEDULES = ('linear', 'quad', 'warmup10', 'warmup50', 'const', 'jsd')
-FIELDS = tuple(field.name for field in dataclasses.fields(NoiseSchedule))
+TABLES = tuple(x.name for x in dataclasses.fields(NoiseSchedule) if x.name != 'times')
 
 
 @pytest.mark.parametrize('num_timesteps', [50, 200])
@@ -102,7 +106,7 @@ def test_tables_equal_the_original_programs(reference, name, prefix):
     beta_end=float(arrays[f'{prefix}beta_end']),
   )
   schedule = make_schedule(betas)
-  for field in FIELDS:
+  for field in TABLES:
     table = getattr(schedule, field)
     assert table.dtype == np.float64
     expected = arrays[f'{prefix}{name}/{field}']
@@ -213,7 +217,7 @@ def test_one_timestep_has_its_beta_in_place_of_the_missing_second_variance(name)
 
 def test_schedule_is_a_tree_of_its_tables():
   schedule = make_schedule(make_betas('linear', 10))
-  assert len(jax.tree.leaves(schedule)) == len(FIELDS)
+  assert len(jax.tree.leaves(schedule)) == len(TABLES)
   halved = jax.tree.map(lambda table: table[:5], schedule)
   assert isinstance(halved, NoiseSchedule)
   assert halved.num_timesteps == 5
@@ -309,6 +313,53 @@ def test_respaced_process_keeps_the_marginals(name):
   np.testing.assert_allclose(1 - kept.betas, expected, rtol=1e-9, atol=1e-12)
   whole = respace(schedule, np.arange(100))
   np.testing.assert_allclose(whole.betas, schedule.betas, rtol=1e-9)
+
+
+@pytest.mark.parametrize('name', ['linear', 'cosine', 'logsnr'])
+def test_refined_tables_have_the_timesteps_and_the_same_process_between_them(name):
+  schedule = make_schedule(make_betas(name, 50))
+  fine = refined(schedule, 4)
+  np.testing.assert_array_equal(fine.times, np.arange(197) / 4)
+  for table in TABLES:
+    of_whole = getattr(fine, table)[::4]
+    np.testing.assert_allclose(of_whole, getattr(schedule, table), rtol=1e-11, atol=1e-15)
+  # A row is a step of length 1: it goes out from the row that lies 4 before it.
+  np.testing.assert_allclose(fine.alphas_cumprod_prev[4:], fine.alphas_cumprod[:-4], rtol=1e-12)
+  np.testing.assert_allclose(1 - fine.betas, fine.alphas_cumprod / fine.alphas_cumprod_prev)
+  assert (np.diff(fine.alphas_cumprod) < 0).all()
+  assert (np.diff(fine.alphas_cumprod_prev) < 0).all()
+  log_snr = np.log(fine.alphas_cumprod / (1 - fine.alphas_cumprod))
+  np.testing.assert_allclose(log_snr[2::4], (log_snr[0:-4:4] + log_snr[4::4]) / 2, rtol=1e-6)
+
+
+def test_a_network_is_told_the_real_time_of_a_refined_row():
+  fine = refined(LINEAR, 8)
+  told = []
+  meaning = Parameterization('eps')
+  denoiser = make_denoiser(lambda x, t: told.append(t) or x, meaning, fine)
+  denoiser(jnp.ones((2, 1)), jnp.array([4, 96]))
+  assert told[0].tolist() == [0.5, 12.0]
+  expected = np.log(sigmas(fine)[[4, 96]]) / 4
+  np.testing.assert_allclose(Parameterization('edm').time(fine, jnp.array([4, 96])), expected, 1e-6)
+
+
+def test_spacings_of_refined_times_lie_closer_to_where_they_belong():
+  fine = refined(LINEAR, 16)
+  for spacing in ('logsnr', 'karras'):
+    warp = np.log if spacing == 'logsnr' else (lambda sigma: sigma ** (1 / 7))
+
+    def unevenness(schedule, warp=warp, spacing=spacing):
+      places = warp(sigmas(schedule)[timestep_subsequence(schedule, 12, spacing)])
+      return np.ptp(np.diff(places)) / np.diff(places).mean()
+
+    assert unevenness(fine) < 0.3 * unevenness(LINEAR)
+
+
+def test_refined_refuses():
+  with pytest.raises(UserError, match=r'sample\.timestep_parts is 0; it must be at least 1'):
+    refined(LINEAR, 0)
+  with pytest.raises(UserError, match='schedule with a last beta of 1'):
+    refined(make_schedule(make_betas('linear_zero_snr', 20)), 2)
 
 
 @pytest.mark.filterwarnings('ignore:divide by zero')

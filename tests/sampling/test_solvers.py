@@ -145,6 +145,36 @@ def test_error_of_what_integrates_the_noise_falls_with_its_order(name, order, mo
   assert errors[-1] < most
 
 
+@pytest.mark.parametrize('name', SAMPLERS)
+@pytest.mark.usefixtures('float64')
+def test_a_chain_that_stops_early_ends_where_the_ode_is_at_the_least_noise(name):
+  if name == 'ancestral':
+    return
+  schedule = uniform_lambda_schedule(161)
+  denoiser = mixture_denoiser(schedule, **GAUSSIAN)
+  levels = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+  last, first = ((levels[0][t], levels[1][t]) for t in (-1, 0))
+  x_T = np.array([[-1.3], [-0.1], [0.4], [1.5]])
+  expected = transported(x_T, last, first, **GAUSSIAN) / first[0]
+  if name.endswith('sde'):  # of noise nil, whose mean follows the ODE of twice the drift
+
+    def moments(stops_early):
+      x = run(name, schedule, denoiser, x_T, lambda t: jnp.zeros_like(x_T), stops_early=stops_early)
+      return np.asarray(x)
+
+    np.testing.assert_allclose(moments(True), moments(False), atol=0.05)
+    return
+  errors = []
+  for timesteps in (np.arange(0, 161, 8), np.arange(0, 161, 4)):
+    x = run(name, schedule, denoiser, x_T, timesteps=timesteps, stops_early=True)
+    errors.append(np.abs(np.asarray(x) - expected).max())
+    # Timestep 0 is where the chain ends, not an evaluation.
+    again = run(name, schedule, denoiser, x_T, timesteps=timesteps[1:], stops_early=True)
+    np.testing.assert_array_equal(again, x)
+  assert errors[0] < 0.1
+  assert errors[1] < (0.6 if name == 'ddim' else 0.35) * errors[0]
+
+
 @pytest.mark.usefixtures('float64')
 def test_ipndm_takes_adams_and_bashforths_steps():
   # Five steps by hand, of x / alpha in sigma / alpha.
