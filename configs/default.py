@@ -133,9 +133,15 @@ def get_config():
         'sampler': 'ancestral',
         # S of the T; none: all T for ancestral, 20 for the others. heun has 2 S - 1 evaluations
         'num_steps': placeholder(int),
-        # linspace | leading | trailing | quad | logsnr | karras, EDM's; none: karras for heun,
-        # trailing for the others
+        # linspace | leading | trailing | quad | logsnr | karras, EDM's | least_bound | least_error,
+        # which are fitted to the checkpoint; none: karras for heun, trailing for the others
         'spacing': placeholder(str),
+        'timesteps': placeholder(tuple),  # in place of spacing: numbers in [0, T-1], increasing
+        'timestep_parts': placeholder(int),  # of a timestep, that times are rounded to; none: 1
+        'stops_early': False,  # at the noise of t = 0, in place of the x_0 predicted last
+        # Of a step of ancestral: fixedsmall | fixedlarge | analytic, fitted to the checkpoint;
+        # none: the model's
+        'variance': placeholder(str),
         'eta': placeholder(float),  # ddim's, in [0, 1]; none: 0, no noise
         # heun's, EDM's S_churn; none: 0, no noise
         'churn': placeholder(float),

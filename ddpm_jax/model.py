@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, numerics, processes
 from ddpm_jax.codec import Codec, parse_goal, read_file
-from ddpm_jax.config import build, checks, classes, codecs, origins
+from ddpm_jax.config import build, checks, classes, codecs, fitted, origins
 from ddpm_jax.config.fields import check_fields
 from ddpm_jax.config.files import load_config
 from ddpm_jax.diffusion import Denoiser, timestep_subsequence
@@ -701,7 +701,10 @@ class Model:
     """The config of a call, with what it chooses of config.sample."""
     config = self._config.copy_and_resolve_references()
     if sampler is not None and sampler != config.sample.sampler:
-      config.sample.update(sampler=sampler, num_steps=None, eta=None, spacing=None)
+      theirs = ('num_steps', 'eta', 'spacing', 'timesteps', 'variance')
+      config.sample.update(sampler=sampler, stops_early=False, **dict.fromkeys(theirs))
+    if num_steps is not None:
+      config.sample.timesteps = None
     choices = {
       'num_steps': num_steps,
       'guidance': None if guidance is None else float(guidance),
@@ -722,11 +725,12 @@ class Model:
     pattern = self._pattern(labels, num, config)
     config.sample.labels = None
     checks.check_sample(config)
+    config, variances = fitted.fit(config, self._weights, self._name, network=self._network)
     size = devices.fitting_batch_sizes(config.sample.batch_size, num).global_
     of_program = {**config.sample.to_dict(), 'batch_size': size, 'seed': None, 'num_samples': None}
     drawer = self._keep(
       ('sample', str(of_program)),
-      lambda: build.drawer(config, num, self._network, self.class_names),
+      lambda: build.drawer(config, num, self._network, self.class_names, variances),
     )
     key = devices.replicate(build.key(seed, 'sample'))
     return config, dataclasses.replace(drawer, key=key, pattern=pattern)

@@ -29,11 +29,13 @@ from ddpm_jax.diffusion import (
   make_denoiser,
   make_network,
   make_schedule,
+  refined,
   timestep_subsequence,
+  with_analytic_variance,
 )
 from ddpm_jax.diffusion.gaussians import LEVELS, levels_of
 from ddpm_jax.diffusion.prediction import SIGMA_DATA
-from ddpm_jax.diffusion.schedules import END_SIGNAL, with_defaults
+from ddpm_jax.diffusion.schedules import END_SIGNAL, check_timesteps, with_defaults
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features, references, stepwise
 from ddpm_jax.evaluation.bound import Bound, make_bpd_fns
@@ -298,7 +300,10 @@ def init_params(config: ConfigDict) -> Any:
 
 
 def denoiser_of(
-  config: ConfigDict, clip: str = 'static', network: OwnNetwork | None = None
+  config: ConfigDict,
+  clip: str = 'static',
+  network: OwnNetwork | None = None,
+  noise: NoiseSchedule | None = None,
 ) -> Callable[..., Denoiser]:
   """(params, labels=None) -> Denoiser, its x_0 clipped; labels int [B], none for a model without.
 
@@ -306,8 +311,9 @@ def denoiser_of(
     config: ConfigDict.
     clip: one of CLIPS.
     network: one's own, in place of the U-Net.
+    noise: whose rows t are, such as sample_schedule's; None for the model's schedule.
   """
-  applied, noise = network or model(config), schedule(config)
+  applied, noise = network or model(config), noise or schedule(config)
   meaning = parameterization(config.diffusion)
 
   def denoiser(params, labels=None):
@@ -373,14 +379,15 @@ def guided_denoiser_of(
 
   With a guide, params are (params, params of the guide).
   """
-  sample, own = config.sample, denoiser_of(config, 'none', network)
+  noise = sample_schedule(config)
+  sample, own = config.sample, denoiser_of(config, 'none', network, noise)
   scale = 1.0 if sample.guidance is None else float(sample.guidance)
   choices: dict[str, Any] = {
-    'schedule': schedule(config),
+    'schedule': noise,
     'interval': None if sample.guidance_interval is None else tuple(sample.guidance_interval),
     'rescale': sample.guidance_rescale or 0.0,
   }
-  other = None if guide is None else denoiser_of(guide.config, 'none')
+  other = None if guide is None else denoiser_of(guide.config, 'none', noise=noise)
 
   def denoiser(params, labels=None):
     if other is not None:
@@ -736,27 +743,89 @@ def restore_weights(
 # Sampling.
 
 
+ANALYTIC = 'analytic'
+FITTED_SPACINGS = ('least_bound', 'least_error')  # see config.fitted
+
+
+def is_fitted(config: ConfigDict) -> bool:
+  """Whether the timesteps of config.sample are fitted to a checkpoint."""
+  return config.sample.spacing in FITTED_SPACINGS
+
+
+def num_steps(config: ConfigDict) -> int:
+  """S of config.sample."""
+  sample = config.sample
+  if sample.num_steps is None and sample.timesteps is not None:
+    return len(sample.timesteps)
+  count: int | None = sample.num_steps
+  if count is None:
+    count = default_num_steps(sample.sampler, config.diffusion.num_timesteps)
+  return count
+
+
+def sample_schedule(config: ConfigDict) -> NoiseSchedule:
+  """The process whose rows are the timesteps of config.sample; all T have no times between them."""
+  whole, parts = schedule(config), config.sample.timestep_parts
+  if parts is None or num_steps(config) >= whole.num_timesteps:
+    return whole
+  return refined(whole, parts)
+
+
+def times(noise: NoiseSchedule) -> np.ndarray:
+  """The times of the rows of a schedule, float64."""
+  return np.arange(noise.num_timesteps, dtype=np.float64) if noise.times is None else noise.times
+
+
 def timesteps(config: ConfigDict) -> np.ndarray:
-  """The timesteps of config.sample, int64 [S]."""
-  num_steps = config.sample.num_steps
-  if num_steps is None:
-    num_steps = default_num_steps(config.sample.sampler, config.diffusion.num_timesteps)
-  return timestep_subsequence(schedule(config), num_steps, spacing(config))
+  """The timesteps of config.sample, int64 [S], rows of its schedule.
+
+  Of a spacing that is fitted, these are a stand-in as long as config.sample.timesteps has none.
+  """
+  sample, noise, count = config.sample, sample_schedule(config), num_steps(config)
+  if sample.timesteps is not None:
+    places = np.asarray(sample.timesteps, np.float64) * (sample.timestep_parts or 1)
+    return check_timesteps(noise, np.rint(places).astype(np.int64))
+  name = default_spacing(sample.sampler) if is_fitted(config) else spacing(config)
+  found = timestep_subsequence(noise, count, name)
+  if sample.stops_early and found[0] == 0 and count < noise.num_timesteps:
+    found = timestep_subsequence(noise, count + 1, name)[1:]
+  return found
 
 
 def spacing(config: ConfigDict, sampler: str | None = None) -> str:
   """Where the timesteps lie of config.sample's sampler, or of another."""
+  if config.sample.timesteps is not None and not is_fitted(config):
+    return 'as given'
   return config.sample.spacing or default_spacing(sampler or config.sample.sampler)
+
+
+def sample_variance(config: ConfigDict) -> str | None:
+  """The variance of a step of config.sample, as p_mean_variance; None where it is predicted."""
+  given = config.sample.variance
+  if given is None:
+    return parameterization(config.diffusion).fixed_variance
+  return None if given == ANALYTIC else given
 
 
 def chain(config: ConfigDict) -> functools.partial[Chain]:
   """The sampler of config.sample: (schedule, denoiser, noise_fn) -> Chain."""
-  choices = {'timesteps': timesteps(config)}
-  choices['variance'] = parameterization(config.diffusion).fixed_variance
+  choices: dict[str, Any] = {'timesteps': timesteps(config), 'variance': sample_variance(config)}
+  if config.sample.stops_early:
+    choices['stops_early'] = True
   if config.sample.eta is not None:
     choices['eta'] = config.sample.eta
   choices |= churn_choices(config)
   return functools.partial(CHAINS[config.sample.sampler], **choices)
+
+
+def _check_fit(config, x_0_variances):
+  needs = config.sample.variance == ANALYTIC and x_0_variances is None
+  if needs or (is_fitted(config) and config.sample.timesteps is None):
+    what = 'variance=analytic' if needs else f'spacing={config.sample.spacing}'
+    raise UserError(
+      f'sample.{what} is fitted to a checkpoint, which --mode=sample and --mode=eval do, neither '
+      'training nor --mode=edit: leave it out here'
+    )
 
 
 def churn_choices(config: ConfigDict) -> dict[str, Any]:
@@ -784,12 +853,17 @@ def samples_identity(config: ConfigDict) -> Identity:
   """What decides samples, but for the parameters."""
   count, sample = len(timesteps(config)), config.sample
   is_whole = count == config.diffusion.num_timesteps
+  given = sample.timesteps
   sampler = {
     'sampler': sample.sampler,
     'num_steps': count,
     'spacing': None if is_whole else spacing(config),
     'eta': (sample.eta or 0.0) if sample.sampler == 'ddim' else None,
     'clip': sample.clip,
+    'timesteps': None if given is None else list(given),
+    'timestep_parts': None if sample_schedule(config).times is None else sample.timestep_parts,
+    'stops_early': True if sample.stops_early else None,
+    'variance': sample.variance,
     **churn_choices(config),
   }
   return model_identity(config).but(sampler=sampler, seed=sample.seed)
@@ -819,7 +893,11 @@ def sampler_words(config: ConfigDict) -> str:
   if evaluations != count:
     words.append(f'{evaluations} evaluations')
   if SAMPLERS[sample.sampler] is ancestral:
-    words.append(config.diffusion.var_type)
+    words.append(sample.variance or config.diffusion.var_type)
+  if sample_schedule(config).times is not None:
+    words.append(f'times rounded to 1/{sample.timestep_parts}')
+  if sample.stops_early:
+    words.append('to the least noise')
   if sample.sampler == 'ddim':
     words.append(f'eta {sample.eta or 0.0}')
   words += [f'{name.replace("_", " ")} {x}' for name, x in churn_choices(config).items()]
@@ -833,6 +911,7 @@ def drawer(
   max_samples: int,
   network: OwnNetwork | None = None,
   names: Sequence[str] | None = None,
+  x_0_variances: np.ndarray | None = None,
 ) -> Drawer:
   """The compiled sampler of config.sample.
 
@@ -841,8 +920,13 @@ def drawer(
     max_samples: samples that are asked for at once; sample.batch_size at most go through together.
     network: as denoiser_of.
     names: of the classes, of a model with labels; None for their numbers.
+    x_0_variances: as config.fitted.Fit, for sample.variance=analytic.
+
+  Raises:
+    UserError: what is fitted to a checkpoint is asked for and not given.
   """
-  make_chain, noise_schedule = chain(config), schedule(config)
+  _check_fit(config, x_0_variances)
+  make_chain, noise_schedule = chain(config), sample_schedule(config)
   away_from, found = guide(config), sample_labels(config, names)
   facts, words = guidance_facts(config, away_from), [sampler_words(config)]
   pattern = None
@@ -855,8 +939,13 @@ def drawer(
   identity = samples_identity(config)
   denoiser_of = guided_denoiser_of(config, network, away_from)
 
+  if x_0_variances is not None:
+    facts['x_0_variances'] = hashlib.sha256(np.float64(x_0_variances).tobytes()).hexdigest()
+    of_rows = np.interp(times(noise_schedule), np.arange(len(x_0_variances)), x_0_variances)
+
   def clipped_of(*of):
-    return clipped(denoiser_of(*of), config.sample.clip)
+    denoiser = clipped(denoiser_of(*of), config.sample.clip)
+    return denoiser if x_0_variances is None else with_analytic_variance(denoiser, of_rows)
 
   work = make_chain_fns(clipped_of, noise_schedule, image_shape(config), make_chain)
   return Drawer(
@@ -916,7 +1005,8 @@ def edit_work(
     network: as denoiser_of.
     guide: of config.sample.
   """
-  method, edit, noise_schedule = edit_method(config), config.edit, schedule(config)
+  _check_fit(config, None)
+  method, edit, noise_schedule = edit_method(config), config.edit, sample_schedule(config)
   make_chain = chain(config)
   if method is None:
     kept = depth_timesteps(noise_schedule, timesteps(config), edit.depth)
@@ -1194,12 +1284,17 @@ def measured_splits(
   )
 
 
-def evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> Evaluator:
+def evaluator(
+  config: ConfigDict,
+  path: pathlib.Path | None = None,
+  x_0_variances: np.ndarray | None = None,
+) -> Evaluator:
   """All measurements that config.eval names.
 
   Args:
     config: ConfigDict.
     path: WORKDIR, whose run says what was trained on; None for the config to say that.
+    x_0_variances: as drawer.
   """
   metrics = names(config.eval.metrics)
   of_images = [metric for metric in metrics if metric != 'bpd']
@@ -1217,7 +1312,9 @@ def evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> Evaluator
   facts = {bound.split: bound.identity.data for bound in bounds_of}
   if of_images:
     images_scorer = scorer(config, of_images)
-    images_drawer = drawer(config, config.eval.num_samples, names=classes_of)
+    images_drawer = drawer(
+      config, config.eval.num_samples, names=classes_of, x_0_variances=x_0_variances
+    )
     of_scorer = images_scorer.identity()
     identity = images_drawer.identity.but(network=of_scorer['network'])
     facts |= of_scorer['data']

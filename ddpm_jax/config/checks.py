@@ -287,6 +287,7 @@ def check_sample(config: ConfigDict) -> None:
       'does not go through: use static'
     )
   _check_labels(config)
+  _check_steps(config)
   check_sampler(
     build.schedule(config),
     sample.sampler,
@@ -296,6 +297,42 @@ def check_sample(config: ConfigDict) -> None:
     churn=sample.churn,
     churn_choices={name: sample[name] for name in ('churn_interval', 'churn_noise')},
   )
+
+
+def _check_steps(config):
+  """Where and how far the steps go, and their variance."""
+  sample, total = config.sample, config.diffusion.num_timesteps
+  check_choice(
+    'sample.variance', sample.variance, (None, 'fixedsmall', 'fixedlarge', build.ANALYTIC)
+  )
+  if sample.sampler != 'ancestral' and sample.variance is not None:
+    raise UserError(
+      f'sample.variance is {sample.variance}, of a step of ancestral, and sample.sampler is '
+      f'{sample.sampler}: leave it out'
+    )
+  if sample.sampler == 'ancestral' and sample.stops_early:
+    raise UserError(
+      'sample.stops_early goes with the solvers, and sample.sampler is ancestral, whose last step '
+      'is the decoder: leave it out, or take another sampler'
+    )
+  if (given := sample.timesteps) is None:
+    return
+  for field in ('spacing', 'num_steps'):
+    if sample[field] is not None:
+      raise UserError(
+        f'sample.{field} is {sample[field]}, and sample.timesteps says where the steps lie: leave '
+        'one of them out'
+      )
+  parts = sample.timestep_parts or 1
+  if not given or min(np.diff([-1, *given, total])) <= 0:
+    raise UserError(
+      f'sample.timesteps is {tuple(given)}; they must increase strictly and lie in [0, {total - 1}]'
+    )
+  if any((x * parts) % 1 for x in given) and parts == 1:
+    raise UserError(
+      f'sample.timesteps is {tuple(given)}, with times between two timesteps: give '
+      'sample.timestep_parts, too, such as 8'
+    )
 
 
 def check_edit(config: ConfigDict) -> None:

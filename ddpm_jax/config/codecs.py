@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import devices, processes
+from ddpm_jax import processes
 from ddpm_jax.codec import Codec, Compressed, Goal, Search, Table, fit_table
-from ddpm_jax.codec.table import Predict, check_arrays
+from ddpm_jax.codec.table import check_arrays
 from ddpm_jax.config import build, origins
+from ddpm_jax.config.predictions import predict_of, training_examples
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures.run import Coding
 from ddpm_jax.evaluation.weights import Weights
@@ -21,9 +22,6 @@ from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.storage.files import damaged, default_cache_dir, make_writable, written_whole
 from ddpm_jax.storage.logs import Progress
 from ddpm_jax.storage.npz import open_npz
-
-SMALL_EXAMPLE = 1024  # elements
-TABLE_EXAMPLES = {True: 512, False: 128}  # of training data, for small examples and for others
 
 
 def check_codec(config: ConfigDict) -> None:
@@ -43,30 +41,6 @@ def search_of(config: ConfigDict) -> Search:
   if bits is None:
     bits = 17 if is_exact else Search().bits
   return Search(is_exact, bits)
-
-
-def predict_of(config: ConfigDict, weights: Weights, network: OwnNetwork | None = None) -> Predict:
-  """(x_t float32 [N, ...], t) -> x_0, clipped, in batches of config.sample.batch_size."""
-  denoiser_of = build.denoiser_of(config, network=network)
-
-  def x_0(params, x_t, t):
-    return denoiser_of(params)(x_t, t).x_0
-
-  step = devices.compile_batch_fn(x_0, in_axes=(None, 0, 0))
-
-  def predict(x_t, t):
-    rows, found = len(x_t), []
-    # One of few sizes, each of which compiles once.
-    needed = min(config.sample.batch_size, 1 << (rows - 1).bit_length())
-    size = devices.fitting_batch_sizes(needed, needed).host
-    for first in range(0, rows, size):
-      part = x_t[first : first + size]
-      padded = np.concatenate([part, np.zeros((size - len(part), *x_t.shape[1:]), np.float32)])
-      batch = devices.split_over_devices((padded, np.full(size, t, np.int32)))
-      found.append(devices.gather_from_devices(step(weights.params, *batch))[: len(part)])
-    return np.concatenate(found)
-
-  return predict
 
 
 def make_codec(
@@ -100,7 +74,7 @@ def make_codec(
     table = Table(arrays)
   else:
     say('fits the table of the codec on training data, once')
-    table = fit_table(build.schedule(config), predict, _examples(config), levels=levels)
+    table = fit_table(build.schedule(config), predict, training_examples(config), levels=levels)
     make_writable(folder)
     named: Any = table.arrays
     with written_whole(file) as partial, open(partial, 'wb') as stream:
@@ -228,10 +202,3 @@ def table_folder(given: str, sha256: str) -> pathlib.Path:
 
 def _name(sha256):
   return f'codec_{sha256[:16]}.npz'
-
-
-def _examples(config):
-  source = build.source(config)
-  is_small = np.prod(build.image_shape(config)) <= SMALL_EXAMPLE
-  count = min(len(source), TABLE_EXAMPLES[bool(is_small)])
-  return source.read(np.arange(count) * len(source) // count)

@@ -4,10 +4,12 @@ import contextlib
 import pathlib
 from collections.abc import Iterator
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
+from ddpm_jax.config.fitted import Fit, fit, needs_fit
 from ddpm_jax.config.origins import settled, with_data
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluator import Evaluator, score_images
@@ -46,7 +48,8 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     elif config.eval.watch:
       folder = watch(config, path)
     else:
-      evaluator = make_evaluator(config, path)
+      config, variances = fitted_config(config, path)
+      evaluator = make_evaluator(config, path, variances)
       folder = evaluate_step(config, evaluator, path, config.eval.step)
     processes.say(f'done: {folder / "report.md"}')
 
@@ -75,10 +78,20 @@ def restored(config: ConfigDict, path: pathlib.Path, step: int | None) -> Iterat
   keep([])
 
 
-def make_evaluator(config: ConfigDict, path: pathlib.Path) -> Evaluator:
+def fitted_config(config: ConfigDict, path: pathlib.Path) -> Fit:
+  """The config, with what its sampler takes of the checkpoint, and the analytic variance."""
+  if not needs_fit(config):
+    return Fit(config)
+  with restored(config, path, config.eval.step) as weights:
+    return fit(config, weights, str(path), say=processes.say)
+
+
+def make_evaluator(
+  config: ConfigDict, path: pathlib.Path, x_0_variances: np.ndarray | None = None
+) -> Evaluator:
   """The Evaluator of a config; what its reports note is said first."""
   with Terminal().waiting('opens pictures and networks'):
-    evaluator = build.evaluator(config, path)
+    evaluator = build.evaluator(config, path, x_0_variances)
   for line in evaluator.remarks():
     processes.say(line)
   return evaluator

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.config import build, checks
+from ddpm_jax.config.fitted import fit
 from ddpm_jax.config.origins import class_names, is_workdir, read_weights, with_data
 from ddpm_jax.evaluation.samples import write_animation, write_pictures, write_samples
 from ddpm_jax.evaluation.weights import Weights
@@ -28,9 +29,11 @@ def sample(config: ConfigDict, workdir: str) -> None:
   checks.prepare(config)
   with Terminal().waiting('reads the checkpoint'):
     path, weights = find_weights(config, workdir)
-  names = class_names(model_of(config, workdir))
+  model = model_of(config, workdir)
+  names = class_names(model)
+  config, variances = fit(config, weights, model, say=processes.say)
   count = build.num_samples(config, names)
-  drawer = build.drawer(config, count, names=names)
+  drawer = build.drawer(config, count, names=names, x_0_variances=variances)
   processes.say(
     f'{count} samples of step {weights.step}, seed {config.sample.seed}: {drawer.words}'
   )

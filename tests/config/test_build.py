@@ -109,6 +109,25 @@ def test_a_report_says_which_sampler():
   assert words(sampler='unipc_2', num_steps=2, spacing='quad', clip='none') == (
     'unipc_2, 2 of 10 steps (quad), clip none'
   )
+  assert words(num_steps=4, timestep_parts=8, variance='fixedsmall') == (
+    'ancestral, 4 of 10 steps (trailing), fixedsmall, times rounded to 1/8'
+  )
+  assert words(sampler='dpmpp_2m', stops_early=True, timesteps=(2.0, 5.0, 9.0)) == (
+    'dpmpp_2m, 3 of 10 steps (as given), to the least noise'
+  )
+
+
+def test_timesteps_are_those_that_are_given_or_lead_to_the_end():
+  def timesteps(**fields):
+    return build.timesteps(tiny_config(**{f'sample.{k}': v for k, v in fields.items()})).tolist()
+
+  assert timesteps(timesteps=(1.0, 4.0, 9.0)) == [1, 4, 9]
+  assert timesteps(timesteps=(1.0, 4.25, 9.0), timestep_parts=4) == [4, 17, 36]
+  assert timesteps(sampler='ddim', num_steps=3, spacing='linspace') == [0, 4, 9]
+  early = {'sampler': 'ddim', 'num_steps': 3, 'stops_early': True}
+  assert timesteps(**early, spacing='linspace') == [3, 6, 9]
+  assert timesteps(**early) == [2, 6, 9]
+  assert timesteps(sampler='ddim', num_steps=10, timestep_parts=4) == list(range(10))
 
 
 def test_few_steps_are_the_default_of_all_samplers_but_ancestral():
@@ -131,6 +150,10 @@ def test_identities_tell_samplers_apart_and_leave_the_whole_chain_as_it_is():
     {'sampler': 'ddim', 'eta': 1.0},
     {'sampler': 'dpmpp_2m'},
     {'seed': 1},
+    {'num_steps': 5, 'timestep_parts': 8},
+    {'sampler': 'ddim', 'stops_early': True},
+    {'variance': 'fixedsmall'},
+    {'timesteps': (0.0, 4.0, 9.0)},
   ]
 
   def identity(**fields):

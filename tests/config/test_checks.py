@@ -77,6 +77,12 @@ from tests.tiny import tiny_config
     ('sample.num_steps', 11, r'sample.num_steps is 11; it must lie in \[1, 10\]'),
     ('sample.num_steps', 0, 'sample.num_steps is 0; it must be at least 1'),
     ('sample.eta', 0.5, 'sample.eta is 0.5, but sample.sampler=ancestral has none'),
+    ('sample.variance', 'learned', "sample.variance is 'learned'; it must be one of None, fixedsm"),
+    ('sample.stops_early', True, 'sample.stops_early goes with the solvers, and sample.sampler is'),
+    ('sample.timesteps', (4.0, 1.0), r'they must increase strictly and lie in \[0, 9\]'),
+    ('sample.timesteps', (1.0, 10.0), r'they must increase strictly and lie in \[0, 9\]'),
+    ('sample.timesteps', (0.5, 9.0), 'with times between two timesteps: give sample.timestep_par'),
+    ('sample.timestep_parts', 0, 'sample.timestep_parts is 0; it must be at least 1'),
     ('sample.clip', 'soft', "sample.clip is 'soft'; it must be one of none, static, dynamic"),
   ],
 )

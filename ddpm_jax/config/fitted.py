@@ -1,0 +1,187 @@
+"""What a sampler takes of its checkpoint by measurement: the analytic variance, and timesteps that
+are the best for it.
+
+It is measured once and kept, in WORKDIR/fitted, or in the user's cache for a model without workdir:
+  moments_KEY.npz  the mean squared error of x_0 as predicted of training data, at some timesteps
+  flow_KEY.npz     of fine solutions of the probability flow, at some timesteps: the products that
+                   the errors of steps follow from
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.config import build, origins
+from ddpm_jax.config.predictions import predict_of, training_examples
+from ddpm_jax.diffusion import NoiseSchedule, timestep_subsequence
+from ddpm_jax.diffusion.forward import scale_levels
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.weights import Weights
+from ddpm_jax.nn.own import OwnNetwork
+from ddpm_jax.sampling.optimised import FlowProducts, flow_products, least_bound, least_error
+from ddpm_jax.sampling.solvers import dpm_table, make_levels
+from ddpm_jax.storage.files import damaged, default_cache_dir, make_writable, written_whole
+from ddpm_jax.storage.npz import open_npz
+
+MAX_TIMESTEPS = 128  # that are measured; between them, moments are interpolated
+FLOW_ELEMENTS = 2**18  # of the solutions' states, of 16 to 256 solutions
+FLOW_EXAMPLES = 16, 256
+SEED = 0
+
+Say = Callable[[str], None]
+Arrays = dict[str, np.ndarray]
+
+
+class Fit(NamedTuple):
+  """What a sampler takes of its checkpoint.
+
+  Attributes:
+    config: with config.sample.timesteps, where the spacing is fitted.
+    x_0_variances: float64 [T], of the analytic variance; None where it is not asked for.
+  """
+
+  config: ConfigDict
+  x_0_variances: np.ndarray | None = None
+
+
+def needs_fit(config: ConfigDict) -> bool:
+  """Whether config.sample asks for what is fitted to a checkpoint."""
+  return config.sample.variance == build.ANALYTIC or build.is_fitted(config)
+
+
+def fit(
+  config: ConfigDict,
+  weights: Weights,
+  given: str,
+  *,
+  network: OwnNetwork | None = None,
+  say: Say = lambda line: None,
+) -> Fit:
+  """What config.sample asks for; measured, where it is not kept from before.
+
+  Args:
+    config: ConfigDict, checked.
+    weights: Weights.
+    given: the model, as origins has it.
+    network: one's own, in place of the U-Net.
+    say: told what is measured, and where it is kept.
+
+  Raises:
+    UserError: a model of one step alone, a number of steps that cannot be, or a damaged file.
+  """
+  if not needs_fit(config):
+    return Fit(config)
+  if build.parameterization(config.diffusion).is_step:
+    raise UserError(
+      'this model predicts xprev, one step of the whole chain, and sample.variance=analytic and '
+      f'sample.spacing={" or ".join(build.FITTED_SPACINGS)} are of steps of any length: leave them '
+      'out'
+    )
+  build.check_unconditional(config)
+  folder, key = _folder(given), weights.sha256[:16]
+  is_analytic, spacing = config.sample.variance == build.ANALYTIC, config.sample.spacing
+  chosen, variances = None, None
+  if is_analytic or spacing == 'least_bound':
+    found = _kept(folder / f'moments_{key}.npz', lambda: _moments(config, weights, network), say)
+    if is_analytic:
+      variances = _errors(build.schedule(config), found)
+    if spacing == 'least_bound':
+      chosen = _of_least_bound(config, found)
+  if spacing == 'least_error':
+    parts = config.sample.timestep_parts or 1
+    file = folder / f'flow_{key}{"" if parts == 1 else f"_{parts}"}.npz'
+    found = _kept(file, lambda: _flow(config, weights, network), say)
+    levels = make_levels(build.sample_schedule(config), np.sort(found.pop('timesteps')))
+    rows = least_error(FlowProducts(levels, **found), build.num_steps(config))
+    chosen = levels.timesteps[rows][::-1]
+  if chosen is None:
+    return Fit(config, variances)
+  config = config.copy_and_resolve_references().unlock()
+  config.sample.timesteps = tuple(build.times(build.sample_schedule(config))[chosen].tolist())
+  return Fit(config.lock(), variances)
+
+
+def _errors(noise: NoiseSchedule, found: Arrays) -> np.ndarray:
+  """The mean squared error of the predicted x_0 at the times of all rows, float64.
+
+  For a model that is exact it is the mean variance of x_0 given x_t, which the analytic variance
+  goes by (Bao et al. 2022); for others it is the best one number for the mean that the model has.
+  Next to the estimate from the predicted noise, a few examples suffice where noise is high.
+  """
+  return np.exp(np.interp(build.times(noise), found['t'], np.log(found['x_0'])))
+
+
+def _of_least_bound(config, found):
+  noise = build.sample_schedule(config)
+  count, variance = build.num_steps(config), build.sample_variance(config)
+  return least_bound(noise, _errors(noise, found), count, variance=variance)
+
+
+def _moments(config, weights, network) -> Arrays:
+  """t int [G], increasing, and the mean squared error of the predicted x_0 at each, float64 [G]."""
+  whole, predict = build.schedule(config), predict_of(config, weights, network)
+  timesteps = np.unique([0, *_some(whole), whole.num_timesteps - 1])
+  x_0 = np.asarray(scale_levels(training_examples(config), build.levels(config)))
+  errors = []
+  for t in timesteps.tolist():
+    a, s = whole.sqrt_alphas_cumprod[t], whole.sqrt_one_minus_alphas_cumprod[t]
+    noise = np.random.default_rng((SEED, t)).standard_normal(x_0.shape, np.float32)
+    x_t = np.float32(a) * x_0 + np.float32(s) * noise
+    errors.append(np.square(predict(x_t, t).astype(np.float64) - x_0).mean())
+  return {'t': timesteps, 'x_0': np.array(errors)}
+
+
+def _flow(config, weights, network) -> Arrays:
+  """timesteps int [G], the noisiest first, and FlowProducts of DPM-Solver++(2M) on them."""
+  noise = build.sample_schedule(config)
+  predict = predict_of(config, weights, network, noise=noise)
+  timesteps = np.unique([*_some(noise), noise.num_timesteps - 1])
+  levels = make_levels(noise, timesteps)
+  table, shape = dpm_table(levels, order=2), build.image_shape(config)
+  count = int(np.clip(FLOW_ELEMENTS // np.prod(shape), *FLOW_EXAMPLES))
+  x = np.random.default_rng(SEED).standard_normal((count, *shape), np.float32)
+  states, predictions = [], [np.zeros_like(x)]
+  for row, t in enumerate(levels.timesteps.tolist()):
+    states.append(x)
+    predictions.append(predict(x, t))
+    coefficients = (table.scale[row], *table.predict[row])
+    terms = (x, predictions[-1], predictions[-2])
+    x = sum(np.float32(c) * term for c, term in zip(coefficients, terms, strict=True))
+  found = flow_products(levels, np.stack(states), np.stack(predictions[1:]))
+  return {
+    'timesteps': levels.timesteps,
+    **{name: getattr(found, name) for name in ('xx', 'xd', 'dd')},
+  }
+
+
+def _some(noise):
+  """At most MAX_TIMESTEPS rows of a schedule."""
+  name = 'logsnr' if noise.alphas_cumprod[-1] else 'linspace'
+  return timestep_subsequence(noise, min(MAX_TIMESTEPS, noise.num_timesteps), name)
+
+
+def _kept(file: pathlib.Path, measure: Callable[[], Arrays], say: Say) -> Arrays:
+  """The arrays of a file; measured and kept, where there is none."""
+  if file.is_file():
+    found = {name: np.array(x) for name, x in open_npz(file, verify=True).items()}
+    if not all(np.isfinite(x).all() for x in found.values()):
+      raise damaged(file, 'it has values that are not finite')
+    return found
+  say('fits the sampler to the checkpoint, once')
+  found = measure()
+  make_writable(file.parent)
+  named: Any = found
+  with written_whole(file) as partial, open(partial, 'wb') as stream:
+    np.savez(stream, **named)
+  say(f'keeps it in {file}')
+  return found
+
+
+def _folder(given):
+  folder = origins.find_folder(given)
+  if folder is not None and origins.is_workdir(folder):
+    return folder / 'fitted'
+  return default_cache_dir() / 'fitted'

@@ -1,0 +1,125 @@
+"""What a sampler takes of its checkpoint, on Gaussian data, whose denoiser is exact."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import devices
+from ddpm_jax.config import build, fitted
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.weights import make_weights
+from ddpm_jax.model import Model
+from ddpm_jax.nn.own import OwnNetwork
+from tests.tiny import tiny_config
+
+STD = 0.3  # of x_0
+T = 40
+
+
+@pytest.fixture(scope='module')
+def model_of(tmp_path_factory):
+  """(fields of config.sample) -> the Model whose predictions are exact for its Gaussian data."""
+  folder = tmp_path_factory.mktemp('fitted')
+  pixels = 127.5 * (1 + STD * np.random.default_rng(0).standard_normal((512, 4, 4, 1)))
+  np.save(folder / 'x.npy', np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+
+  def make(**fields):
+    config = tiny_config(
+      **{
+        'data.source': f'array:{folder / "x.npy"}',
+        'data.image_size': (4, 4),
+        'diffusion.num_timesteps': T,
+        'diffusion.beta_start': 1e-3,
+        'diffusion.beta_end': 0.4,
+        'sample.batch_size': 512,
+        **{f'sample.{name}': value for name, value in fields.items()},
+      }
+    )
+    signal = jnp.asarray(build.schedule(config).alphas_cumprod, jnp.float32)
+
+    def network(params, x, t):
+      kept = jnp.interp(t.astype(jnp.float32), jnp.arange(T), signal)[:, None, None, None]
+      return params * jnp.sqrt(1 - kept) / (kept * STD**2 + 1 - kept) * x
+
+    weights = make_weights(0, devices.replicate(np.float32(1)))
+    return Model(config, weights, name='exact', network=OwnNetwork(network))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(fitted, 'default_cache_dir', lambda: folder)
+    yield make
+
+
+def fit(model, **choices):
+  return fitted.fit(model.config, model._weights, 'exact', network=model._network, **choices)
+
+
+def posterior_variance(schedule):
+  """Of x_0 given x_t."""
+  signal = schedule.alphas_cumprod
+  return STD**2 * (1 - signal) / (signal * STD**2 + 1 - signal)
+
+
+def test_the_analytic_variance_makes_few_steps_right(model_of):
+  model = model_of(variance='analytic', num_steps=4)
+  variances = fit(model).x_0_variances
+  np.testing.assert_allclose(variances, posterior_variance(model.schedule), rtol=0.05)
+
+  def std(**fields):
+    samples = model_of(num_steps=4, spacing='linspace', **fields).sample(512)
+    return np.std(samples / 127.5 - 1)
+
+  assert std(variance='analytic') == pytest.approx(STD, rel=0.02)
+  # The fixed ones are too small or too large for such steps.
+  assert std(variance='fixedsmall') < 0.97 * STD
+  assert std(variance='fixedlarge') > 1.03 * STD
+
+
+def test_fitted_timesteps_are_taken_and_kept(model_of, monkeypatch):
+  model, said = model_of(sampler='dpmpp_2m', spacing='least_error', num_steps=3), []
+  found = fit(model, say=said.append).config.sample.timesteps
+  assert len(found) == 3
+  assert found[-1] == T - 1
+  assert said[0] == 'fits the sampler to the checkpoint, once'
+  assert said[1].startswith('keeps it in ')
+
+  def far(model):
+    fine = model_of(sampler='dpmpp_2m', num_steps=T).sample(64)
+    return np.abs(model.sample(64) - fine.astype(float)).mean()
+
+  errors = [far(model_of(sampler='dpmpp_2m', spacing=x, num_steps=3)) for x in ('trailing', 'quad')]
+  assert far(model) < 0.8 * min(errors)
+  monkeypatch.setattr(fitted, 'predict_of', None)  # nothing is measured again
+  assert fit(model, say=said.append).config.sample.timesteps == found
+  assert len(said) == 2
+
+
+def test_least_bound_takes_both_ends_and_real_times(model_of):
+  model = model_of(spacing='least_bound', num_steps=6, timestep_parts=4)
+  found = np.array(fit(model).config.sample.timesteps)
+  assert found[[0, -1]].tolist() == [0, T - 1]
+  assert (found * 4 % 1 == 0).all()
+  assert (found % 1 != 0).any()
+  identity = build.samples_identity(fit(model).config).facts()['sampler']
+  assert identity['timesteps'] == found.tolist()
+  assert identity['timestep_parts'] == 4
+
+
+def test_what_is_fitted_is_not_had_without_a_checkpoint(model_of):
+  for fields in ({'spacing': 'least_error', 'num_steps': 3}, {'variance': 'analytic'}):
+    config = model_of(**fields).config
+    with pytest.raises(UserError, match='fitted to a checkpoint, which --mode=sample and'):
+      build.drawer(config, 4)
+  config = tiny_config(**{'diffusion.mean_type': 'xprev', 'sample.variance': 'analytic'})
+  with pytest.raises(UserError, match='predicts xprev, one step of the whole chain'):
+    fitted.fit(config, model_of()._weights, 'exact')
+
+
+def test_a_damaged_measurement_is_said(model_of):
+  model = model_of(variance='analytic', num_steps=4)
+  fit(model)
+  file = next(fitted.default_cache_dir().glob('fitted/moments_*.npz'))
+  whole = file.read_bytes()
+  file.write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match=r'moments_.*npz'):
+    fit(model)
+  file.write_bytes(whole)
