@@ -191,7 +191,8 @@ def get_config():
         'seed': 0,  # of that noise
       },
       'eval': {
-        # pr: precision and recall; dc: density and coverage; kid100: as published programs draw it
+        # pr: precision and recall; dc: density and coverage; kid100: as published programs draw it;
+        # flow: bits/dim of the probability flow
         'metrics': ('bpd', 'fid', 'is', 'kid', 'pr'),
         'step': placeholder(int),  # checkpoint; none: the newest
         'watch': False,  # each new checkpoint of a run in progress, until its last
@@ -200,6 +201,8 @@ def get_config():
         'bpd_splits': ('train', 'test'),
         'bpd_examples': placeholder(int),  # a split; none: all of it
         'bpd_labels': placeholder(str),  # given | none: without them; none: given
+        'flow_steps': 50,  # of the flow, two evaluations and products with the Jacobian each
+        'flow_probes': 1,  # of Hutchinson's estimate of its divergence; 0: exact, for small data
         'bpd_terms': placeholder(int),  # K of the T terms, an unbiased estimate; none: all
         'num_samples': 50_000,  # images for the other metrics, drawn as sample says
         'samples': placeholder(str),  # folder or .npz of images to score instead of our own

@@ -283,13 +283,64 @@ class Model:
     Raises:
       UserError: examples of another kind, or more terms than there are.
     """
-    examples = self._check(examples)
     total = self._config.diffusion.num_timesteps
     if num_terms is not None and not 1 <= num_terms <= total:
       raise UserError(f'num_terms is {num_terms}; it must lie in [1, {total}]')
-    bound = self._keep(
-      ('bpd', num_terms), lambda: build.bpd_fns(self._config, num_terms, self._network)
-    )
+
+    def make():
+      return build.bpd_fns(self._config, num_terms, self._network)
+
+    choices = {'seed': seed, 'batch_size': batch_size, 'progress': progress}
+    return self._likelihoods(examples, labels, ('bpd', num_terms), make, **choices)
+
+  def flow_bits_per_dim(
+    self,
+    examples: np.ndarray,
+    *,
+    labels: Labels = None,
+    seed: int = 0,
+    num_steps: int | None = None,
+    num_probes: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> Rows:
+    """The likelihood of the probability flow (Song et al. 2021), as eval.metrics=flow has it.
+
+    Args:
+      examples, labels, batch_size, progress: as bits_per_dim.
+      seed: of the dequantisation and of the probes.
+      num_steps: of Heun's method, at most T - 1; None for config.eval.flow_steps.
+      num_probes: random signs for the divergence; 0 for the exact one, a product with the Jacobian
+        for each element of an example; None for config.eval.flow_probes.
+
+    Returns:
+      dict of total_bpd float64 [N], in bits/dim of levels, or of the density of values of any
+      kind; and traces float64 [N, num_probes], whose spread says how far one probe is off: a
+      difference of 1 in a trace is one of 1 / (d ln 2) bits/dim, of d elements.
+
+    Raises:
+      UserError: examples of another kind, or steps that cannot be.
+    """
+    config = self._config
+    most = config.diffusion.num_timesteps - 1
+    steps = build.num_flow_steps(config) if num_steps is None else num_steps
+    if not 1 <= steps <= most:
+      raise UserError(f'num_steps is {steps}; it must lie in [1, {most}]')
+    probes = config.eval.flow_probes if num_probes is None else num_probes
+    if probes < 0:
+      raise UserError(f'num_probes is {probes}; it must be at least 0')
+
+    def make():
+      return build.flow_fns(config, steps, probes, self._network)
+
+    choices = {'seed': seed, 'batch_size': batch_size, 'progress': progress}
+    rows = self._likelihoods(examples, labels, ('flow', steps, probes), make, **choices)
+    return {name: rows[name] for name in ('total_bpd', 'traces')}
+
+  def _likelihoods(self, examples, labels, what, make, *, seed, batch_size, progress) -> Rows:
+    """Rows of a Stepwise, make(), which is named by what it depends on."""
+    examples = self._check(examples)
+    bound = self._keep(what, make)
     key = devices.replicate(build.key(seed, 'bpd'))
     sizes = devices.fitting_batch_sizes(
       _positive('batch_size', batch_size or self._config.eval.batch_size), len(examples)
@@ -303,9 +354,8 @@ class Model:
       return stepwise.run(bound, self.params, batch, key, pauses=pauses)
 
     of_labels = None if given is None else given.tobytes()
-    asked = 'bpd', seed, num_terms, sizes, examples.tobytes(), of_labels
-    what = 'bits/dim' if progress else None
-    rows = self._rows(asked, len(examples), compute, sizes, what)
+    asked = *what, seed, sizes, examples.tobytes(), of_labels
+    rows = self._rows(asked, len(examples), compute, sizes, 'bits/dim' if progress else None)
     return {name: x if x.dtype.kind == 'i' else np.float64(x) for name, x in rows.items()}
 
   def denoiser(self, labels: Labels = None, *, clip: str = 'none') -> Denoiser:

@@ -108,6 +108,13 @@ def abstract_params():
 
 
 @pytest.fixture
+def float64():
+  """JAX has 64 bits for the time of a test."""
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture
 def fail_reads(monkeypatch):
   """(file, number) -> None: from now on, each read of the file in Python fails with that errno."""
 

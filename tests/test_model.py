@@ -143,6 +143,34 @@ def test_bound_is_that_of_an_evaluation(workdir, model, digits, tmp_path):
   assert all_terms['t'].dtype.kind == 'i'
 
 
+def test_likelihood_of_the_flow_is_that_of_an_evaluation(workdir, model, digits, tmp_path):
+  found = model.flow_bits_per_dim(digits)
+  assert {name: (x.shape, x.dtype.name) for name, x in found.items()} == {
+    'total_bpd': ((10,), 'float64'),
+    'traces': ((10, 1), 'float64'),
+  }
+  assert np.isfinite(found['total_bpd']).all()
+  config = tiny_config(**{'eval.bpd_examples': 10})
+  sources = [build.source(config, 'test')]
+  (of_test,) = build.flows(config, sources)
+  figure = of_test.measure(tmp_path, read_weights(str(workdir), config))
+  assert figure['value'] == pytest.approx(found['total_bpd'].mean(), rel=1e-5)
+  assert figure['name'] == 'bits/dim of the flow (test)'
+  assert figure['terms'] == (
+    "uniform dequantisation, 9 steps of Heun's method to t=0, Hutchinson's divergence, random "
+    'signs: 1'
+  )
+  # Half of the examples alone have the same.
+  again = model.flow_bits_per_dim(digits[:5])
+  np.testing.assert_allclose(again['total_bpd'], found['total_bpd'][:5], rtol=1e-5)
+  for choices, message in (
+    ({'num_steps': 10}, r'num_steps is 10; it must lie in \[1, 9\]'),
+    ({'num_probes': -1}, 'num_probes is -1; it must be at least 0'),
+  ):
+    with pytest.raises(UserError, match=message):
+      model.flow_bits_per_dim(digits, **choices)
+
+
 def test_inversion_and_decoding_go_back_and_forth(model, digits):
   x_T = model.invert(digits, num_steps=10)
   assert x_T.shape == digits.shape

@@ -50,6 +50,7 @@ from ddpm_jax.evaluation.editing import (
 )
 from ddpm_jax.evaluation.evaluator import Evaluator
 from ddpm_jax.evaluation.figures.run import Coding, Run
+from ddpm_jax.evaluation.flow import Flow, make_flow_fns
 from ddpm_jax.evaluation.images import evenly_spaced
 from ddpm_jax.evaluation.samples import Drawer, make_chain_fns
 from ddpm_jax.evaluation.scores import Scorer
@@ -104,6 +105,7 @@ STREAMS = (
   'interpolate',
   'edit',
 )  # of random numbers; their order is part of every result
+LIKELIHOODS = ('bpd', 'flow')  # metrics of the data, without samples
 # Fields of config.eval that decide no figure, or stand in an identity by themselves.
 FREE_EVAL_FIELDS = ('step', 'watch', 'cache_dir', 'batch_size', 'inception_weights', 'samples')
 
@@ -1227,11 +1229,63 @@ def bpd_fns(
   )
 
 
+def flow_fns(
+  config: ConfigDict, num_steps: int, num_probes: int, network: OwnNetwork | None = None
+) -> Stepwise:
+  """The flow's likelihood of a batch, compiled: as make_flow_fns returns it.
+
+  Args:
+    config: ConfigDict.
+    num_steps: S, at most T - 1.
+    num_probes: as make_flow_fns.
+    network: as denoiser_of.
+  """
+  noise = schedule(config)
+  if parameterization(config.diffusion).is_step or not noise.alphas_cumprod[-1]:
+    raise UserError(
+      'the likelihood of the flow takes a model that predicts x_0 or noise (diffusion.mean_type), '
+      'on a schedule that keeps some signal: leave flow out of eval.metrics'
+    )
+  steps = timestep_subsequence(noise, num_steps + 1, 'logsnr')
+  steps[-1] = noise.num_timesteps - 1
+  return stepwise.compiled(
+    make_flow_fns(
+      denoiser_of(config, 'none', network),
+      noise,
+      steps,
+      num_probes=num_probes,
+      levels=levels(config),
+    )
+  )
+
+
+def num_flow_steps(config: ConfigDict) -> int:
+  """The steps of the flow's likelihood: config.eval's, or as many as there can be."""
+  return min(config.eval.flow_steps, config.diffusion.num_timesteps - 1)
+
+
+def flows(
+  config: ConfigDict, splits: Sequence[data.Source], names: Sequence[str] | None = None
+) -> list[Flow]:
+  """The flow's likelihood on splits of the data; names as bounds."""
+  num_steps, num_probes = num_flow_steps(config), config.eval.flow_probes
+  work = flow_fns(config, num_steps, num_probes)
+  found = []
+  for bound in bounds(config, splits, None, names, work=work):
+    choices = {**(bound.identity.choices or {}), 'flow_steps': num_steps, 'probes': num_probes}
+    fields = {field.name: getattr(bound, field.name) for field in dataclasses.fields(bound)}
+    fields |= {'identity': bound.identity.but(choices=choices), 'num_terms': num_steps}
+    found.append(Flow(**fields, num_probes=num_probes))
+  return found
+
+
 def bounds(
   config: ConfigDict,
   splits: Sequence[str | data.Source],
   num_terms: int | None,
   names: Sequence[str] | None = None,
+  *,
+  work: Stepwise | None = None,
 ) -> list[Bound]:
   """The bound on splits of the data, by one compiled step.
 
@@ -1240,10 +1294,11 @@ def bounds(
     splits: their names, or the splits themselves.
     num_terms: K of the estimate, or None for all terms.
     names: of the classes, of a model with labels; None for those of the split.
+    work: what is computed; None for the bound.
   """
   if config.eval.bpd_labels == 'none':
     check_unconditional(config)
-  work = bpd_fns(config, num_terms)
+  work = work or bpd_fns(config, num_terms)
   bounds = []
   for split in splits:
     opened = source(config, split) if isinstance(split, str) else split
@@ -1297,17 +1352,22 @@ def evaluator(
     x_0_variances: as drawer.
   """
   metrics = names(config.eval.metrics)
-  of_images = [metric for metric in metrics if metric != 'bpd']
-  splits = names(config.eval.bpd_splits) if 'bpd' in metrics else []
-  if 'bpd' in metrics and not splits:
+  likelihoods = [metric for metric in metrics if metric in LIKELIHOODS]
+  of_images = [metric for metric in metrics if metric not in LIKELIHOODS]
+  splits = names(config.eval.bpd_splits) if likelihoods else []
+  if likelihoods and not splits:
     raise UserError(
       'eval.bpd_splits is empty; name some, as in --config.eval.bpd_splits=test, or '
-      'leave bpd out of eval.metrics'
+      f'leave {" and ".join(likelihoods)} out of eval.metrics'
     )
   sources, notes = measured_splits(config, path, splits, 'eval.bpd_splits')
   notes += [line for opened in sources for line in getattr(opened, 'remarks', ())]
   classes_of = None if path is None else data.read_class_names(path)
-  bounds_of = bounds(config, sources, config.eval.bpd_terms, classes_of) if sources else []
+  bounds_of: list[Bound] = []
+  if 'bpd' in likelihoods:
+    bounds_of += bounds(config, sources, config.eval.bpd_terms, classes_of)
+  if 'flow' in likelihoods:
+    bounds_of += flows(config, sources, classes_of)
   identity, images_scorer, images_drawer = model_identity(config), None, None
   facts = {bound.split: bound.identity.data for bound in bounds_of}
   if of_images:
@@ -1338,6 +1398,8 @@ def eval_choices(config: ConfigDict) -> dict[str, Any]:
   """The fields of config.eval that decide a report."""
   fields = config_dict(config)['eval']
   fields |= {name: names(fields[name]) for name in ('metrics', 'bpd_splits')}
+  if 'flow' not in fields['metrics']:
+    del fields['flow_steps'], fields['flow_probes']
   return {name: value for name, value in fields.items() if name not in FREE_EVAL_FIELDS}
 
 

@@ -152,7 +152,7 @@ def check_metrics(metrics: Iterable[str]) -> None:
   """Raises a UserError if there is nothing to measure."""
   if not list(metrics):
     raise UserError(
-      f'eval.metrics is empty; name some of {", ".join(("bpd", *METRICS))}, as in '
+      f'eval.metrics is empty; name some of {", ".join((*build.LIKELIHOODS, *METRICS))}, as in '
       '--config.eval.metrics=bpd,fid'
     )
 
@@ -396,7 +396,7 @@ def _check_labels(config):
 
 def _check_eval(config):
   for metric in build.names(config.eval.metrics):
-    check_choice('eval.metrics', metric, ('bpd', *METRICS))
+    check_choice('eval.metrics', metric, (*build.LIKELIHOODS, *METRICS))
   check_count('eval.num_samples says', config.eval.num_samples, build.names(config.eval.metrics))
   if config.train.eval_every_steps:
     check_metrics(build.names(config.eval.metrics))

@@ -107,6 +107,8 @@ LIMITS: dict[str, tuple[float, float]] = {
   'eval.batch_size': (1, _MAX_INT),
   'eval.seed': (0, MAX_SEED),
   'eval.bpd_examples': (1, _MAX_INT),
+  'eval.flow_steps': (1, 10**6),
+  'eval.flow_probes': (0, 10**4),
   'eval.bpd_terms': (1, _MAX_INT),
   'eval.num_samples': (2, _MAX_IMAGES),
   'eval.reference_examples': (1, _MAX_INT),

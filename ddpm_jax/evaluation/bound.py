@@ -10,7 +10,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -104,6 +104,8 @@ class Bound:
   labels: Labels | None = None
   encoding: Encoding = PICTURES
 
+  stem: ClassVar[str] = 'bpd'  # of the file, and of the names of figures
+
   @property
   def split(self) -> str:
     """Name of the split."""
@@ -117,12 +119,12 @@ class Bound:
 
   def folder(self, parent: pathlib.Path, weights: Weights) -> pathlib.Path:
     """Where an evaluation's folder has it."""
-    name = f'bpd-{self.split}' + ('' if self.labels is None else '-labels')
+    name = f'{self.stem}-{self.split}' + ('' if self.labels is None else '-labels')
     name += f'-{self.num_terms}-terms' if self.num_terms else ''
     return weights.identify(self.identity).folder(parent, name)
 
   def collect(self, parent: pathlib.Path, weights: Weights) -> dict[str, np.ndarray]:
-    """Computes the images that bpd.npz lacks; returns its arrays, by images."""
+    """Computes the images that the file lacks; returns its arrays, by images."""
 
     def compute(ids, pauses):
       batch = {'images': self.source.read(ids), 'ids': ids.astype(np.int32)}
@@ -133,32 +135,21 @@ class Bound:
     identity = weights.identify(self.identity)
     file = shards.collect(
       self.folder(parent, weights),
-      'bpd',
+      self.stem,
       identity.facts(),
       self.count,
       compute,
       sizes=self.sizes,
       what=f'bits/dim {self.split}',
-      earlier=earlier.bound(parent, identity),
+      earlier=earlier.bound(parent, identity) if self.stem == 'bpd' else None,
     )
     return {name: array[: self.count] for name, array in npz.open_npz(file).items()}
 
   def measure(self, parent: pathlib.Path, weights: Weights) -> dict[str, Any]:
     """Returns the figure; writes terms.csv, of the bound but not of an estimate."""
-    arrays = self.collect(parent, weights)
-    total, error = mean_and_error(arrays['total_bpd'])
-    unit, scale = self.unit
-    figure = {
-      'metric': 'bpd',
-      'bpd_split': self.split,
-      'name': f'{unit} ({self.split}{"" if self.labels is None else ", given the label"})',
-      'value': total * scale + self.encoding.log_scale(),
-      'standard_error': error and error * scale,
-      'count': self.count,
-      'split': f'{self.source.name} {self.split}, first {self.count} of {len(self.source)}',
-      'data_sha256': self.identity.data['sha256'],
-      'L_T': scale * float(arrays['prior_bpd'].mean(dtype=np.float64)),
-    }
+    arrays, (_, scale) = self.collect(parent, weights), self.unit
+    figure = self.figure(arrays['total_bpd'])
+    figure['L_T'] = scale * float(arrays['prior_bpd'].mean(dtype=np.float64))
     folder = self.folder(parent, weights)
     if self.num_terms:
       figure['terms'] = f'{self.num_terms} of {self.num_timesteps}, stratified'
@@ -174,6 +165,26 @@ class Bound:
     figure |= {'clip_denoised': True, 'seed': self.identity.seed}
     figure['secs'] = shards.seconds(folder)
     return figure
+
+  def figure(self, totals: np.ndarray, of: str = '') -> dict[str, Any]:
+    """What each figure of a likelihood says.
+
+    Args:
+      totals: [N], bits/dim of the images.
+      of: words after the unit in its name.
+    """
+    total, error = mean_and_error(totals)
+    unit, scale = self.unit
+    return {
+      'metric': self.stem,
+      'bpd_split': self.split,
+      'name': f'{unit}{of} ({self.split}{"" if self.labels is None else ", given the label"})',
+      'value': total * scale + self.encoding.log_scale(),
+      'standard_error': error and error * scale,
+      'count': self.count,
+      'split': f'{self.source.name} {self.split}, first {self.count} of {len(self.source)}',
+      'data_sha256': self.identity.data['sha256'],
+    }
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:

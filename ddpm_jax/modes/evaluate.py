@@ -132,11 +132,12 @@ def watch(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
 
 def evaluate_images(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
   """Measures given images, all of them, instead of our own. Returns the folder of the report."""
-  metrics = [metric for metric in build.names(config.eval.metrics) if metric != 'bpd']
+  asked = build.names(config.eval.metrics)
+  metrics = [metric for metric in asked if metric not in build.LIKELIHOODS]
   if not metrics:
     raise UserError(
-      'eval.metrics=bpd is of a model, and eval.samples are images alone: name some of fid, is, '
-      'kid, pr'
+      f'eval.metrics={",".join(asked)} is of a model, and eval.samples are images alone: name some '
+      'of fid, is, kid, pr'
     )
   images = open_images(config.eval.samples, 'eval.samples')
   num_axes = 2 if config.eval.network == 'inception' else 3  # which takes grey and colour

@@ -110,7 +110,7 @@ def test_metrics_have_the_samples_that_they_need(metric, least):
 
 def test_no_metrics_are_refused_where_something_is_to_be_measured():
   message = (
-    r'^eval\.metrics is empty; name some of bpd, fid, is, kid, pr, dc, kid100, as in --config\.ev'
+    r'^eval\.metrics is empty; name some of bpd, flow, fid, is, kid, pr, dc, kid100, as in --con'
   )
   check_metrics(('fid',))
   with pytest.raises(UserError, match=message) as raised:

@@ -265,7 +265,9 @@ def test_no_metric_is_refused_and_the_report_that_is_there_stays(workdir, run):
   run(workdir, metrics=('bpd',), bpd_splits=('test',))
   before = contents(workdir / 'eval')
   for metrics in ((), ('',), (',',)):
-    with pytest.raises(UserError, match=r'eval.metrics is empty; name some of bpd, fid') as caught:
+    with pytest.raises(
+      UserError, match=r'eval.metrics is empty; name some of bpd, flow, fid'
+    ) as caught:
       run(workdir, metrics=metrics)
     assert '\n' not in str(caught.value)
   assert contents(workdir / 'eval') == before
@@ -451,7 +453,7 @@ def test_bits_per_dim_of_one_image_has_no_error():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'metrics': ('fdi',)}, "eval.metrics is 'fdi'; it must be one of bpd, fid, is, kid, pr"),
+    ({'metrics': ('fdi',)}, "eval.metrics is 'fdi'; it must be one of bpd, flow, fid, is, kid, pr"),
     ({'bpd_terms': 11}, 'eval.bpd_terms is 11; there are 10 terms'),
     ({'num_samples': 1}, 'eval.num_samples is 1; it must be at least 2'),
     ({'network': 'resnet'}, "eval.network is 'resnet'; it must be one of inception, digits"),

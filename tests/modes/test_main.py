@@ -165,7 +165,7 @@ def test_damaged_checkpoint_is_said_and_passed_over(workdir):
     (['--config=nothing.py'], 'there is no nothing.py; configs has brain_blocks.py, celebahq256'),
     ([f'--config={ROOT}/configs/cifar10.py:eps'], 'cifar10.py:eps is neither labels nor'),
     (['--config.train.num_steps=many'], 'many'),
-    (['--config.eval.metrics=fid,is,fod'], "eval.metrics is 'fod'; it must be one of bpd, fid, is"),
+    (['--config.eval.metrics=fid,is,fod'], "eval.metrics is 'fod'; it must be one of bpd, flow, "),
     (['--mode=trian'], 'be one of <train|sample|edit|compress|decompress|eval|reproduce|'),
     (['--wrokdir=x'], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     (['stray'], "'stray' is not understood"),

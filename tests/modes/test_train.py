@@ -392,7 +392,7 @@ def test_another_config_in_the_workdir_is_refused(undisturbed):
 
 def test_nothing_is_trained_that_would_be_measured_by_no_metric(tmp_path):
   config = tiny_config(**{'eval.metrics': (), 'train.eval_every_steps': 2})
-  with pytest.raises(UserError, match=r'^eval\.metrics is empty; name some of bpd, fid, .*$'):
+  with pytest.raises(UserError, match=r'^eval\.metrics is empty; name some of bpd, flow, fid, .*$'):
     train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 

@@ -49,12 +49,6 @@ GAUSSIAN = {'weights': [1.0], 'means': [0.3], 'stds': [0.4]}
 LINEAR = make_schedule(make_betas('linear', 1000))
 
 
-@pytest.fixture
-def float64():
-  with jax.enable_x64(True):
-    yield
-
-
 def uniform_lambda_schedule(num_timesteps, most=4.0, least=-4.0):
   """A schedule whose log(alpha / sigma) is evenly spaced."""
   alphas_cumprod = 1 / (1 + np.exp(-2 * np.linspace(most, least, num_timesteps)))
