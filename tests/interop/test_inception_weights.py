@@ -170,7 +170,7 @@ def test_loads_a_whole_network(tmp_path, reference):
 @pytest.mark.parametrize(
   ('content', 'match'),
   [
-    ({'x': np.arange(5.0)}, r'472 missing .*; 1 unknown \(first x\)'),
+    ({'x': np.arange(5.0)}, r'472 missing: .*; 1 unknown: x \(5,\)'),
     ({'state_dict': {}}, 'not a state dict'),
     ([np.arange(5.0)], 'not a state dict'),
     ({1: np.arange(5.0)}, 'not a state dict'),
