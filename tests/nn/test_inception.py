@@ -6,7 +6,7 @@ import pytest
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.torch_inception import inception_params_like, params_from_torch
 from ddpm_jax.nn.inception import InceptionV3, resize_bilinear_tf1
-from tests.torch_writer import fill_inception_state_dict
+from tests.torch_writer import fill_state_dict
 
 FEATURES = ('64', '192', '768', '2048', 'logits', 'logits_unbiased')
 
@@ -14,7 +14,7 @@ FEATURES = ('64', '192', '768', '2048', 'logits', 'logits_unbiased')
 @pytest.fixture(scope='module')
 def state_dict(reference):
   seed = int(reference('inception')['seed'])
-  return fill_inception_state_dict(reference('inception_shapes.json'), seed)
+  return fill_state_dict(reference('inception_shapes.json'), seed)
 
 
 @pytest.fixture(scope='module')
