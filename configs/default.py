@@ -207,7 +207,8 @@ def get_config():
         'num_samples': 50_000,  # images for the other metrics, drawn as sample says
         'samples': placeholder(str),  # folder or .npz of images to score instead of our own
         'rounding': 'uint8',  # uint8, as published programs | float, as the original's loop
-        'network': 'inception',  # inception | digits | watch | random: of the features
+        # of the features: inception | efficientnet_lite0 | digits | watch | random
+        'network': 'inception',
         'inception_weights': placeholder(str),  # file; none: downloaded once, into the cache
         'inception_sha256': placeholder(str),  # of that file; none: of the published weights
         'reference': placeholder(str),  # .npz of published statistics or images; none: the data

@@ -37,6 +37,7 @@ def test_dependencies_are_one_list(project):
     'lsun',
     'signals',
     'volumes',
+    'features',
   }
 
 

@@ -21,10 +21,10 @@ STORAGES = {
 }
 
 
-def fill_inception_state_dict(shapes, seed):
+def fill_state_dict(shapes, seed):
   """Random weights of the scale that keeps activations tame.
 
-  The same as behind reference/inception.npz if the seed is.
+  Those of Inception are the same as behind reference/inception.npz if the seed is.
 
   Args:
     shapes: dict of shapes by name, as in reference/inception_shapes.json.
@@ -38,13 +38,13 @@ def fill_inception_state_dict(shapes, seed):
     z = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape)
     if name.endswith('num_batches_tracked'):
       z = np.zeros(shape, np.int64)
-    elif name.endswith('conv.weight'):
+    elif z.ndim == 4:
       z = z * np.sqrt(2 / np.prod(shape[1:]))
-    elif name.endswith('bn.weight'):
+    elif z.ndim == 1 and name.endswith('weight'):  # of a norm
       z = 1 + 0.1 * z
     elif name.endswith('running_var'):
       z = 1 + 0.1 * np.abs(z)
-    elif name == 'fc.weight':
+    elif z.ndim == 2:
       z = z * np.sqrt(1 / shape[1])
     else:
       z = 0.1 * z

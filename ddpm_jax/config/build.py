@@ -95,6 +95,7 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 MAX_REASON = 200  # characters of another's error
 LABEL_DROPOUT = 0.1  # by default
 OF_ANY_DATA = ('watch', 'random')  # networks of features that do not go by pictures
+OF_ANY_PICTURES = ('inception', 'efficientnet_lite0')  # of any size, in grey or colour
 MAX_OF_STATISTICS = 1_024  # examples whose mean and deviation a network of features takes
 MAX_STEPS_PER_DISPATCH = 20  # by default: a signal is heard after a dispatch
 STREAMS = (
@@ -1143,19 +1144,30 @@ def feature_network(config: ConfigDict) -> features.FeatureNetwork:
     return features.random_network(levels(config), training_examples(config, MAX_OF_STATISTICS))
   if network == 'watch':
     return features.watch_network(levels(config))
-  if not has_pictures(config):
+  if not _takes_data(config):
     raise UserError(
-      f'the features of eval.network={network} are of pictures of 256 levels, and these data are '
-      f'{data_words(config)}: give --config.eval.network=random'
+      f'the features of eval.network={network} are of pictures of 256 levels, in grey or colour, '
+      f'and these data are {data_words(config)}: give --config.eval.network=random'
     )
   if network == 'digits':
     return features.digits_network()
+  is_grey = config.data.channels == 1
+  if network == 'efficientnet_lite0':
+    return features.efficientnet_network(is_grey=is_grey)
   return features.inception_network(
     config.eval.inception_weights,
     cache_dir=cache_dir(config),
     sha256=config.eval.inception_sha256,
-    is_grey=config.data.channels == 1,
+    is_grey=is_grey,
   )
+
+
+def _takes_data(config):
+  """Whether the network of config.eval.network is of such data."""
+  network = config.eval.network
+  if network in OF_ANY_DATA:
+    return True
+  return has_pictures(config) and (network == 'digits' or config.data.channels in (1, 3))
 
 
 def training_examples(config: ConfigDict, most: int) -> np.ndarray:
@@ -1180,7 +1192,7 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
         'eval.reference_split'
       )
     path = expanded(config.eval.reference)
-    any_channels = config.eval.network == 'inception'
+    any_channels = config.eval.network in OF_ANY_PICTURES
     opened = references.open_file(
       path, count, image_shape=image_shape(config), any_channels=any_channels
     )
@@ -1188,7 +1200,7 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
     opened = references.open_source(
       source(config, config.eval.reference_split, 'eval.reference_split'), count
     )
-  if config.eval.network == 'inception' and config.data.channels == 1:
+  if config.eval.network in OF_ANY_PICTURES and config.data.channels == 1:
     opened = dataclasses.replace(opened, notes=(*opened.notes, features.GREY_NOTE))
   return Scorer(
     metrics=metrics,
@@ -1202,10 +1214,10 @@ def scorer(config: ConfigDict, metrics: Sequence[str]) -> Scorer:
 
 def scorer_if_any(config: ConfigDict, metrics: Sequence[str]) -> Scorer | None:
   """The Scorer of those metrics that the network has; None for data that it does not take."""
-  network = config.eval.network
-  if not has_pictures(config) and network not in OF_ANY_DATA:
+  if not _takes_data(config):
     return None
-  return scorer(config, [name for name in metrics if name != 'is' or network != 'random'])
+  has_classes = config.eval.network != 'random'
+  return scorer(config, [name for name in metrics if name != 'is' or has_classes])
 
 
 def bpd_fns(

@@ -34,7 +34,7 @@ from ddpm_jax.training.recipe import check_decay
 MAX_SIGNAL = 2e-3  # alphas_cumprod[T-1]; the paper's is 4e-5, that of quad 7e-4
 PAPER_SIGNAL = 4e-5
 MIN_SIGNAL = 1e-37  # least alphas_cumprod in float32, whose reciprocal samplers take
-NETWORKS = ('inception', 'digits', 'watch', 'random')  # of the features
+NETWORKS = ('inception', 'efficientnet_lite0', 'digits', 'watch', 'random')  # of the features
 
 
 def prepare(
@@ -419,7 +419,7 @@ def _check_eval(config):
     raise UserError(
       'eval.network=digits takes images of 8 x 8 pixels and one channel, not '
       f'data.image_size={config.data.image_size} and data.channels={config.data.channels}; '
-      'use eval.network=inception'
+      'use eval.network=inception or efficientnet_lite0'
     )
   if config.eval.network == 'watch' and (len(build.axes(config)), config.data.channels) != (1, 6):
     raise UserError(

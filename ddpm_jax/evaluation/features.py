@@ -12,14 +12,16 @@ import numpy as np
 
 from ddpm_jax import devices, numerics
 from ddpm_jax.errors import UserError
+from ddpm_jax.interop.efficientnet_weights import load_efficientnet
 from ddpm_jax.interop.inception_weights import INCEPTION_SHA256, load_inception
-from ddpm_jax.nn import digits_classifier, inception
+from ddpm_jax.nn import digits_classifier, efficientnet, inception
 from ddpm_jax.nn.classifier import Classifier, random_params
 from ddpm_jax.storage import npz, shards
 from ddpm_jax.storage.files import written_whole
 from ddpm_jax.storage.identity import Identity
 
-GREY_NOTE = 'Grey images are repeated to three channels, for the Inception network.'
+GREY_NOTE = 'Grey images are repeated to three channels, for the network of features.'
+GREY_WORDS = 'grey repeated to three channels, '
 DIGITS_FILE = pathlib.Path(digits_classifier.__file__).with_suffix('.npz')
 WATCH_FILE = DIGITS_FILE.with_name('watch_classifier.npz')
 NUM_EXERCISES = 7
@@ -106,10 +108,32 @@ def inception_network(
     name='InceptionV3 of 2015-12-05' + ('' if published else f' with other weights, {sha256[:8]}'),
     published=published,
     sha256=sha256,
-    preprocessing=('grey repeated to three channels, ' if is_grey else '')
+    preprocessing=(GREY_WORDS if is_grey else '')
     + f'bilinear to {size} x {size} as TensorFlow 1, (v - 128) / 128',
     params=devices.replicate(params),
     extract=_compile(inception.InceptionV3(), '2048', 'logits_unbiased', repeats_grey=True),
+  )
+
+
+def efficientnet_network(*, is_grey: bool = False) -> FeatureNetwork:
+  """EfficientNet-Lite0, of a package of PyPI; of colour and of grey images, which are repeated.
+
+  Args:
+    is_grey: whether the data are, which their features note.
+
+  Raises:
+    UserError: as load_efficientnet.
+  """
+  params, sha256 = load_efficientnet()
+  size = efficientnet.IMAGE_SIZE
+  return FeatureNetwork(
+    name='EfficientNet-Lite0 of ImageNet',
+    published=False,
+    sha256=sha256,
+    preprocessing=(GREY_WORDS if is_grey else '')
+    + f'all of the picture, bicubic with antialiasing to {size} x {size}, (v - 127) / 128',
+    params=devices.replicate(params),
+    extract=_compile(efficientnet.EfficientNetLite(), 'features', 'logits', repeats_grey=True),
   )
 
 

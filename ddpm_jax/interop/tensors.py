@@ -87,7 +87,7 @@ def params_from_tensors(tensors: Mapping[str, np.ndarray], params_like: Any, pla
     name: to_layout(np.broadcast_to(np.float32(0), leaf.shape), layout).shape
     for (name, layout), (_, leaf) in zip(places, leaves, strict=True)
   }
-  _check_shapes({name: np.shape(tensor) for name, tensor in tensors.items()}, expected)
+  check_shapes(tensors, expected, 'variables do not fit the model')
   arrays = []
   for (name, layout), (_, leaf) in zip(places, leaves, strict=True):
     tensor = np.asarray(tensors[name])
@@ -113,7 +113,17 @@ def tensors_from_params(params: Any, place: Place) -> dict[str, np.ndarray]:
   return tensors
 
 
-def _check_shapes(shapes, expected):
+def check_shapes(
+  tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+  """Raises a UserError if tensors are missing, unknown or of another shape; lists the first few.
+
+  Args:
+    tensors: dict of arrays by name.
+    expected: {name: shape}.
+    what: the words before the list.
+  """
+  shapes = {name: np.shape(tensor) for name, tensor in tensors.items()}
   problems = {
     'missing': [f'{name} {shape}' for name, shape in expected.items() if name not in shapes],
     'unknown': [f'{name} {shape}' for name, shape in shapes.items() if name not in expected],
@@ -124,7 +134,7 @@ def _check_shapes(shapes, expected):
     ],
   }
   if any(problems.values()):
-    raise UserError('variables do not fit the model: ' + '; '.join(_summaries(problems)))
+    raise UserError(f'{what}: ' + '; '.join(_summaries(problems)))
 
 
 def _summaries(problems):

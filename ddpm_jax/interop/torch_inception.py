@@ -1,11 +1,6 @@
 """The published weights of the FID Inception network as our parameters.
 
-For each convolution the file has a kernel (OIHW there, HWIO here) and a batch norm; in inference
-the latter is an affine map of each channel, which we fold into the kernel and a bias:
-
-  scale  = bn.weight / sqrt(bn.running_var + 0.001)
-  kernel = conv.weight * scale
-  bias   = bn.bias - bn.running_mean * scale
+Each convolution there is followed by a batch norm, which is folded into it: see batch_norm.py.
 """
 
 from collections.abc import Mapping
@@ -15,11 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.interop import batch_norm
+from ddpm_jax.interop.tensors import check_shapes
 from ddpm_jax.nn.inception import IMAGE_SIZE, InceptionV3
-
-BATCH_NORM_EPSILON = 0.001
-_BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
 
 
 def inception_params_like() -> Any:
@@ -42,10 +35,8 @@ def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> Any:
     UserError: tensors that are missing, unknown or of another shape; says how many, and the first.
   """
   like = inception_params_like()
-  state_dict = {
-    name: array for name, array in state_dict.items() if not name.endswith('num_batches_tracked')
-  }
-  _check_shapes(state_dict, _expected_shapes(like))
+  state_dict = batch_norm.without_counters(state_dict)
+  check_shapes(state_dict, _expected_shapes(like), 'not the Inception network of FID')
 
   def convert(path, leaf):
     *modules, kind = [key.key for key in path]
@@ -53,19 +44,11 @@ def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> Any:
       return jnp.asarray(state_dict['fc.weight'].T, leaf.dtype)
     if kind == 'fc_bias':
       return jnp.asarray(state_dict['fc.bias'], leaf.dtype)
-    kernel, bias = _folded(state_dict, '.'.join(modules))
+    module = '.'.join(modules)
+    kernel, bias = batch_norm.folded(state_dict, f'{module}.conv', f'{module}.bn')
     return jnp.asarray(kernel if kind == 'kernel' else bias, leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(convert, like)
-
-
-def _folded(state_dict, module):
-  gamma, beta, mean, variance = (
-    np.asarray(state_dict[f'{module}.bn.{name}'], np.float64) for name in _BATCH_NORM
-  )
-  scale = gamma / np.sqrt(variance + BATCH_NORM_EPSILON)
-  kernel = np.asarray(state_dict[f'{module}.conv.weight'], np.float64).transpose(2, 3, 1, 0)
-  return kernel * scale, beta - mean * scale
 
 
 def _expected_shapes(like):
@@ -75,25 +58,5 @@ def _expected_shapes(like):
     *modules, kind = [key.key for key in path]
     if kind == 'kernel' and modules != ['fc']:
       module = '.'.join(modules)
-      height, width, inputs, outputs = leaf.shape
-      shapes[f'{module}.conv.weight'] = (outputs, inputs, height, width)
-      shapes |= {f'{module}.bn.{name}': (outputs,) for name in _BATCH_NORM}
+      shapes |= batch_norm.shapes(f'{module}.conv', f'{module}.bn', leaf.shape)
   return shapes
-
-
-def _check_shapes(state_dict, expected):
-  shapes = {name: np.shape(array) for name, array in state_dict.items()}
-  problems = {
-    'missing': [name for name in expected if name not in shapes],
-    'unknown': [name for name in shapes if name not in expected],
-    'of another shape': [
-      f'{name} {shapes[name]}, wanted {shape}'
-      for name, shape in expected.items()
-      if shapes.get(name, shape) != shape
-    ],
-  }
-  found = [f'{len(names)} {kind} (first {names[0]})' for kind, names in problems.items() if names]
-  if found:
-    raise UserError(
-      f'not the Inception network of FID: of its {len(expected)} tensors, {"; ".join(found)}'
-    )

