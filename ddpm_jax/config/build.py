@@ -1255,7 +1255,7 @@ def flow_fns(
   noise = schedule(config)
   if parameterization(config.diffusion).is_step or not noise.alphas_cumprod[-1]:
     raise UserError(
-      'the likelihood of the flow takes a model that predicts x_0 or noise (diffusion.mean_type), '
+      'the likelihood of the flow takes a model that predicts x_0 or noise, not one step alone, '
       'on a schedule that keeps some signal: leave flow out of eval.metrics'
     )
   steps = timestep_subsequence(noise, num_steps + 1, 'logsnr')
