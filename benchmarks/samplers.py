@@ -1,7 +1,8 @@
 """Quality against evaluations of the network, sampler by sampler: a table for docs/results.md.
 
   python benchmarks/samplers.py --workdir=DIR [--num_samples=1024] [--columns=5,10,20,50,100]
-    [--samplers=ddim,heun] [--spacings=linspace,karras] [--no_whole]
+    [--samplers=ddim,heun] [--spacings=linspace,least_error] [--parts=1,8] [--variances=analytic]
+    [--early] [--no_whole]
 
 DIR is a run of configs/digits.py. Each cell is the Frechet distance of the samples to the training
 digits in the features of the digits classifier; the initial noise is the same in all. How far it
@@ -10,6 +11,7 @@ chain come below.
 """
 
 import contextlib
+import itertools
 import pathlib
 import sys
 import tempfile
@@ -18,7 +20,7 @@ import numpy as np
 from interleaved import parse, print_row
 from worker import build, make_config, versions
 
-from ddpm_jax.config import checks
+from ddpm_jax.config import checks, fitted
 from ddpm_jax.evaluation.grids import to_uint8
 from ddpm_jax.evaluation.images import ArrayImages
 from ddpm_jax.sampling import SAMPLERS
@@ -33,14 +35,23 @@ def num_steps(name, evaluations):
   return (evaluations + 1) // 2 if name == 'heun' else evaluations
 
 
-def choices_of(samplers, spacings):
+def choices_of(args):
   """Yields (label, fields of config.sample) of each row."""
-  for name in samplers:
-    for spacing in spacings:
-      label, fields = f'{name}, {spacing}', {'sampler': name, 'spacing': spacing}
-      yield label, fields
-      if name == 'ddim':
-        yield f'{label}, eta 1', {**fields, 'eta': 1.0}
+  rows = itertools.product(
+    args.samplers.split(','), args.spacings.split(','), map(int, args.parts.split(','))
+  )
+  for name, spacing, parts in rows:
+    label, fields = f'{name}, {spacing}', {'sampler': name, 'spacing': spacing}
+    if parts > 1:
+      label, fields = f'{label}, 1/{parts}', {**fields, 'timestep_parts': parts}
+    yield label, fields
+    if name == 'ddim':
+      yield f'{label}, eta 1', {**fields, 'eta': 1.0}
+    if name == 'ancestral':
+      for variance in filter(None, args.variances.split(',')):
+        yield f'{label}, {variance}', {**fields, 'variance': variance}
+    elif args.early:
+      yield f'{label}, stops early', {**fields, 'stops_early': True}
 
 
 def main():
@@ -52,6 +63,9 @@ def main():
     columns='5,10,20,50,100',
     samplers=','.join(SAMPLERS),
     spacings='trailing',
+    parts='1',
+    variances='',
+    early=False,
     no_whole=False,
   )
   config, count = make_config('digits', BATCH), args.num_samples
@@ -63,7 +77,8 @@ def main():
     chosen = config.copy_and_resolve_references()
     chosen.sample.update(**fields)
     checks.check(chosen)
-    drawer = build.drawer(chosen, count)
+    chosen, variances = fitted.fit(chosen, weights, args.workdir)
+    drawer = build.drawer(chosen, count, x_0_variances=variances)
     images = []
     for first in range(0, count, drawer.sizes.global_):
       ids = np.minimum(np.arange(first, first + drawer.sizes.global_), count - 1)
@@ -81,7 +96,7 @@ def main():
   columns = [int(column) for column in args.columns.split(',')]
   print_row(['Sampler', *columns])
   print_row(['---'] * (len(columns) + 1))
-  for label, fields in choices_of(args.samplers.split(','), args.spacings.split(',')):
+  for label, fields in choices_of(args):
     steps = [num_steps(fields['sampler'], column) for column in columns]
     print_row([label, *(f'{measure(num_steps=n, **fields)["value"]:.2f}' for n in steps)])
   of_seeds = [measure(sampler=SEEDED, num_steps=10, seed=seed) for seed in range(NUM_SEEDS)]
