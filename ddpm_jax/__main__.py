@@ -80,6 +80,8 @@ def main(_: list[str]) -> None:
     with signals.interruptible() if given.mode in LEFT_IN_PIECES else contextlib.nullcontext():
       mode(given.config, given.workdir)
     processes.barrier('done')
+    if processes.has_background():  # stopped before the first step
+      processes.leave(0)
   except (Exception, KeyboardInterrupt) as error:
     if isinstance(error, BrokenPipeError) and _is_unread():
       processes.leave(UNREAD)

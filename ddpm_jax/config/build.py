@@ -540,12 +540,15 @@ def device_data(config: ConfigDict, batches: data.Batches) -> Any:
 
   With labels, as Batches.examples.
   """
+  return devices.replicate(batches.examples) if gathers(config, batches.source) else None
+
+
+def gathers(config: ConfigDict, source: data.Source) -> bool:
+  """Whether the devices have all images, and gather the batches themselves."""
   if devices.on_cpu():  # which has no use for them all before they are due
-    return None
-  images = batches.images
-  if images is None or images.nbytes > config.data.device_limit_gib * 2**30:
-    return None
-  return devices.replicate(batches.examples)
+    return False
+  limit_gib = min(config.data.memory_limit_gib, config.data.device_limit_gib)
+  return data.num_bytes(source) <= limit_gib * 2**30
 
 
 # Training.
@@ -661,6 +664,37 @@ def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainSt
     axis_name=devices.AXIS,
   )
   return devices.compile_train_step(step, several=steps_per_dispatch(config) > 1)
+
+
+def step_shapes(
+  config: ConfigDict, source: data.Source, labels: data.Labels | None = None, *, num_steps: int
+) -> tuple[Any, Any]:
+  """(block, data) of a dispatch of the training step, as ShapeDtypeStructs.
+
+  Args:
+    config: ConfigDict.
+    source: of the pictures.
+    labels: of them, if there are any.
+    num_steps: of the dispatch.
+  """
+
+  def examples(*lead):
+    images = jax.ShapeDtypeStruct((*lead, *source.image_shape), data.dtype_of(source))
+    return (
+      images
+      if labels is None
+      else {'images': images, 'labels': jax.ShapeDtypeStruct(lead, labels.ids.dtype)}
+    )
+
+  sizes = devices.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
+  several = steps_per_dispatch(config) > 1
+  lead = (num_steps, sizes.host) if several else (sizes.host,)
+  if gathers(config, source):
+    block, everything = jax.ShapeDtypeStruct(lead, np.int32), examples(len(source))
+  else:
+    block, everything = examples(*lead), None
+  split = functools.partial(devices.split_over_devices, axis=int(several))
+  return jax.eval_shape(split, block), everything
 
 
 def checkpointer(

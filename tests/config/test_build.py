@@ -52,8 +52,8 @@ def test_a_cpu_takes_single_steps_whatever_is_asked_for(monkeypatch):
 
 def test_accelerators_hold_the_data_that_fit(monkeypatch):
   config = tiny_config()
-  assert build.device_data(config, None) is None  # a CPU does not even ask for them
   batches = build.batches(config, build.source(config))
+  assert build.device_data(config, batches) is None  # a CPU does not even ask for them
   monkeypatch.setattr(devices, 'on_cpu', lambda: False)
   np.testing.assert_array_equal(build.device_data(config, batches), batches.images)
   config.data.device_limit_gib = 1e-6
