@@ -292,6 +292,11 @@ def lacks_bfloat16() -> str | None:
   return f'{device.device_kind} (compute capability {capability})' if lacks else None
 
 
+def fast_dtype() -> str:
+  """What networks compute in where nobody says: bfloat16 on accelerators that have that."""
+  return 'float32' if on_cpu() or lacks_bfloat16() else 'bfloat16'
+
+
 def use_compilation_cache(asked: str | None, default: Callable[[], pathlib.Path]) -> str:
   """Keeps compiled programs between runs, where that can be done.
 

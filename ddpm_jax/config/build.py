@@ -1162,13 +1162,20 @@ def bpd_fns(
   """
   return stepwise.compiled(
     make_bpd_fns(
-      denoiser_of(config, network=network),
+      denoiser_of(in_float32(config), network=network),
       schedule(config),
       variance=parameterization(config.diffusion).fixed_variance,
       num_terms=num_terms,
       levels=levels(config),
     )
   )
+
+
+def in_float32(config: ConfigDict) -> ConfigDict:
+  """The config of a network that computes in float32, as the bound does whatever it trained in."""
+  config = config.copy_and_resolve_references()
+  config.model.dtype = 'float32'
+  return config
 
 
 def bounds(
@@ -1196,7 +1203,7 @@ def bounds(
     labels = None if config.eval.bpd_labels == 'none' else labels_of(config, opened, names)
     if labels is not None:
       choices['labels'] = labels.sha256()
-    identity = model_identity(config).but(
+    identity = model_identity(in_float32(config)).but(
       seed=config.eval.seed,
       data=references.source_identity(opened),
       choices=choices or None,
@@ -1275,6 +1282,8 @@ def eval_choices(config: ConfigDict) -> dict[str, Any]:
   """The fields of config.eval that decide a report."""
   fields = config_dict(config)['eval']
   fields |= {name: names(fields[name]) for name in ('metrics', 'bpd_splits')}
+  if 'bpd' in fields['metrics'] and config.model.dtype != 'float32':
+    fields['bpd_dtype'] = 'float32'  # reports of before had it as the samples have
   return {name: value for name, value in fields.items() if name not in FREE_EVAL_FIELDS}
 
 

@@ -15,6 +15,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features
 from ddpm_jax.modes.reproduce import reproduce
 from ddpm_jax.sampling import SAMPLERS
+from ddpm_jax.storage.workdir import config_dict
 from tests.tiny import tiny_config
 
 
@@ -210,3 +211,17 @@ def test_pictures_are_decoded_without_a_home_folder(tmp_path, monkeypatch):
   config = tiny_config(**{'data.source': f'folder:{tmp_path}'})
   with contextlib.closing(build.batches(config, build.source(config))) as batches:
     assert batches.images.shape == (1, 8, 8, 1)
+
+
+def test_the_bound_is_of_a_float32_network(monkeypatch):
+  config = tiny_config(**{'model.dtype': 'bfloat16', 'eval.bpd_splits': ('test',)})
+  taken = []
+  monkeypatch.setattr(build, 'denoiser_of', lambda config, **_: taken.append(config.model.dtype))
+  monkeypatch.setattr(build, 'make_bpd_fns', lambda *_, **__: None)
+  monkeypatch.setattr(build.stepwise, 'compiled', lambda work: work)
+  (bound,) = build.bounds(config, ['test'], None)
+  assert taken == ['float32']
+  assert bound.identity.dtype == 'float32'
+  assert config_dict(config)['model']['dtype'] == 'bfloat16'
+  assert build.eval_choices(config)['bpd_dtype'] == 'float32'
+  assert 'bpd_dtype' not in build.eval_choices(tiny_config())
