@@ -74,7 +74,9 @@ def get_config():
         # Of labels: a number, or data: as many as the data have. None: a model without labels
         'num_classes': placeholder(object),
         'remat': False,  # compute blocks anew in the backward pass: less memory, more time
-        'dtype': 'float32',  # float32 | bfloat16, of the computation; parameters are float32
+        # Of the computation: float32 | bfloat16 | auto, bfloat16 on accelerators that have it;
+        # parameters, and the bound on the likelihood, are float32 always
+        'dtype': 'float32',
       },
       'optim': {
         'learning_rate': 2e-4,

@@ -9,6 +9,7 @@ signal stopped training and the state is saved. Other codes are in docs/reliabil
 """
 
 import contextlib
+import gc
 import importlib
 import os
 import select
@@ -33,6 +34,8 @@ MODES = {  # the functions, in modules of their names
   'ema': 'ema',
   'info': 'info',
 }
+# Objects between two searches for circles: imports and traces make millions that stay.
+GC_THRESHOLD = 100_000
 LEFT_IN_PIECES = (
   'sample',
   'edit',
@@ -80,6 +83,8 @@ def main(_: list[str]) -> None:
     with signals.interruptible() if given.mode in LEFT_IN_PIECES else contextlib.nullcontext():
       mode(given.config, given.workdir)
     processes.barrier('done')
+    if processes.has_background():  # stopped before the first step
+      processes.leave(0)
   except (Exception, KeyboardInterrupt) as error:
     if isinstance(error, BrokenPipeError) and _is_unread():
       processes.leave(UNREAD)
@@ -116,6 +121,7 @@ def _run():
   except UserError as error:
     sys.exit(f'error: {error}')
   huge_pages.restart_with_them()
+  gc.set_threshold(GC_THRESHOLD)
   command_line.define_flags(list(MODES))
   app.run(main, flags_parser=command_line.parse)
 

@@ -233,6 +233,29 @@ def compile_train_step(train_step: Callable, *, several: bool) -> Callable:
   return _compiled(step, donate_argnums=0)
 
 
+def lower_train_step(
+  step: Any, state: Any, block: Any, data: Any, key: jax.Array
+) -> Callable[[], object]:
+  """Traces a training step, for its first call to find all done; in one process only.
+
+  Args:
+    step: as compile_train_step returns it.
+    state, block, data, key: its arguments; of the first three, arrays or ShapeDtypeStructs.
+
+  Returns:
+    () -> None: compiles it, in any thread. Of what a call needs, nothing else takes long.
+  """
+  sharding = _replicated()
+
+  def placed(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type)
+
+  arguments = jax.tree.map(placed, state), block, jax.tree.map(placed, data), key
+  # A jitted pmap shows the pmap's own `lower`, which knows of no options.
+  lowered = step.trace(*arguments).lower() if hasattr(step, 'trace') else step.lower(*arguments)
+  return lowered.compile
+
+
 def compile_batch_fn(
   step: Callable, *, in_axes: tuple[int | None, ...] = (None, 0, None)
 ) -> Callable:
@@ -267,6 +290,11 @@ def lacks_bfloat16() -> str | None:
   major = capability.split('.')[0]
   lacks = device.platform == 'gpu' and major.isdecimal() and int(major) < 8
   return f'{device.device_kind} (compute capability {capability})' if lacks else None
+
+
+def fast_dtype() -> str:
+  """What networks compute in where nobody says: bfloat16 on accelerators that have that."""
+  return 'float32' if on_cpu() or lacks_bfloat16() else 'bfloat16'
 
 
 def use_compilation_cache(asked: str | None, default: Callable[[], pathlib.Path]) -> str:

@@ -1,6 +1,7 @@
 """The processes of one run: how they meet, what they agree on, and how they end."""
 
 import atexit
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
@@ -19,7 +20,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 
 import jax
@@ -58,6 +59,7 @@ if not heard.endswith(b'farewell'):
 """
 
 _met = threading.Event()  # whether the processes have met
+_background: list[threading.Thread] = []  # those that no end waits for
 _watches = []  # functions that tell the watch something; one, if any
 
 # Exit codes, beside 0 for done, or stopped by a signal and saved; and 134, JAX's end of a process
@@ -418,6 +420,27 @@ def _is_of_collective(error):
   return False
 
 
+def in_background(work: Callable[[], object]) -> concurrent.futures.Future[object]:
+  """Does work in a thread; leave() ends the program in the midst of the work."""
+  future: concurrent.futures.Future[object] = concurrent.futures.Future()
+
+  def run():
+    try:
+      future.set_result(work())
+    except BaseException as error:
+      future.set_exception(error)
+
+  thread = threading.Thread(target=run, daemon=True)
+  thread.start()
+  _background.append(thread)
+  return future
+
+
+def has_background() -> bool:
+  """Whether work of in_background goes on."""
+  return any(thread.is_alive() for thread in _background)
+
+
 def leave(code: int) -> None:
   """Ends the program; one of several processes at once, without waiting for the others."""
   several = jax.distributed.is_initialized()
@@ -425,7 +448,7 @@ def leave(code: int) -> None:
     tell_watch(b'farewell')
   meets = bool(_watches) and not _met.is_set()
   # At a refusal, writers would try once more, and say so at length.
-  if not several and not meets and code != REFUSED:
+  if not several and not meets and code != REFUSED and not has_background():
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()

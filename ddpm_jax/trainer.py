@@ -247,10 +247,22 @@ def run(
       keep_record(path, source, has_begun=begun, say=say, labels=labels)
       store_config(path, config)
       store_arithmetic(path, numerics.arithmetic())
+    train_step = build.train_step(config, network)
+    key = devices.replicate(build.key(config.seed, 'train'))
+    init = make_init(config, params)
+    compiling = None
+    newest = max(steps_on_disk(path / 'checkpoints'), default=0)
+    # Of several processes, arrays are needed and not only their shapes: the first step compiles.
+    if newest < plan.num_steps and processes.count() == 1:
+      with terminal.waiting('traces the training step'):
+        block, images = build.step_shapes(config, source, labels, num_steps=plan.next_count(newest))
+        state_like = jax.eval_shape(init)
+        compile_step = devices.lower_train_step(train_step, state_like, block, images, key)
+      compiling = processes.in_background(compile_step)
     checkpointer = stack.enter_context(build.checkpointer(config, path))
 
     def restore():
-      return restore_or_init(config, checkpointer, path=path, params=params, say=say)
+      return restore_or_init(config, checkpointer, init, path=path, say=say)
 
     with terminal.waiting('restores the state'):
       state = restore()
@@ -263,8 +275,6 @@ def run(
     signals = stack.enter_context(
       signals or Signals()
     )  # one for all attempts: none may forget a signal
-    train_step = build.train_step(config, network)
-    key = devices.replicate(build.key(config.seed, 'train'))
     drawer = evaluator = None
     if plan.sample_every_steps:
       names = None if labels is None else labels.names
@@ -297,6 +307,7 @@ def run(
             ),
             signals=signals,
             terminal=terminal,
+            compiling=compiling,
           )
           break
         except NotFiniteError as error:
@@ -426,12 +437,28 @@ def note_origin(config: ConfigDict, path: pathlib.Path, start: Start) -> None:
     store_config(path, config)
 
 
+def make_init(config: ConfigDict, params: Any = None) -> Callable[[], TrainState]:
+  """() -> the state before the first step, compiled: traced once for its shapes and its values.
+
+  Args:
+    config: ConfigDict.
+    params: of one's own network, before training; None for config.model's, drawn from the seed.
+  """
+
+  @jax.jit
+  def init():
+    fresh = build.init_params(config) if params is None else jax.tree.map(jnp.asarray, params)
+    return build.init_state(config, fresh)
+
+  return init
+
+
 def restore_or_init(
   config: ConfigDict,
   checkpointer: Checkpointer,
+  init: Callable[[], TrainState],
   *,
   path: pathlib.Path | None = None,
-  params: Any = None,
   say: Say = processes.say,
 ) -> TrainState:
   """The newest checkpoint's state, or config.init_from's, or a fresh one; on all devices.
@@ -439,16 +466,10 @@ def restore_or_init(
   Args:
     config: ConfigDict.
     checkpointer: Checkpointer.
+    init: as make_init returns it.
     path: WORKDIR, where config.init_from is noted if the run begins from it.
-    params: of one's own network, before training; None for config.model's, drawn from the seed.
     say: prints a line.
   """
-
-  @jax.jit  # here, so that it is traced once for its shapes and for its values
-  def init():
-    fresh = build.init_params(config) if params is None else jax.tree.map(jnp.asarray, params)
-    return build.init_state(config, fresh)
-
   state_like = jax.eval_shape(init)
   state = checkpointer.restore_latest(state_like)
   if state is None and config.init_from:

@@ -290,6 +290,8 @@ def test_devices_without_bfloat16_are_known(platform, capability, lacks, monkeyp
     device.compute_capability = capability
   monkeypatch.setattr(devices.jax, 'devices', lambda: [device])
   assert devices.lacks_bfloat16() == lacks
+  monkeypatch.setattr(devices, 'on_cpu', lambda: platform == 'cpu')
+  assert devices.fast_dtype() == ('float32' if lacks or platform == 'cpu' else 'bfloat16')
 
 
 @pytest.mark.parametrize('model', [OneLayer(), pytest.param(MODEL, marks=pytest.mark.slow)])

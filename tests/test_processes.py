@@ -493,3 +493,28 @@ def test_one_process_leaves_as_python_does(monkeypatch):
   with pytest.raises(SystemExit) as info:
     processes.leave(1)
   assert info.value.code == 1
+
+
+def test_the_end_does_not_wait_for_work_in_the_background(monkeypatch):
+  begun, released = threading.Event(), threading.Event()
+
+  def work():
+    begun.set()
+    released.wait()
+    raise ValueError('of the work')
+
+  codes = []
+  monkeypatch.setattr(processes, '_background', [])
+  monkeypatch.setattr(os, '_exit', codes.append)
+  future = processes.in_background(work)
+  begun.wait()
+  assert processes.has_background()
+  processes.leave(3)
+  assert codes == [3]  # and not by SystemExit, at which Python waits, or tears down what works
+  released.set()
+  with pytest.raises(ValueError, match='of the work'):
+    future.result()
+  while processes.has_background():
+    time.sleep(0.01)
+  with pytest.raises(SystemExit):
+    processes.leave(3)

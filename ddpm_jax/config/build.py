@@ -550,12 +550,15 @@ def device_data(config: ConfigDict, batches: data.Batches) -> Any:
 
   With labels, as Batches.examples.
   """
+  return devices.replicate(batches.examples) if gathers(config, batches.source) else None
+
+
+def gathers(config: ConfigDict, source: data.Source) -> bool:
+  """Whether the devices have all images, and gather the batches themselves."""
   if devices.on_cpu():  # which has no use for them all before they are due
-    return None
-  images = batches.images
-  if images is None or images.nbytes > config.data.device_limit_gib * 2**30:
-    return None
-  return devices.replicate(batches.examples)
+    return False
+  limit_gib = min(config.data.memory_limit_gib, config.data.device_limit_gib)
+  return data.num_bytes(source) <= limit_gib * 2**30
 
 
 # Training.
@@ -671,6 +674,37 @@ def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainSt
     axis_name=devices.AXIS,
   )
   return devices.compile_train_step(step, several=steps_per_dispatch(config) > 1)
+
+
+def step_shapes(
+  config: ConfigDict, source: data.Source, labels: data.Labels | None = None, *, num_steps: int
+) -> tuple[Any, Any]:
+  """(block, data) of a dispatch of the training step, as ShapeDtypeStructs.
+
+  Args:
+    config: ConfigDict.
+    source: of the pictures.
+    labels: of them, if there are any.
+    num_steps: of the dispatch.
+  """
+
+  def examples(*lead):
+    images = jax.ShapeDtypeStruct((*lead, *source.image_shape), data.dtype_of(source))
+    return (
+      images
+      if labels is None
+      else {'images': images, 'labels': jax.ShapeDtypeStruct(lead, labels.ids.dtype)}
+    )
+
+  sizes = devices.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
+  several = steps_per_dispatch(config) > 1
+  lead = (num_steps, sizes.host) if several else (sizes.host,)
+  if gathers(config, source):
+    block, everything = jax.ShapeDtypeStruct(lead, np.int32), examples(len(source))
+  else:
+    block, everything = examples(*lead), None
+  split = functools.partial(devices.split_over_devices, axis=int(several))
+  return jax.eval_shape(split, block), everything
 
 
 def checkpointer(
@@ -1232,7 +1266,7 @@ def bpd_fns(
   """
   return stepwise.compiled(
     make_bpd_fns(
-      denoiser_of(config, network=network),
+      denoiser_of(in_float32(config), network=network),
       schedule(config),
       variance=parameterization(config.diffusion).fixed_variance,
       num_terms=num_terms,
@@ -1262,7 +1296,7 @@ def flow_fns(
   steps[-1] = noise.num_timesteps - 1
   return stepwise.compiled(
     make_flow_fns(
-      denoiser_of(config, 'none', network),
+      denoiser_of(in_float32(config), 'none', network),
       noise,
       steps,
       num_probes=num_probes,
@@ -1289,6 +1323,13 @@ def flows(
     fields |= {'identity': bound.identity.but(choices=choices), 'num_terms': num_steps}
     found.append(Flow(**fields, num_probes=num_probes))
   return found
+
+
+def in_float32(config: ConfigDict) -> ConfigDict:
+  """The config of a network that computes in float32, as the bound does whatever it trained in."""
+  config = config.copy_and_resolve_references()
+  config.model.dtype = 'float32'
+  return config
 
 
 def bounds(
@@ -1319,7 +1360,7 @@ def bounds(
     labels = None if config.eval.bpd_labels == 'none' else labels_of(config, opened, names)
     if labels is not None:
       choices['labels'] = labels.sha256()
-    identity = model_identity(config).but(
+    identity = model_identity(in_float32(config)).but(
       seed=config.eval.seed,
       data=references.source_identity(opened),
       choices=choices or None,
@@ -1412,6 +1453,8 @@ def eval_choices(config: ConfigDict) -> dict[str, Any]:
   fields |= {name: names(fields[name]) for name in ('metrics', 'bpd_splits')}
   if 'flow' not in fields['metrics']:
     del fields['flow_steps'], fields['flow_probes']
+  if 'bpd' in fields['metrics'] and config.model.dtype != 'float32':
+    fields['bpd_dtype'] = 'float32'  # reports of before had it as the samples have
   return {name: value for name, value in fields.items() if name not in FREE_EVAL_FIELDS}
 
 

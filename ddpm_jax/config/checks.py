@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import devices, numerics, processes
 from ddpm_jax.codec import COMPLETIONS, parse_goal
 from ddpm_jax.config import build
-from ddpm_jax.config.fields import DATA, check_fields
+from ddpm_jax.config.fields import AUTO, DATA, check_fields
 from ddpm_jax.data.encoding import CONTINUOUS, STORED_DTYPES
 from ddpm_jax.data.pictures import check_picture_size
 from ddpm_jax.data.sources import takes_pictures
@@ -246,7 +246,7 @@ def _check_diffusion(config):
 
 
 def _check_model(config, axes):
-  check_choice('model.dtype', config.dtype, build.DTYPES)
+  check_choice('model.dtype', config.dtype, (AUTO, *build.DTYPES))
   if config.dtype == 'bfloat16' and devices.lacks_bfloat16():
     raise UserError(f'model.dtype is bfloat16, which {devices.lacks_bfloat16()} lacks; use float32')
   if not config.ch_mult:

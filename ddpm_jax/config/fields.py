@@ -130,6 +130,7 @@ TUPLES_OF_FLOATS = (
   'data.scale',
 )
 DATA = 'data'  # in place of a number: as many as the data have
+AUTO = 'auto'  # in place of a name: as the devices have it
 # Of fields whose type is object: what they take in place of an integer.
 WORDS = {'model.num_classes': DATA, 'data.levels': CONTINUOUS}
 SIZES = ('data.image_size',)  # or a tuple of integers, the length of each axis

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
 from ddpm_jax.config import build
-from ddpm_jax.config.fields import DATA, check_value
+from ddpm_jax.config.fields import AUTO, DATA, check_value
 from ddpm_jax.config.files import CONFIG_FILE, packaged_model, packaged_models
 from ddpm_jax.configs import default
 from ddpm_jax.data import Source, find_encoding, read_class_names, read_labels
@@ -327,7 +327,28 @@ def with_data(
       none, the data of config.data tell.
     source: of the training split; None for that of config.data.
   """
+  config = with_dtype(config, *models)
   return _with_classes(_with_encoding(config, models, source), models)
+
+
+def with_dtype(config: ConfigDict, *models: str | os.PathLike[str] | None) -> ConfigDict:
+  """The config with a name for model.dtype=auto: that of a model, or what suits the devices.
+
+  Args:
+    config: ConfigDict.
+    models: the first that is there decides, so that a run keeps its dtype on other devices.
+  """
+  if config.model.dtype != AUTO:
+    return config
+  config = config.copy_and_resolve_references()
+  config.model.dtype = devices.fast_dtype()
+  for given in filter(None, models):
+    folder = _local_folder(given)
+    stored = read_config(folder) if folder is not None and _has_model(folder) else None
+    if stored is not None and stored.model.dtype != AUTO:
+      config.model.dtype = stored.model.dtype
+      break
+  return config
 
 
 def _with_encoding(config, models, source):

@@ -124,6 +124,11 @@ def dtype_of(source: Any) -> np.dtype:
   return np.dtype(getattr(source, 'dtype', np.uint8))
 
 
+def num_bytes(source: Any) -> int:
+  """Of all examples of a source, decoded."""
+  return len(source) * int(np.prod(source.image_shape)) * dtype_of(source).itemsize
+
+
 class _Memory:
   """All pictures of a source, which threads decode in the background: no start waits for them.
 
@@ -235,7 +240,7 @@ class Batches:
   """One process's share of the batches; make it with make_batches."""
 
   def __init__(self, source, host_indices, *, memory, num_workers, labels=None):
-    self._source = source
+    self.source = source
     self._labels = labels
     self._host_indices = host_indices
     self._memory = memory
@@ -274,7 +279,7 @@ class Batches:
     images = self.images
     if images is None:
       return None
-    return _batch(self._source, images, self._labels, np.arange(len(images)))
+    return _batch(self.source, images, self._labels, np.arange(len(images)))
 
   def sha256(self) -> str | None:
     """sha256 (hex) of all images, if they are held in memory, else None."""
@@ -290,7 +295,7 @@ class Batches:
     if self._memory is not None:
       self._memory.check_early(secs)
     else:
-      _read_some(self._source, secs)
+      _read_some(self.source, secs)
 
   def close(self) -> None:
     """Stops the workers of all iterators, and what is read in the background."""
@@ -303,7 +308,7 @@ class Batches:
     step = start_step
     while True:
       indices = self._host_indices(step)
-      yield _batch(self._source, self._memory.read(indices), self._labels, indices)
+      yield _batch(self.source, self._memory.read(indices), self._labels, indices)
       step += 1
 
   def _from_grain(self, start_step):
@@ -316,7 +321,7 @@ class Batches:
         "call absl.flags.FLAGS(['']) first, or set 0"
       )
     steps = grain.MapDataset.range(start_step, start_step + _ENDLESS_STEPS)
-    batches = steps.map(_HostBatch(self._source, self._host_indices, self._labels))
+    batches = steps.map(_HostBatch(self.source, self._host_indices, self._labels))
     threads = 0 if self._num_workers else min(_BUFFERED_BATCHES, os.cpu_count())
     batches = batches.to_iter_dataset(grain.ReadOptions(threads, _BUFFERED_BATCHES))
     workers = grain.MultiprocessingOptions(self._num_workers, _BUFFERED_BATCHES)
@@ -370,8 +375,7 @@ def make_batches(
   host_indices = _HostIndices(
     seed, global_batch_size, len(source), process_index, process_count, tuple(skipped_batches)
   )
-  num_bytes = len(source) * int(np.prod(source.image_shape)) * dtype_of(source).itemsize
   memory = None
-  if num_bytes <= memory_limit_bytes:
+  if num_bytes(source) <= memory_limit_bytes:
     memory = _Memory(source, None if decoded is None else decoded(source))
   return Batches(source, host_indices, memory=memory, num_workers=num_workers, labels=labels)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import devices, processes
 from ddpm_jax.config import build, checks
-from ddpm_jax.config.origins import find_folder, is_workdir
+from ddpm_jax.config.origins import find_folder, is_workdir, with_dtype
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import diffusers
 from ddpm_jax.interop.foreign import FORMS
@@ -31,6 +31,7 @@ def import_model(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: a file that cannot be read, another model, or a workdir that cannot be used.
   """
+  config = with_dtype(config, config.import_.path)
   checks.prepare(config)
   source = config.import_.path
   if not source:

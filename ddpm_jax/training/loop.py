@@ -1,5 +1,6 @@
 """The training loop: step, log, save, visit."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -32,6 +33,11 @@ class Plan:
     """Whether what happens every so many steps, and at the end, happens after a step."""
     return bool(every_steps and step and (step % every_steps == 0 or step == self.num_steps))
 
+  def next_count(self, step: int) -> int:
+    """Steps of the dispatch that follows a step."""
+    several = self.steps_per_dispatch
+    return min(several - step % several, self.num_steps - step)
+
   def is_visited(self, step: int) -> bool:
     """Whether samples are drawn or measured after a step."""
     return self.is_due(step, self.sample_every_steps) or self.is_due(step, self.eval_every_steps)
@@ -55,6 +61,7 @@ def run(
   visit: Callable[[int, TrainState], None],
   signals: Stops,
   terminal: Terminal,
+  compiling: concurrent.futures.Future[object] | None = None,
 ) -> tuple[int, bool]:
   """Trains from state.step to plan.num_steps.
 
@@ -70,6 +77,7 @@ def run(
     visit: (step, state) -> None: draws and measures what is due, but not what is there already.
     signals: Stops.
     terminal: Terminal, which shows that the first dispatch compiles.
+    compiling: train_step's program, if it is compiled in the background.
 
   Returns:
     (steps done, whether a signal ended the run).
@@ -82,12 +90,14 @@ def run(
   signals.leave_at(lambda: visit(step, state))  # the run before may have been stopped there
   # A signal during that stops the run here: after another step, nobody would make up for it.
   stops = signals.stop_agreed()
-  compiling = terminal.waiting('compiles the training step')
+  waiting = terminal.waiting('compiles the training step')
   blocks = [] if stops else dispatches(batches, step, plan, gather=data is not None)
   for step, block in blocks:
-    with compiling:
+    with waiting:
+      if compiling is not None:
+        compiling.result()
       state, metrics = train_step(state, block, data, key)
-    compiling = contextlib.nullcontext()
+    waiting = contextlib.nullcontext()
     log.add(step, metrics, write=plan.is_due(step, plan.log_every_steps))
     if plan.is_saved(step):
       save(checkpointer, log, step, state)
@@ -119,16 +129,16 @@ def dispatches(
     plan.steps_per_dispatch is more than one, batches [K, D, B, ...]. K is that number, but less
     where the run starts between its multiples, and at the end.
   """
-  several, step = plan.steps_per_dispatch, start_step
+  step = start_step
   images = None if gather else batches.iterate(start_step)
   while step < plan.num_steps:
-    count = min(several - step % several, plan.num_steps - step)
+    count = plan.next_count(step)
     if images is None:
       block = [batches.indices(s).astype(np.int32) for s in range(step, step + count)]
     else:
       block = [next(images) for _ in range(count)]
     step += count
-    if several == 1:
+    if plan.steps_per_dispatch == 1:
       yield step, devices.split_over_devices(block[0])
     else:
       yield step, devices.split_over_devices(jax.tree.map(lambda *of: np.stack(of), *block), axis=1)

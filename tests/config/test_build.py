@@ -15,6 +15,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features
 from ddpm_jax.modes.reproduce import reproduce
 from ddpm_jax.sampling import SAMPLERS
+from ddpm_jax.storage.workdir import config_dict
 from tests.tiny import tiny_config
 
 
@@ -62,8 +63,8 @@ def test_a_cpu_takes_single_steps_whatever_is_asked_for(monkeypatch):
 
 def test_accelerators_hold_the_data_that_fit(monkeypatch):
   config = tiny_config()
-  assert build.device_data(config, None) is None  # a CPU does not even ask for them
   batches = build.batches(config, build.source(config))
+  assert build.device_data(config, batches) is None  # a CPU does not even ask for them
   monkeypatch.setattr(devices, 'on_cpu', lambda: False)
   np.testing.assert_array_equal(build.device_data(config, batches), batches.images)
   config.data.device_limit_gib = 1e-6
@@ -243,3 +244,17 @@ def test_pictures_are_decoded_without_a_home_folder(tmp_path, monkeypatch):
   config = tiny_config(**{'data.source': f'folder:{tmp_path}'})
   with contextlib.closing(build.batches(config, build.source(config))) as batches:
     assert batches.images.shape == (1, 8, 8, 1)
+
+
+def test_the_bound_is_of_a_float32_network(monkeypatch):
+  config = tiny_config(**{'model.dtype': 'bfloat16', 'eval.bpd_splits': ('test',)})
+  taken = []
+  monkeypatch.setattr(build, 'denoiser_of', lambda config, **_: taken.append(config.model.dtype))
+  monkeypatch.setattr(build, 'make_bpd_fns', lambda *_, **__: None)
+  monkeypatch.setattr(build.stepwise, 'compiled', lambda work: work)
+  (bound,) = build.bounds(config, ['test'], None)
+  assert taken == ['float32']
+  assert bound.identity.dtype == 'float32'
+  assert config_dict(config)['model']['dtype'] == 'bfloat16'
+  assert build.eval_choices(config)['bpd_dtype'] == 'float32'
+  assert 'bpd_dtype' not in build.eval_choices(tiny_config())

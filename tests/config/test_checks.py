@@ -57,7 +57,11 @@ from tests.tiny import tiny_config
     ('model.ch', 48, 'model.ch is 48 and .* multiple of 32'),
     ('model.ch_mult', (), 'model.ch_mult is empty'),
     ('model.ch_mult', (1, 0), 'model.ch_mult has 0; it must be at least 1'),
-    ('model.dtype', 'float16', "model.dtype is 'float16'; it must be one of float32, bfloat16"),
+    (
+      'model.dtype',
+      'float16',
+      "model.dtype is 'float16'; it must be one of auto, float32, bfloat16",
+    ),
     ('model.dropout', 1.0, r'model.dropout is 1.0; it must lie in \[0, 1\)'),
     ('model.num_res_blocks', 0, 'model.num_res_blocks is 0; it must be at least 1'),
     ('optim.ema_decay', 1.0, r'optim.ema_decay is 1.0; it must lie in \[0, 1\)'),

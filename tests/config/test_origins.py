@@ -4,13 +4,17 @@ import json
 
 import pytest
 
+from ddpm_jax import devices
 from ddpm_jax.config import build
 from ddpm_jax.config.checks import check
-from ddpm_jax.config.origins import config_from, config_of, with_data
+from ddpm_jax.config.origins import config_from, config_of, with_data, with_dtype
 from ddpm_jax.configs import default, watch
 from ddpm_jax.data.watch import CHANNELS
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage.workdir import check_config, config_dict, store_config
+from tests.tiny import tiny_config
+
+AUTO = {'model.dtype': 'auto'}
 
 
 @pytest.fixture
@@ -96,3 +100,33 @@ def test_what_they_cannot_be_is_named(field, value, message):
   config.data[field] = value
   with pytest.raises(UserError, match=message):
     check(config)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_auto_is_what_suits_the_devices_and_has_the_identity_of_that_name(dtype, monkeypatch):
+  monkeypatch.setattr(devices, 'fast_dtype', lambda: dtype)
+  given = tiny_config(**AUTO)
+  check(given)
+  config = with_dtype(given)
+  assert (config.model.dtype, given.model.dtype) == (dtype, 'auto')
+  named = tiny_config(**{'model.dtype': dtype})
+  assert build.model_identity(config) == build.model_identity(named)
+  assert build.model_identity(config).dtype == dtype
+
+
+@pytest.mark.parametrize(('stored', 'here'), [('float32', 'bfloat16'), ('bfloat16', 'float32')])
+def test_a_run_keeps_its_dtype_on_other_devices(tmp_path, monkeypatch, stored, here):
+  monkeypatch.setattr(devices, 'fast_dtype', lambda: stored)
+  store_config(tmp_path, with_dtype(tiny_config(**AUTO), tmp_path))
+  assert json.loads((tmp_path / 'config.json').read_text())['model']['dtype'] == stored
+  (tmp_path / 'checkpoints' / '2').mkdir(parents=True)  # it has begun
+  monkeypatch.setattr(devices, 'fast_dtype', lambda: here)
+  config = with_dtype(tiny_config(**AUTO), tmp_path)
+  assert config.model.dtype == stored
+  check_config(tmp_path, config)
+
+
+def test_a_name_that_is_given_stays(monkeypatch):
+  monkeypatch.setattr(devices, 'fast_dtype', lambda: 'bfloat16')
+  config = tiny_config()
+  assert with_dtype(config) is config

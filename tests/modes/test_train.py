@@ -216,6 +216,87 @@ def test_a_run_that_draws_by_loss_goes_on_with_the_losses_it_has_seen(tmp_path):
     train(tiny_config(**fields | {'train.timesteps': 'lognormal'}), tmp_path / 'parts')
 
 
+@pytest.fixture(scope='module')
+def programs():
+  """What JAX compiled since, by (event, name of the program)."""
+  heard = []
+
+  def listen(event, _, **facts):
+    heard.append((event.rpartition('/')[2], facts.get('fun_name')))
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  jax.monitoring.register_event_listener(lambda event, **_: listen(event, 0))
+  return heard
+
+
+STEPS = ('jit(train_step)', 'jit(scan)', 'jit(_fun)')  # the last one under a bare pmap
+
+
+@pytest.mark.usefixtures('one_layer')
+@pytest.mark.parametrize('change', ['cpu', 'gathers', 'dispatches', 'labels'])
+def test_the_step_is_compiled_once_while_the_state_is_made(tmp_path, monkeypatch, programs, change):
+  fields = {'train.num_steps': 4, 'train.checkpoint_every_steps': 4}
+  if change != 'cpu':
+    monkeypatch.setattr(devices, 'on_cpu', lambda: False)
+  if change == 'dispatches':
+    fields |= {'train.steps_per_dispatch': 2, 'train.log_every_steps': 2}
+    fields['data.device_limit_gib'] = 0.0
+  config = tiny_config(**fields)
+  if change == 'labels':
+    monkeypatch.setattr(build, 'model', lambda config: WithLabels())
+    config.model.num_classes = 10
+  programs.clear()
+  counts, run = [], trainer.loop.run
+
+  def counted(*args, compiling, **kwargs):
+    compiling.result()
+    counts.append(sum(name in STEPS for kind, name in programs if kind.startswith('backend')))
+    return run(*args, compiling=compiling, **kwargs)
+
+  monkeypatch.setattr(trainer.loop, 'run', counted)
+  train(config, tmp_path)
+  assert counts == [1]  # before the first step
+  assert sum(name in STEPS for kind, name in programs if kind.startswith('backend')) == 1
+  assert sum(name in STEPS for kind, name in programs if 'to_mlir' in kind) == 1
+
+
+class WithLabels(OneLayer):
+  def __call__(self, x, t, labels=None, train=False, rows=None):
+    return super().__call__(x, t, train=train, rows=rows)
+
+
+@pytest.mark.usefixtures('one_layer')
+def test_going_on_compiles_no_program_that_was_there(tmp_path, monkeypatch, programs):
+  monkeypatch.setattr(devices, 'MIN_CACHED_SECS', 0)
+  jax.clear_caches()  # as a new process has none in its memory
+  train(tiny_config(**{'train.num_steps': 2}), tmp_path)
+  programs.clear()
+  jax.clear_caches()
+  train(tiny_config(**{'train.num_steps': 4}), tmp_path)
+  events = [kind for kind, _ in programs]
+  assert events.count('cache_hits') > 0
+  assert events.count('cache_misses') == 0
+
+
+def test_a_finished_run_traces_no_step(tmp_path, monkeypatch, capsys):
+  train(tiny_config(**{'train.num_steps': 2}), tmp_path)
+  monkeypatch.setattr(devices, 'lower_train_step', None)
+  train(tiny_config(**{'train.num_steps': 2}), tmp_path)
+  assert 'nothing to do: step 2' in capsys.readouterr().out
+
+
+def test_what_goes_wrong_in_compiling_is_raised(tmp_path, monkeypatch):
+  def lower(*_):
+    def compile_step():
+      raise MemoryError('of compiling')
+
+    return compile_step
+
+  monkeypatch.setattr(devices, 'lower_train_step', lower)
+  with pytest.raises(MemoryError, match='of compiling'):
+    train(tiny_config(), tmp_path)
+
+
 @pytest.mark.usefixtures('one_layer')
 def test_batches_gathered_on_the_devices_are_the_same(tmp_path, monkeypatch):
   train(tiny_config(), tmp_path / 'read')
@@ -266,6 +347,7 @@ def poison(patch, is_bad):
   def make(config, network=None):
     step = make_step(config)
 
+    @functools.wraps(step)  # with what lowers it
     def poisoned(state, images, data, key):
       state, metrics = step(state, images, data, key)
       return state, metrics | {'loss': metrics['loss'] + (np.nan if is_bad(images) else 0)}
@@ -432,10 +514,10 @@ def test_what_is_read_and_what_is_not_is_said_and_a_folder_may_move(folder, tmp_
     begin(moved, 4)
 
 
-def test_damaged_pictures_are_named_before_the_step_is_compiled(folder, tmp_path, monkeypatch):
+def test_damaged_pictures_are_named_while_the_step_is_compiled(folder, tmp_path, monkeypatch):
   for i in (3, 7):
     (folder / f'{i:02d}.png').write_bytes(b'no picture')
-  monkeypatch.setattr(trainer.loop, 'run', None)  # which would compile
+  monkeypatch.setattr(trainer.loop, 'run', None)  # which would wait for that
   with pytest.raises(UserError, match=r'03\.png .*07\.png .*on_damage=skip$'):
     train(tiny_config(**{'data.source': f'folder:{folder}'}), tmp_path / 'run')
 
