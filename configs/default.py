@@ -230,7 +230,7 @@ def get_config():
           'interpolation',
           'neighbours',
           'comparison',
-        ),  # and codec: examples compressed, which takes minutes
+        ),  # and codec: examples compressed, which takes minutes; few_steps: the bound of few steps
         'split': 'test',  # of the images to compress and to interpolate
         'num_samples': 1_024,  # chains whose x_0 predictions are measured
         'num_slots': 20,  # predictions kept of a chain, at most

@@ -35,7 +35,7 @@ from ddpm_jax.diffusion import (
 )
 from ddpm_jax.diffusion.gaussians import LEVELS, levels_of
 from ddpm_jax.diffusion.prediction import SIGMA_DATA
-from ddpm_jax.diffusion.schedules import END_SIGNAL, check_timesteps, with_defaults
+from ddpm_jax.diffusion.schedules import END_SIGNAL, check_timesteps, respace, with_defaults
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features, references, stepwise
 from ddpm_jax.evaluation.bound import Bound, make_bpd_fns
@@ -69,6 +69,7 @@ from ddpm_jax.sampling import (
   guided,
   in_one_batch,
   repaint_chain,
+  respaced,
 )
 from ddpm_jax.sampling.ancestral import ancestral
 from ddpm_jax.sampling.editing import REPAINT_STEPS
@@ -1382,6 +1383,46 @@ def bounds(
   return bounds
 
 
+def short_bound(
+  config: ConfigDict,
+  split: data.Source,
+  num_steps: int,
+  variance: str,
+  *,
+  names: Sequence[str] | None = None,
+  x_0_variances: np.ndarray | None = None,
+) -> Bound:
+  """The bound of the chain of few steps, evenly spaced.
+
+  Args:
+    config: ConfigDict.
+    split: of the data.
+    num_steps: S.
+    variance: of a step: fixedsmall, fixedlarge, analytic, or the model's own.
+    names: as bounds.
+    x_0_variances: of the analytic variance.
+  """
+  whole, own_of = schedule(config), denoiser_of(in_float32(config))
+  steps = timestep_subsequence(whole, num_steps, 'linspace')
+  is_whole = num_steps == whole.num_timesteps
+  noise = whole if is_whole else respace(whole, steps)
+
+  def short_of(*of):
+    denoiser = own_of(*of)
+    if variance == ANALYTIC:
+      denoiser = with_analytic_variance(denoiser, x_0_variances)
+    return denoiser if is_whole else respaced(whole, denoiser, steps)[1]
+
+  fixed = variance if variance in ('fixedsmall', 'fixedlarge') else None
+  work = make_bpd_fns(short_of, noise, variance=fixed, levels=levels(config))
+  (bound,) = bounds(config, [split], None, names, work=stepwise.compiled(work))
+  choices = {**(bound.identity.choices or {}), 'num_steps': num_steps, 'variance': variance}
+  if variance == ANALYTIC:
+    choices['x_0_variances'] = hashlib.sha256(np.float64(x_0_variances).tobytes()).hexdigest()
+  identity = bound.identity.but(choices=choices)
+  return dataclasses.replace(bound, identity=identity, num_timesteps=num_steps)
+
+
 def measured_splits(
   config: ConfigDict, path: pathlib.Path | None, splits: Sequence[str], field: str
 ) -> tuple[list[data.Source], list[str]]:
@@ -1476,8 +1517,23 @@ def training_evaluator(config: ConfigDict, path: pathlib.Path | None = None) -> 
   return evaluator(config, path)
 
 
-def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights, *, coding: Coding) -> Run:
-  """What the paper's tables and figures need of a trained model."""
+def figures_run(
+  config: ConfigDict,
+  path: pathlib.Path,
+  weights: Weights,
+  *,
+  coding: Coding,
+  x_0_variances: Callable[[], np.ndarray],
+) -> Run:
+  """What the paper's tables and figures need of a trained model.
+
+  Args:
+    config: ConfigDict.
+    path: WORKDIR.
+    weights: Weights.
+    coding: Coding.
+    x_0_variances: () -> those of the analytic variance.
+  """
   kind = config.diffusion.mean_type, config.diffusion.loss_type, config.diffusion.var_type
 
   def open_measured(splits, field, otherwise=()):
@@ -1516,6 +1572,14 @@ def figures_run(config: ConfigDict, path: pathlib.Path, weights: Weights, *, cod
     key_of=lambda stream: devices.replicate(key(config.sample.seed, stream)),
     open_training=lambda: source(config),
     make_bound=lambda opened: bounds(config, [opened], None, data.read_class_names(path))[0],
+    make_short_bound=lambda opened, count, variance: short_bound(
+      config,
+      opened,
+      count,
+      variance,
+      names=data.read_class_names(path),
+      x_0_variances=x_0_variances() if variance == ANALYTIC else None,
+    ),
     make_scorer=lambda metrics: scorer_if_any(config, metrics),
     labels_of=lambda opened: labels_of(config, opened, data.read_class_names(path)),
     make_drawer=lambda count: drawer(config, count, names=data.read_class_names(path)),

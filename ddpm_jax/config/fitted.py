@@ -81,18 +81,17 @@ def fit(
       'out'
     )
   build.check_unconditional(config)
-  folder, key = _folder(given), weights.sha256[:16]
-  is_analytic, spacing = config.sample.variance == build.ANALYTIC, config.sample.spacing
-  chosen, variances = None, None
-  if is_analytic or spacing == 'least_bound':
-    found = _kept(folder / f'moments_{key}.npz', lambda: _moments(config, weights, network), say)
-    if is_analytic:
-      variances = _errors(build.schedule(config), found)
-    if spacing == 'least_bound':
-      chosen = _of_least_bound(config, found)
+  spacing, chosen, variances = config.sample.spacing, None, None
+  if config.sample.variance == build.ANALYTIC:
+    variances = x_0_variances(config, weights, given, network=network, say=say)
+  if spacing == 'least_bound':
+    noise = build.sample_schedule(config)
+    errors = _errors(noise, _moments_of(config, weights, given, network, say))
+    count, variance = build.num_steps(config), build.sample_variance(config)
+    chosen = least_bound(noise, errors, count, variance=variance)
   if spacing == 'least_error':
     parts = config.sample.timestep_parts or 1
-    file = folder / f'flow_{key}{"" if parts == 1 else f"_{parts}"}.npz'
+    file = _folder(given) / f'flow_{_key(weights)}{"" if parts == 1 else f"_{parts}"}.npz'
     found = _kept(file, lambda: _flow(config, weights, network), say)
     levels = make_levels(build.sample_schedule(config), np.sort(found.pop('timesteps')))
     rows = least_error(FlowProducts(levels, **found), build.num_steps(config))
@@ -102,6 +101,18 @@ def fit(
   config = config.copy_and_resolve_references().unlock()
   config.sample.timesteps = tuple(build.times(build.sample_schedule(config))[chosen].tolist())
   return Fit(config.lock(), variances)
+
+
+def x_0_variances(
+  config: ConfigDict,
+  weights: Weights,
+  given: str,
+  *,
+  network: OwnNetwork | None = None,
+  say: Say = lambda line: None,
+) -> np.ndarray:
+  """Of the analytic variance, float64 [T]; Args as fit."""
+  return _errors(build.schedule(config), _moments_of(config, weights, given, network, say))
 
 
 def _errors(noise: NoiseSchedule, found: Arrays) -> np.ndarray:
@@ -114,10 +125,13 @@ def _errors(noise: NoiseSchedule, found: Arrays) -> np.ndarray:
   return np.exp(np.interp(build.times(noise), found['t'], np.log(found['x_0'])))
 
 
-def _of_least_bound(config, found):
-  noise = build.sample_schedule(config)
-  count, variance = build.num_steps(config), build.sample_variance(config)
-  return least_bound(noise, _errors(noise, found), count, variance=variance)
+def _moments_of(config, weights, given, network, say) -> Arrays:
+  file = _folder(given) / f'moments_{_key(weights)}.npz'
+  return _kept(file, lambda: _moments(config, weights, network), say)
+
+
+def _key(weights):
+  return weights.sha256[:16]
 
 
 def _moments(config, weights, network) -> Arrays:

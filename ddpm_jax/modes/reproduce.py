@@ -5,7 +5,7 @@ import contextlib
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
-from ddpm_jax.config import build, checks, codecs
+from ddpm_jax.config import build, checks, codecs, fitted
 from ddpm_jax.config.origins import with_data
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
@@ -37,7 +37,11 @@ def reproduce(config: ConfigDict, workdir: str) -> None:
       stack.enter_context(locked(path, 'eval'))
     weights = stack.enter_context(restored(config, path, config.eval.step))
     coding = codecs.figures_coding(config, path, weights)
-    run = build.figures_run(config, path, weights, coding=coding)
+
+    def x_0_variances():
+      return fitted.x_0_variances(config, weights, str(path), say=processes.say)
+
+    run = build.figures_run(config, path, weights, coding=coding, x_0_variances=x_0_variances)
     for name in what:
       processes.say(f'{name} of step {weights.step}')
       folder = FIGURES[name](run)

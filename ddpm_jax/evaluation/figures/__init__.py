@@ -12,6 +12,7 @@ WORKDIR/reproduce/step_XXXXXXXX/FIGURE_KEY/
   comparison      beside real data and simple models: likelihood,      csv, md, png
                   distances, structure, copies, classifiers
   codec           files of the codec beside theory and formats         csv, md, png
+  few_steps       the bound of few steps, by the variance of a step    csv, md, png
   neighbours      nearest training images by pixels and by features    csv, png
 
 A new figure is a file, and its entry here: Run -> the folder that it was written to.
@@ -20,6 +21,7 @@ A new figure is a file, and its entry here: Run -> the folder that it was writte
 import pathlib
 from collections.abc import Callable, Mapping
 
+from ddpm_jax.evaluation.figures.bound_by_steps import few_steps
 from ddpm_jax.evaluation.figures.bound_terms import bound
 from ddpm_jax.evaluation.figures.codec import codec
 from ddpm_jax.evaluation.figures.comparison import comparison
@@ -42,4 +44,5 @@ FIGURES: Mapping[str, Callable[[Run], pathlib.Path]] = {
   'neighbours': neighbours,
   'comparison': comparison,
   'codec': codec,
+  'few_steps': few_steps,
 }

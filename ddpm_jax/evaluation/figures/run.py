@@ -74,6 +74,7 @@ class Run:
     open_training: () -> Source of training.
     labels_of: Source -> its Labels; None for a model without.
     make_bound: Source -> Bound, of all terms.
+    make_short_bound: (Source, number of steps, name of a variance) -> Bound of a shorter chain.
     make_scorer: names of metrics -> Scorer; None for data that no network of features takes.
     make_drawer: number of samples -> Drawer, of config.sample's sampler.
     make_evaluator: () -> Evaluator.
@@ -101,6 +102,7 @@ class Run:
   open_training: Callable[[], Source]
   labels_of: Callable[[Source], Labels | None]
   make_bound: Callable[[Source], Bound]
+  make_short_bound: Callable[[Source, int, str], Bound]
   make_scorer: Callable[[Sequence[str]], Scorer | None]
   make_drawer: Callable[[int], Drawer]
   make_evaluator: Callable[[], Evaluator]
