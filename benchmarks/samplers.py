@@ -2,10 +2,11 @@
 
   python benchmarks/samplers.py --workdir=DIR [--num_samples=1024] [--columns=5,10,20,50,100]
     [--samplers=ddim,heun] [--spacings=linspace,least_error] [--parts=1,8] [--variances=analytic]
-    [--early] [--no_whole]
+    [--early] [--seeds=5] [--no_whole]
 
 DIR is a run of configs/digits.py. Each cell is the Frechet distance of the samples to the training
-digits in the features of the digits classifier; the initial noise is the same in all. How far it
+digits in the features of the digits classifier; the initial noise is the same in all. With seeds,
+a cell is the mean over them, and the deviation. How far it
 moves with the seed, the distance between halves of the real digits and that of the whole reverse
 chain come below.
 """
@@ -66,6 +67,7 @@ def main():
     parts='1',
     variances='',
     early=False,
+    seeds=1,
     no_whole=False,
   )
   config, count = make_config('digits', BATCH), args.num_samples
@@ -92,19 +94,26 @@ def main():
     print(f'{fields}: {figures[0]["value"]:.3f}', file=sys.stderr, flush=True)
     return figures[0]
 
+  def cell(**fields):
+    """The figure over the seeds."""
+    values = [measure(seed=seed, **fields)['value'] for seed in range(args.seeds)]
+    deviation = '' if args.seeds == 1 else f' +- {np.std(values):.2f}'
+    return f'{np.mean(values):.2f}{deviation}'
+
   print(f'step {weights.step}, {count} images, {versions()}\n')
   columns = [int(column) for column in args.columns.split(',')]
   print_row(['Sampler', *columns])
   print_row(['---'] * (len(columns) + 1))
   for label, fields in choices_of(args):
     steps = [num_steps(fields['sampler'], column) for column in columns]
-    print_row([label, *(f'{measure(num_steps=n, **fields)["value"]:.2f}' for n in steps)])
+    print_row([label, *(cell(num_steps=n, **fields) for n in steps)])
+  if args.no_whole:
+    return
   of_seeds = [measure(sampler=SEEDED, num_steps=10, seed=seed) for seed in range(NUM_SEEDS)]
   values = [figure['value'] for figure in of_seeds]
   print(f'\n{SEEDED}, 10 steps, {NUM_SEEDS} seeds: {np.mean(values):.2f} +- {np.std(values):.2f}')
   print(f'halves of the real digits: {of_seeds[0]["sanity"]:.2f}', flush=True)
-  if not args.no_whole:
-    print(f'ancestral, all steps: {measure()["value"]:.2f}')
+  print(f'ancestral, all steps: {measure()["value"]:.2f}')
 
 
 if __name__ == '__main__':
