@@ -73,7 +73,7 @@ def test_accelerators_hold_the_data_that_fit(monkeypatch):
 
 def test_a_split_that_is_not_there_is_told_by_the_field_that_names_it():
   config = tiny_config(**{'reproduce.split': 'foo', 'eval.bpd_splits': ('bar',)})
-  run = build.figures_run(config, None, None, coding=None)
+  run = build.figures_run(config, None, None, coding=None, x_0_variances=None)
   for read, words in (
     (run.open_split, "reproduce.split='foo'"),
     (run.open_bpd_splits, "eval.bpd_splits='bar'"),

@@ -96,7 +96,7 @@ def test_256_configs_measure_what_their_data_have(name, folders, splits, tmp_pat
   config.data.dir = str(tmp_path / 'data')
   sources, lines = build.measured_splits(config, None, config.eval.bpd_splits, 'eval.bpd_splits')
   assert ([source.split for source in sources], lines) == (splits, [])
-  run = build.figures_run(config, tmp_path, weights=None, coding=None)
+  run = build.figures_run(config, tmp_path, weights=None, coding=None, x_0_variances=None)
   assert run.split.split == splits[-1]
   assert config.eval.bpd_examples <= 300
   assert (config.eval.reference_examples or 30_000) <= 50_000
