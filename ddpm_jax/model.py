@@ -211,7 +211,7 @@ class Model:
     sampler: str | None = None,
     num_steps: int | None = None,
     guidance: float | None = None,
-  ) -> Iterator[tuple[int, np.ndarray]]:
+  ) -> Iterator[tuple[float, np.ndarray]]:
     """Watches a chain: yields (t, the x_0 predicted at t) from noise on, and at last (-1, x_0).
 
     Args:
@@ -220,7 +220,7 @@ class Model:
       seed, labels, sampler, num_steps, guidance: as sample.
 
     Yields:
-      (int, uint8 [num, H, W, C]).
+      (t, uint8 [num, H, W, C]); t is an int, or a float of real times.
     """
     choices = {'sampler': sampler, 'num_steps': num_steps, 'guidance': guidance}
     _, drawer = self._drawer(num, seed, labels, batch_size=num, **choices)

@@ -186,6 +186,13 @@ def test_chain_ends_in_the_samples(model):
   assert [t for t, _ in model.chain(2, sampler='ddim', num_steps=2)] == [9, 4, -1]
 
 
+def test_chain_of_real_times_tells_them(workdir):
+  config = tiny_config(**{'sample.sampler': 'ddim', 'sample.timesteps': (0.25, 4.5, 9.0)})
+  config.sample.timestep_parts = 4
+  told = [t for t, _ in ddpm_jax.load(workdir, config=config).chain(2)]
+  assert told == [9.0, 4.5, 0.25, -1]
+
+
 def test_interpolation_runs_from_one_to_the_other(model, digits):
   mixed = model.interpolate(digits[:2], digits[2:4], num=3, num_steps=0)
   np.testing.assert_array_equal(mixed[:, 0], digits[:2])

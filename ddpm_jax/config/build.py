@@ -833,7 +833,7 @@ def timesteps(config: ConfigDict) -> np.ndarray:
 def spacing(config: ConfigDict, sampler: str | None = None) -> str:
   """Where the timesteps lie of config.sample's sampler, or of another."""
   if config.sample.timesteps is not None and not is_fitted(config):
-    return 'as given'
+    return 'given'
   return config.sample.spacing or default_spacing(sampler or config.sample.sampler)
 
 
@@ -985,10 +985,11 @@ def drawer(
     denoiser = clipped(denoiser_of(*of), config.sample.clip)
     return denoiser if x_0_variances is None else with_analytic_variance(denoiser, of_rows)
 
+  rows = make_chain(noise_schedule, None, None).timesteps
   work = make_chain_fns(clipped_of, noise_schedule, image_shape(config), make_chain)
   return Drawer(
     chain=stepwise.compiled(work),
-    timesteps=make_chain(noise_schedule, None, None).timesteps,
+    timesteps=rows if noise_schedule.times is None else noise_schedule.times[rows],
     key=devices.replicate(key(config.sample.seed, 'sample')),
     sizes=devices.fitting_batch_sizes(config.sample.batch_size, max_samples),
     identity=identity.but(sampler={**(identity.sampler or {}), **facts}),

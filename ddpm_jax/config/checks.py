@@ -119,15 +119,15 @@ def doubts(config: ConfigDict) -> list[str]:
       f'{greatest:.2g} bits/dim, so samples, which begin with noise alone, cannot be right. In a '
       f'new run: {" or ".join(_less_signal(build.diffusion(config), signal))}'
     )
-  timesteps = build.timesteps(config)
-  at_first = float(schedule.alphas_cumprod[timesteps[-1]])
+  noise, timesteps = build.sample_schedule(config), build.timesteps(config)
+  at_first = float(noise.alphas_cumprod[timesteps[-1]])
   if at_first > MAX_SIGNAL >= signal:
     lines.append(
       f'{len(timesteps)} steps of sample.spacing={build.spacing(config)} begin at '
-      f't={timesteps[-1]}, where alphas_cumprod is {at_first:.3g}: samples, which begin with noise '
-      'alone, cannot be right. Take more steps, or sample.spacing=trailing'
+      f't={build.times(noise)[timesteps[-1]]:g}, where alphas_cumprod is {at_first:.3g}: samples, '
+      'which begin with noise alone, cannot be right. Take more steps, or sample.spacing=trailing'
     )
-  ratio = heun_ratio(schedule, timesteps)
+  ratio = heun_ratio(noise, timesteps)
   if config.sample.sampler == 'heun' and ratio > MAX_HEUN_RATIO:
     lines.append(
       f'sample.sampler=heun with {len(timesteps)} steps of sample.spacing={build.spacing(config)}: '

@@ -73,7 +73,7 @@ class Drawer:
 
   Attributes:
     chain: as make_chain_fns returns it, compiled.
-    timesteps: int64 [S], of its evaluations.
+    timesteps: int64 [S], of its evaluations; float64 of real times.
     key: replicated.
     sizes: of a batch.
     identity: of the samples, but for the parameters.
@@ -116,14 +116,14 @@ class Drawer:
     batch, params = self._batch(ids), self._params(params)
     return stepwise.run(self.chain, params, batch, self.key, pauses=pauses).x
 
-  def predictions(self, params: Any, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  def predictions(self, params: Any, ids: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
     """Yields (t, x_0 predicted at t float32 [n, ...]) at each evaluation of a chain, then x_0
     itself as (-1, x_0)."""
     batch, params = devices.split_over_devices(self._batch(ids)), self._params(params)
     state = self.chain.start(batch, self.key)
     for i, t in enumerate(self.timesteps):
       state = stepwise.advance(self.chain, params, state, batch, self.key, i, i + 1)
-      yield int(t), devices.gather_from_devices(state.predictions[0])
+      yield t.item(), devices.gather_from_devices(state.predictions[0])
     yield -1, devices.gather_from_devices(state.x)
 
 

@@ -124,7 +124,7 @@ def test_a_report_says_which_sampler():
     'ancestral, 4 of 10 steps (trailing), fixedsmall, times rounded to 1/8'
   )
   assert words(sampler='dpmpp_2m', stops_early=True, timesteps=(2.0, 5.0, 9.0)) == (
-    'dpmpp_2m, 3 of 10 steps (as given), to the least noise'
+    'dpmpp_2m, 3 of 10 steps (given), to the least noise'
   )
 
 

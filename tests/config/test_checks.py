@@ -181,6 +181,11 @@ def test_a_chain_that_begins_below_the_noise_is_said():
   assert line.startswith(
     '4 steps of sample.spacing=leading begin at t=750, where alphas_cumprod is '
   )
+  config.sample.timestep_parts = 4  # rows of the process in between
+  assert 'begin at t=749.5, where alphas_cumprod is ' in doubts(config)[0]
+  config.sample.update(spacing=None, num_steps=None, timesteps=(0.5, 250.0, 999.0))
+  assert doubts(config) == []
+  config.sample.update(timesteps=None, timestep_parts=None, num_steps=4)
   config.sample.spacing = 'trailing'
   assert doubts(config) == []
 
