@@ -220,6 +220,8 @@ def run(
   terminal = Terminal()
   say = terminal.say
   checks.prepare(config, say, trains=True)
+  if config.train.sample_every_steps or config.train.eval_every_steps:
+    build.check_fit(config)
   path = open_workdir(workdir, saves_steps=True)
   plan = build.plan(config)
   with contextlib.ExitStack() as stack:

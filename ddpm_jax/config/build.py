@@ -856,13 +856,14 @@ def chain(config: ConfigDict) -> functools.partial[Chain]:
   return functools.partial(CHAINS[config.sample.sampler], **choices)
 
 
-def _check_fit(config, x_0_variances):
+def check_fit(config: ConfigDict, x_0_variances: np.ndarray | None = None) -> None:
+  """Raises a UserError if what is fitted to a checkpoint is asked for, and not given."""
   needs = config.sample.variance == ANALYTIC and x_0_variances is None
   if needs or (is_fitted(config) and config.sample.timesteps is None):
     what = 'variance=analytic' if needs else f'spacing={config.sample.spacing}'
     raise UserError(
-      f'sample.{what} is fitted to a checkpoint, which --mode=sample and --mode=eval do, neither '
-      'training nor --mode=edit: leave it out here'
+      f'sample.{what} is fitted to a checkpoint, which --mode=sample and --mode=eval of one step '
+      'do; training, eval.watch and --mode=edit do not: leave it out here'
     )
 
 
@@ -963,7 +964,7 @@ def drawer(
   Raises:
     UserError: what is fitted to a checkpoint is asked for and not given.
   """
-  _check_fit(config, x_0_variances)
+  check_fit(config, x_0_variances)
   make_chain, noise_schedule = chain(config), sample_schedule(config)
   away_from, found = guide(config), sample_labels(config, names)
   facts, words = guidance_facts(config, away_from), [sampler_words(config)]
@@ -1044,7 +1045,7 @@ def edit_work(
     network: as denoiser_of.
     guide: of config.sample.
   """
-  _check_fit(config, None)
+  check_fit(config, None)
   method, edit, noise_schedule = edit_method(config), config.edit, sample_schedule(config)
   make_chain = chain(config)
   if method is None:

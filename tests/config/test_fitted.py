@@ -10,6 +10,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.weights import make_weights
 from ddpm_jax.model import Model
 from ddpm_jax.nn.own import OwnNetwork
+from ddpm_jax.trainer import run
 from tests.tiny import tiny_config
 
 STD = 0.3  # of x_0
@@ -123,3 +124,11 @@ def test_a_damaged_measurement_is_said(model_of):
   with pytest.raises(UserError, match=r'moments_.*npz'):
     fit(model)
   file.write_bytes(whole)
+
+
+def test_training_that_draws_on_the_way_refuses_what_is_fitted(tmp_path):
+  config = tiny_config(**{'sample.spacing': 'least_error', 'sample.num_steps': 3})
+  config.train.sample_every_steps = 2
+  with pytest.raises(UserError, match=r'training, eval\.watch and --mode=edit do not'):
+    run(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
