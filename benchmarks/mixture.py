@@ -21,8 +21,8 @@ from ddpm_jax.diffusion import (
   timestep_subsequence,
 )
 from ddpm_jax.sampling import SAMPLERS
-from ddpm_jax.sampling.optimised import flow_products, least_error
-from ddpm_jax.sampling.solvers import dpm_table, make_levels
+from ddpm_jax.sampling.optimised import least_error, solved_products
+from ddpm_jax.sampling.solvers import make_levels
 
 WEIGHTS, MEANS, STDS = (np.array(x) for x in ((0.3, 0.7), (-0.8, 0.5), (0.3, 0.2)))
 NAMES = ('ddim', 'dpmpp_2m', 'dpmpp_3m', 'unipc_2', 'unipc_3', 'deis_3')
@@ -60,15 +60,9 @@ def products_of(schedule):
   """FlowProducts of solutions by DPM-Solver++(2M)."""
   rows = timestep_subsequence(schedule, NUM_LEVELS, 'logsnr')
   levels = make_levels(schedule, np.unique([*rows, schedule.num_timesteps - 1]))
-  table, predict = dpm_table(levels, 2), jax.jit(lambda x, t: exact_denoiser(schedule)(x, t).x_0)
-  x = np.random.default_rng(0).standard_normal((NUM_CHAINS, 1))
-  states, predictions = [], [np.zeros_like(x)]
-  for row, t in enumerate(levels.timesteps):
-    states.append(x)
-    predictions.append(np.asarray(predict(x, jnp.full(len(x), t))))
-    newest, before = predictions[-1], predictions[-2]
-    x = table.scale[row] * x + table.predict[row, 0] * newest + table.predict[row, 1] * before
-  return flow_products(levels, np.stack(states), np.stack(predictions[1:]))
+  predict = jax.jit(lambda x, t: exact_denoiser(schedule)(x, jnp.full(len(x), t)).x_0)
+  x_T = np.random.default_rng(0).standard_normal((NUM_CHAINS, 1))
+  return solved_products(levels, lambda x, t: np.asarray(predict(x, t)), x_T)
 
 
 def main():

@@ -691,11 +691,9 @@ def step_shapes(
 
   def examples(*lead):
     images = jax.ShapeDtypeStruct((*lead, *source.image_shape), data.dtype_of(source))
-    return (
-      images
-      if labels is None
-      else {'images': images, 'labels': jax.ShapeDtypeStruct(lead, labels.ids.dtype)}
-    )
+    if labels is None:
+      return images
+    return {'images': images, 'labels': jax.ShapeDtypeStruct(lead, labels.ids.dtype)}
 
   sizes = devices.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
   several = steps_per_dispatch(config) > 1
@@ -867,6 +865,10 @@ def check_fit(config: ConfigDict, x_0_variances: np.ndarray | None = None) -> No
     )
 
 
+def _digest(variances):
+  return hashlib.sha256(np.float64(variances).tobytes()).hexdigest()
+
+
 def churn_choices(config: ConfigDict) -> dict[str, Any]:
   """What config.sample says of heun's churn; nothing where there is none."""
   if not config.sample.churn:
@@ -979,7 +981,7 @@ def drawer(
   denoiser_of = guided_denoiser_of(config, network, away_from)
 
   if x_0_variances is not None:
-    facts['x_0_variances'] = hashlib.sha256(np.float64(x_0_variances).tobytes()).hexdigest()
+    facts['x_0_variances'] = _digest(x_0_variances)
     of_rows = np.interp(times(noise_schedule), np.arange(len(x_0_variances)), x_0_variances)
 
   def clipped_of(*of):
@@ -1045,7 +1047,7 @@ def edit_work(
     network: as denoiser_of.
     guide: of config.sample.
   """
-  check_fit(config, None)
+  check_fit(config)
   method, edit, noise_schedule = edit_method(config), config.edit, sample_schedule(config)
   make_chain = chain(config)
   if method is None:
@@ -1322,9 +1324,8 @@ def flows(
   found = []
   for bound in bounds(config, splits, None, names, work=work):
     choices = {**(bound.identity.choices or {}), 'flow_steps': num_steps, 'probes': num_probes}
-    fields = {field.name: getattr(bound, field.name) for field in dataclasses.fields(bound)}
-    fields |= {'identity': bound.identity.but(choices=choices), 'num_terms': num_steps}
-    found.append(Flow(**fields, num_probes=num_probes))
+    fields = {'identity': bound.identity.but(choices=choices), 'num_terms': num_steps}
+    found.append(Flow(**{**vars(bound), **fields}, num_probes=num_probes))
   return found
 
 
@@ -1420,7 +1421,7 @@ def short_bound(
   (bound,) = bounds(config, [split], None, names, work=stepwise.compiled(work))
   choices = {**(bound.identity.choices or {}), 'num_steps': num_steps, 'variance': variance}
   if variance == ANALYTIC:
-    choices['x_0_variances'] = hashlib.sha256(np.float64(x_0_variances).tobytes()).hexdigest()
+    choices['x_0_variances'] = _digest(x_0_variances)
   identity = bound.identity.but(choices=choices)
   return dataclasses.replace(bound, identity=identity, num_timesteps=num_steps)
 

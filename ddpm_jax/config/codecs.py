@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,9 +18,9 @@ from ddpm_jax.evaluation.figures.run import Coding
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.heeding import heed
 from ddpm_jax.nn.own import OwnNetwork
-from ddpm_jax.storage.files import damaged, default_cache_dir, make_writable, written_whole
+from ddpm_jax.storage.files import damaged, make_writable
 from ddpm_jax.storage.logs import Progress
-from ddpm_jax.storage.npz import open_npz
+from ddpm_jax.storage.npz import open_npz, write_npz
 
 
 def check_codec(config: ConfigDict) -> None:
@@ -76,9 +75,7 @@ def make_codec(
     say('fits the table of the codec on training data, once')
     table = fit_table(build.schedule(config), predict, training_examples(config), levels=levels)
     make_writable(folder)
-    named: Any = table.arrays
-    with written_whole(file) as partial, open(partial, 'wb') as stream:
-      np.savez(stream, **named)
+    write_npz(file, table.arrays)
     say(f'keeps it in {file}, which files are decoded with, too')
   return Codec(build.schedule(config), table, predict, shape, bytes.fromhex(weights.sha256[:16]))
 
@@ -193,11 +190,9 @@ def table_folder(given: str, sha256: str) -> pathlib.Path:
     sha256: of its parameters.
   """
   folder = origins.find_folder(given)
-  if folder is not None and origins.is_workdir(folder):
-    return folder / 'codec'
   if folder is not None and (folder / _name(sha256)).is_file():
     return folder
-  return default_cache_dir() / 'codec'
+  return origins.kept_folder(given, 'codec')
 
 
 def _name(sha256):

@@ -9,7 +9,7 @@ It is measured once and kept, in WORKDIR/fitted, or in the user's cache for a mo
 
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,10 +21,10 @@ from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.nn.own import OwnNetwork
-from ddpm_jax.sampling.optimised import FlowProducts, flow_products, least_bound, least_error
-from ddpm_jax.sampling.solvers import dpm_table, make_levels
-from ddpm_jax.storage.files import damaged, default_cache_dir, make_writable, written_whole
-from ddpm_jax.storage.npz import open_npz
+from ddpm_jax.sampling.optimised import FlowProducts, least_bound, least_error, solved_products
+from ddpm_jax.sampling.solvers import make_levels
+from ddpm_jax.storage.files import damaged, make_writable
+from ddpm_jax.storage.npz import open_npz, write_npz
 
 MAX_TIMESTEPS = 128  # that are measured; between them, moments are interpolated
 FLOW_ELEMENTS = 2**18  # of the solutions' states, of 16 to 256 solutions
@@ -91,7 +91,8 @@ def fit(
     chosen = least_bound(noise, errors, count, variance=variance)
   if spacing == 'least_error':
     parts = config.sample.timestep_parts or 1
-    file = _folder(given) / f'flow_{_key(weights)}{"" if parts == 1 else f"_{parts}"}.npz'
+    name = f'flow_{_key(weights)}{"" if parts == 1 else f"_{parts}"}.npz'
+    file = origins.kept_folder(given, 'fitted') / name
     found = _kept(file, lambda: _flow(config, weights, network), say)
     levels = make_levels(build.sample_schedule(config), np.sort(found.pop('timesteps')))
     rows = least_error(FlowProducts(levels, **found), build.num_steps(config))
@@ -126,7 +127,7 @@ def _errors(noise: NoiseSchedule, found: Arrays) -> np.ndarray:
 
 
 def _moments_of(config, weights, given, network, say) -> Arrays:
-  file = _folder(given) / f'moments_{_key(weights)}.npz'
+  file = origins.kept_folder(given, 'fitted') / f'moments_{_key(weights)}.npz'
   return _kept(file, lambda: _moments(config, weights, network), say)
 
 
@@ -153,22 +154,11 @@ def _flow(config, weights, network) -> Arrays:
   noise = build.sample_schedule(config)
   predict = predict_of(config, weights, network, noise=noise)
   timesteps = np.unique([*_some(noise), noise.num_timesteps - 1])
-  levels = make_levels(noise, timesteps)
-  table, shape = dpm_table(levels, order=2), build.image_shape(config)
+  levels, shape = make_levels(noise, timesteps), build.image_shape(config)
   count = int(np.clip(FLOW_ELEMENTS // np.prod(shape), *FLOW_EXAMPLES))
-  x = np.random.default_rng(SEED).standard_normal((count, *shape), np.float32)
-  states, predictions = [], [np.zeros_like(x)]
-  for row, t in enumerate(levels.timesteps.tolist()):
-    states.append(x)
-    predictions.append(predict(x, t))
-    coefficients = (table.scale[row], *table.predict[row])
-    terms = (x, predictions[-1], predictions[-2])
-    x = sum(np.float32(c) * term for c, term in zip(coefficients, terms, strict=True))
-  found = flow_products(levels, np.stack(states), np.stack(predictions[1:]))
-  return {
-    'timesteps': levels.timesteps,
-    **{name: getattr(found, name) for name in ('xx', 'xd', 'dd')},
-  }
+  x_T = np.random.default_rng(SEED).standard_normal((count, *shape), np.float32)
+  found = solved_products(levels, predict, x_T)
+  return {'timesteps': levels.timesteps, 'xx': found.xx, 'xd': found.xd, 'dd': found.dd}
 
 
 def _some(noise):
@@ -187,15 +177,6 @@ def _kept(file: pathlib.Path, measure: Callable[[], Arrays], say: Say) -> Arrays
   say('fits the sampler to the checkpoint, once')
   found = measure()
   make_writable(file.parent)
-  named: Any = found
-  with written_whole(file) as partial, open(partial, 'wb') as stream:
-    np.savez(stream, **named)
+  write_npz(file, found)
   say(f'keeps it in {file}')
   return found
-
-
-def _folder(given):
-  folder = origins.find_folder(given)
-  if folder is not None and origins.is_workdir(folder):
-    return folder / 'fitted'
-  return default_cache_dir() / 'fitted'

@@ -91,6 +91,18 @@ def is_workdir(folder: pathlib.Path) -> bool:
   return (folder / 'checkpoints').is_dir()
 
 
+def kept_folder(given: str, name: str) -> pathlib.Path:
+  """Where what is measured of a model once is kept: in its workdir, or in the user's cache.
+
+  Args:
+    given: the model.
+    name: of the folder there.
+  """
+  folder = find_folder(given)
+  workdir = folder if folder is not None and is_workdir(folder) else None
+  return (workdir or default_cache_dir()) / name
+
+
 def find_folder(given: str) -> pathlib.Path | None:
   """The folder of a workdir, of a model of the package or of a pipeline; None of anything else."""
   name, _ = split_step(given)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ddpm_jax import devices, processes
 from ddpm_jax.data import PICTURES, Encoding, Labels, Source, stand_ins
-from ddpm_jax.diffusion import Denoiser, NoiseSchedule, all_terms, sampled_terms
+from ddpm_jax.diffusion import BoundTerms, Denoiser, NoiseSchedule, all_terms, sampled_terms
 from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.evaluation import stepwise
@@ -65,6 +65,20 @@ def make_bpd_fns(
 
     return sampled_terms(*args, jax.vmap(draw)(keys), variance=variance, levels=levels)
 
+  return by_terms(terms, denoiser_of, num_terms or schedule.num_timesteps)
+
+
+def by_terms(
+  terms: Callable[..., BoundTerms], denoiser_of: Callable[..., Denoiser], num_terms: int
+) -> Stepwise:
+  """A likelihood of a batch, a term a step.
+
+  Args:
+    terms: (Denoiser, batch, key) -> BoundTerms, whose start needs no Denoiser.
+    denoiser_of: params -> Denoiser; (params, labels) -> Denoiser where the batch has labels.
+    num_terms: of them.
+  """
+
   def start(batch, key):
     return terms(None, batch, key).start
 
@@ -73,7 +87,7 @@ def make_bpd_fns(
     step = terms(denoiser_of(params, *labels), batch, key).step
     return jax.lax.fori_loop(first, last, step, state)
 
-  return Stepwise(num_terms or schedule.num_timesteps, start, advance)
+  return Stepwise(num_terms, start, advance)
 
 
 @dataclasses.dataclass(frozen=True)

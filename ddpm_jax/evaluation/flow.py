@@ -16,7 +16,7 @@ from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.diffusion.flow import dequantised, flow_terms
 from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.diffusion.gaussians import LEVELS
-from ddpm_jax.evaluation.bound import Bound
+from ddpm_jax.evaluation.bound import Bound, by_terms
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.sampling import fold_rows
@@ -59,15 +59,7 @@ def make_flow_fns(
       probes = draw(jax.random.rademacher, signs, shape).swapaxes(0, 1).astype(x_0.dtype)
     return flow_terms(schedule, denoiser, x_0, timesteps, probes, levels=levels)
 
-  def start(batch, key):
-    return terms(None, batch, key).start
-
-  def advance(params, state, batch, key, first, last):
-    labels = (batch['labels'],) if 'labels' in batch else ()
-    step = terms(denoiser_of(params, *labels), batch, key).step
-    return jax.lax.fori_loop(first, last, step, state)
-
-  return Stepwise(len(timesteps) - 1, start, advance)
+  return by_terms(terms, denoiser_of, len(timesteps) - 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,14 @@ the error of the predicted x_0 at each t; and the errors that single steps of a 
 probability flow, next to a fine solution of it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.errors import UserError
-from ddpm_jax.sampling.solvers import Levels
+from ddpm_jax.sampling.solvers import Levels, dpm_table
 
 # A step that few timesteps cannot have, such as one upwards.
 _NEVER = np.inf
@@ -98,6 +99,27 @@ def flow_products(levels: Levels, states: np.ndarray, predictions: np.ndarray) -
   x, d = (np.reshape(a, (len(a), -1)).astype(np.float64) for a in (states, predictions))
   xx, xd, dd = (a @ b.T / x.shape[1] for a, b in ((x, x), (x, d), (d, d)))
   return FlowProducts(levels, xx, xd, dd)
+
+
+def solved_products(
+  levels: Levels, predict: Callable[[np.ndarray, int], np.ndarray], x_T: np.ndarray
+) -> FlowProducts:
+  """The FlowProducts of solutions by DPM-Solver++(2M) on all the levels.
+
+  Args:
+    levels: Levels, which end at x_0.
+    predict: (x_t [N, ...], t) -> x_0 [N, ...].
+    x_T: [N, ...].
+  """
+  table, x = dpm_table(levels, order=2), x_T
+  states, predictions = [], [np.zeros_like(x)]
+  for row, t in enumerate(levels.timesteps.tolist()):
+    states.append(x)
+    predictions.append(predict(x, t))
+    coefficients = (table.scale[row], *table.predict[row])
+    terms = (x, predictions[-1], predictions[-2])
+    x = sum(x.dtype.type(c) * term for c, term in zip(coefficients, terms, strict=True))
+  return flow_products(levels, np.stack(states), np.stack(predictions[1:]))
 
 
 def least_error(products: FlowProducts, num_steps: int) -> np.ndarray:

@@ -1,15 +1,19 @@
 """Arrays of an .npz file without reading them: stored members are mapped into memory."""
 
 import os
+import pathlib
 import tempfile
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.errors import UserError, WriteError
 from ddpm_jax.refusals import raise_refusal
+from ddpm_jax.storage.files import written_whole
 
 _LOCAL_HEADER_BYTES = 30
 _MOST_INFLATION = 1100  # deflate reaches 1032
@@ -65,6 +69,12 @@ def open_npz(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str,
     raise UserError(
       f'{path} is not an intact .npz file of arrays ({" ".join(str(error).split())})'
     ) from error
+
+
+def write_npz(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+  """Writes arrays, whole or not at all."""
+  with written_whole(file) as partial, open(partial, 'wb') as stream:
+    np.savez(stream, **arrays)
 
 
 def _open_member(path, archive, file, member):

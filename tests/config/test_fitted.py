@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import devices
-from ddpm_jax.config import build, fitted
+from ddpm_jax.config import build, fitted, origins
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.weights import make_weights
 from ddpm_jax.model import Model
@@ -46,7 +46,7 @@ def model_of(tmp_path_factory):
     return Model(config, weights, name='exact', network=OwnNetwork(network))
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(fitted, 'default_cache_dir', lambda: folder)
+    patch.setattr(origins, 'default_cache_dir', lambda: folder)
     yield make
 
 
@@ -118,7 +118,7 @@ def test_what_is_fitted_is_not_had_without_a_checkpoint(model_of):
 def test_a_damaged_measurement_is_said(model_of):
   model = model_of(variance='analytic', num_steps=4)
   fit(model)
-  file = next(fitted.default_cache_dir().glob('fitted/moments_*.npz'))
+  file = next(origins.default_cache_dir().glob('fitted/moments_*.npz'))
   whole = file.read_bytes()
   file.write_bytes(whole[: len(whole) // 2])
   with pytest.raises(UserError, match=r'moments_.*npz'):

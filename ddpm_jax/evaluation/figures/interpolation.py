@@ -17,11 +17,12 @@ from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.diffusion.gaussians import LEVELS
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import stepwise
-from ddpm_jax.evaluation.figures.run import Run, write_npz
+from ddpm_jax.evaluation.figures.run import Run
 from ddpm_jax.evaluation.references import source_identity
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.sampling import fold_rows, make_noise_fn
 from ddpm_jax.sampling.ancestral import ancestral_chain
+from ddpm_jax.storage.npz import write_npz
 from ddpm_jax.storage.shards import Pauses
 
 WEIGHTS = tuple(round(0.1 * i, 1) for i in range(11))

@@ -198,9 +198,3 @@ def write_markdown(
   lines += [f'| {" | ".join(row)} |' for row in rows]
   lines += ['', *(f'* {note}' for note in notes)]
   write_text(file, '\n'.join(lines) + '\n')
-
-
-def write_npz(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-  """Writes arrays, whole or not at all."""
-  with written_whole(file) as partial, open(partial, 'wb') as stream:
-    np.savez(stream, **arrays)

@@ -11,10 +11,11 @@ import numpy as np
 from ddpm_jax import processes
 from ddpm_jax.diffusion import Denoiser, NoiseSchedule
 from ddpm_jax.evaluation import stepwise
-from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run, write_npz
+from ddpm_jax.evaluation.figures.run import NUM_COLUMNS, Run
 from ddpm_jax.evaluation.stepwise import Stepwise
 from ddpm_jax.sampling import fold_rows, make_noise_fn
 from ddpm_jax.sampling.ancestral import ancestral_chain
+from ddpm_jax.storage.npz import write_npz
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)  # of T
 
