@@ -421,7 +421,9 @@ def _is_of_collective(error):
 
 
 def in_background(work: Callable[[], object]) -> concurrent.futures.Future[object]:
-  """Does work in a thread; leave() ends the program in the midst of the work."""
+  """Does work in a thread; leave() ends the program in the midst of the work, and any other end
+  waits: a thread that comes back from XLA into a Python that is gone aborts the process.
+  """
   future: concurrent.futures.Future[object] = concurrent.futures.Future()
 
   def run():
@@ -432,6 +434,7 @@ def in_background(work: Callable[[], object]) -> concurrent.futures.Future[objec
 
   thread = threading.Thread(target=run, daemon=True)
   thread.start()
+  atexit.register(thread.join)
   _background.append(thread)
   return future
 

@@ -518,3 +518,12 @@ def test_the_end_does_not_wait_for_work_in_the_background(monkeypatch):
     time.sleep(0.01)
   with pytest.raises(SystemExit):
     processes.leave(3)
+
+
+def test_python_ends_after_what_goes_on_in_the_background():
+  code = (
+    'import time; from ddpm_jax import processes; '
+    "processes.in_background(lambda: (time.sleep(0.5), print('done', flush=True)))"
+  )
+  ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+  assert (ended.returncode, ended.stdout) == (0, 'done\n')

@@ -7,10 +7,12 @@ import pytest
 
 from ddpm_jax.diffusion import (
   Parameterization,
+  Prediction,
   make_betas,
   make_denoiser,
   make_network,
   make_schedule,
+  refined,
   timestep_subsequence,
 )
 from ddpm_jax.diffusion.prediction import MEANS
@@ -322,3 +324,16 @@ def test_samples_equal_those_of_the_originals_first_class(reference, relative_er
     variance='fixedsmall',
   )
   assert relative_error(x_0, arrays['p_sample_loop']) < 1e-5
+
+
+def test_all_rows_of_a_refined_schedule_are_a_chain_of_shorter_steps():
+  fine = refined(make_schedule(make_betas('linear', 10, beta_start=0.1, beta_end=0.5)), 4)
+  kept, x_T = respace(fine, np.arange(37)), np.array([[1.3], [-0.4]], np.float32)
+
+  def denoiser(x, t):
+    return Prediction(0.1 * x)
+
+  def run(schedule):
+    return ancestral(schedule, denoiser, x_T, lambda t: jnp.ones((2, 1)), variance='fixedsmall')
+
+  np.testing.assert_allclose(run(fine), run(kept), rtol=1e-5)
