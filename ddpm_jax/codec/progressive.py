@@ -158,7 +158,7 @@ class Codec:
         step.chunks,
         search,
         seed=seed,
-        shift=step.take * (x_0 - prediction) / step.deviation,
+        shift=step.shift(x_0, prediction),
         ratio=step.ratio,
         privates=privates,
       )
@@ -196,14 +196,14 @@ class Codec:
     files: Sequence[Compressed],
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    at_ends: Callable[[np.ndarray], None] = lambda x_0: None,
+    at_steps: Callable[[np.ndarray], None] = lambda x_0: None,
   ) -> list[Decoded]:
     """Decodes files, each as far as it goes; one evaluation of the network a step.
 
     Args:
       files: Compressed.
       progress: told how many of how many steps are done.
-      at_ends: told the predictions, float32 [N, ...], before the first section and after each.
+      at_steps: told the predictions, float32 [N, ...], before the first step and after each.
 
     Raises:
       UserError: a file of another model, table or shape.
@@ -223,7 +223,7 @@ class Codec:
     ]
     x = np.zeros((count, len(order)), np.float32)
     prediction = np.tile(self.table.means[order], (count, 1))
-    at_ends(prediction[:, inverse].reshape(count, *self.shape))
+    at_steps(prediction[:, inverse].reshape(count, *self.shape))
     rows, section, saved = np.full(count, -1), 0, (x, prediction)
     for step, row in zip(steps, self.table.arrays['path'].tolist(), strict=True):
       active = np.flatnonzero(sections > section)
@@ -248,7 +248,7 @@ class Codec:
       if step.ends_section:
         section, saved = section + 1, (x, prediction)
         rows[sections >= section] = row
-        at_ends(prediction[:, inverse].reshape(count, *self.shape))
+      at_steps(prediction[:, inverse].reshape(count, *self.shape))
     decoded = []
     for i, file in enumerate(files):
       levels = None
@@ -301,6 +301,18 @@ class Codec:
         c, d = (np.float32(self.schedule.sqrt_one_minus_alphas_cumprod[i]) for i in (t, s))
         x[active] = b * x_0[active] + d / c * (x[active] - a * x_0[active])
     return x_0
+
+  def kls(self, x_0: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """KLs of the steps, as examples have them: float64 [S, N], in bits.
+
+    Args:
+      x_0: float32 [N, ...].
+      predictions: [S + 1, N, ...], as decode tells them at_steps.
+    """
+    order, steps = shuffled(self.table.size), self.table.steps(self.schedule)
+    x_0 = x_0.reshape(len(x_0), -1)[:, order]
+    before = predictions[:-1].reshape(-1, *x_0.shape)[:, :, order]
+    return np.stack([step.kl(x_0, x) for step, x in zip(steps, before, strict=True)])
 
   @property
   def lossy_sections(self) -> int:

@@ -66,6 +66,21 @@ class Step:
   chunks: tuple[Chunk, ...]
   ends_section: bool
 
+  def shift(self, x_0: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """The mean of q in units of p, as p has its own at 0: float32 [N, d]."""
+    return self.take * (x_0 - prediction) / self.deviation
+
+  def kl(self, x_0: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """KL of q and p in bits, of examples: float64 [N].
+
+    Args:
+      x_0: float32 [N, d].
+      prediction: of the network before the step, likewise.
+    """
+    shift, ratio = np.float64(self.shift(x_0, prediction)), np.float64(self.ratio)
+    nats = (ratio**2 + shift**2 - 1) / 2 - np.log(ratio)
+    return nats.sum(-1) / np.log(2)
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:

@@ -105,6 +105,18 @@ def test_the_payload_is_near_the_sum_of_the_kls():
   assert codec().payload_bytes(files[0].first(2)) == sum(map(len, files[0].sections[:2]))
 
 
+def test_kls_of_examples_are_those_that_the_table_expects():
+  examples, files = encoded()
+  told = []
+  codec().decode(files, at_steps=told.append)
+  steps = codec().table.steps(SCHEDULE)
+  assert len(told) == len(steps) + 1
+  found = codec().kls(np.float32(examples / 127.5 - 1), np.stack(told))
+  expected = [sum(c.kl for c in step.chunks) / 16 for step in steps]
+  # The fast search leaves states a little short of x_0, which the steps that follow make good.
+  np.testing.assert_allclose(found.mean(1), expected, rtol=0.12)
+
+
 @pytest.mark.parametrize('num_bytes', [1, 40, 45, 60, 10_000])
 def test_a_number_of_bytes_is_kept(num_bytes):
   examples, files = encoded()

@@ -40,7 +40,7 @@ class Row(NamedTuple):
     data_bpd: those without headers, lengths, tables and checksums; None where that is not known.
     rmse: root of the mean squared error, in stored units.
     timestep: that has been reached; None of what is no part of a file, as all below.
-    kl_bpd: expected KL of the sections, by the table.
+    kl_bpd: KL of the steps so far, as the examples have them.
     theory_bpd, theory_rmse: of the curve, at the timestep.
   """
 
@@ -84,12 +84,13 @@ def codec(run: Run) -> pathlib.Path:
     f'Compressed in {encoding_secs / count:.3g} s an example, decoded in '
     f'{decoding_secs / count:.3g} s, with what compiling took.',
     'bits/dim (bpd) are of a file an example; data bits/dim without headers, lengths, tables and '
-    'checksums. KL is that which the table expects.',
+    'checksums. KL is that of the steps of the files, without what it costs to code.',
     'If the pictures were JPEGs once, as those of many data sets, JPEG finds again what it left.',
   ]
   _write_report(folder, f'{count} examples of {bound.split}, compressed', rows, notes)
   _plot(run, folder, rows, theory)
-  _write_sheets(run, coder, folder, files, examples, predictions)
+  ends = [True, *(step.ends_section for step in coder.table.steps(run.schedule))]
+  _write_sheets(run, coder, folder, files, examples, predictions[ends])
   return folder
 
 
@@ -109,12 +110,12 @@ def _compress(run, coder: Codec, examples, folder) -> tuple[list[Compressed], fl
 
 
 def _decode(run, coder, files) -> tuple[list[Decoded], np.ndarray]:
-  """(what whole files decode to; predictions of x_0 before and after each section, [K, N, ...])."""
+  """(what whole files decode to; predictions of x_0 before and after steps, [S + 1, N, ...])."""
   decoded, predictions = [], []
   for first in range(0, len(files), run.batch_size):
-    ends: list[np.ndarray] = []
-    decoded += coder.decode(files[first : first + run.batch_size], at_ends=ends.append)
-    predictions.append(np.stack(ends))
+    told: list[np.ndarray] = []
+    decoded += coder.decode(files[first : first + run.batch_size], at_steps=told.append)
+    predictions.append(np.stack(told))
   return decoded, np.concatenate(predictions, axis=1)
 
 
@@ -122,7 +123,7 @@ def _of_files(run, coder, examples, files, predictions, theory) -> list[Row]:
   """Of the files up to each of their sections; and whole."""
   steps, dims = coder.table.steps(run.schedule), examples[0].size
   x_0 = run.encoding.x_0(run.encoding.stored(examples))
-  kls = np.cumsum([sum(chunk.kl for chunk in step.chunks) / 16 for step in steps]) / dims
+  kls = np.cumsum(coder.kls(x_0, predictions).mean(1)) / dims
   rates, rmses = theory
   rows, sections = [], 0
 
@@ -131,11 +132,11 @@ def _of_files(run, coder, examples, files, predictions, theory) -> list[Row]:
     bpd, data_bpd = (8 * np.mean(sizes, axis=0) / dims).tolist()
     return Row(FILES, setting, bpd, data_bpd, float(rmse), *more)
 
-  for step, kl in zip(steps, kls, strict=True):
+  for step, kl, prediction in zip(steps, kls, predictions[1:], strict=True):
     if step.ends_section:
       sections += 1
       parts = [file.first(sections) for file in files]
-      square = np.square(predictions[sections] - x_0).mean(dtype=np.float64)
+      square = np.square(prediction - x_0).mean(dtype=np.float64)
       place = run.schedule.num_timesteps - 1 - step.timestep
       more = step.timestep, float(kl), float(rates[place]), float(rmses[place])
       setting = f'{sections} sections' if sections > 1 else '1 section'
@@ -194,8 +195,8 @@ def _plot(run, folder, rows: Sequence[Row], theory):
 
 
 def _write_sheets(run, coder, folder, files, examples, predictions):
-  """Some examples at shares of their files' bytes, the header left out: predictions, and what the
-  model completes."""
+  """Some examples at shares of their files' bytes, the header left out: predictions, which are
+  those of sections, and what the model completes."""
   shown, lossy = min(run.num_images, len(files)), len(predictions) - 1
   lengths = [[len(f.first(k).body()) for k in range(len(f.sections) + 1)] for f in files[:shown]]
   sections = np.array(
