@@ -11,19 +11,13 @@ moves with the seed, the distance between halves of the real digits and that of 
 chain come below.
 """
 
-import contextlib
 import itertools
-import pathlib
-import sys
-import tempfile
 
 import numpy as np
+from distances import Distances
 from interleaved import parse, print_row
-from worker import build, make_config, versions
+from worker import make_config, versions
 
-from ddpm_jax.config import checks, fitted
-from ddpm_jax.evaluation.grids import to_uint8
-from ddpm_jax.evaluation.images import ArrayImages
 from ddpm_jax.sampling import SAMPLERS
 
 BATCH = 128
@@ -71,36 +65,15 @@ def main():
     no_whole=False,
   )
   config, count = make_config('digits', BATCH), args.num_samples
-  weights = build.restore_weights(config, pathlib.Path(args.workdir))
-  scorer = build.scorer(config, ['fid'])
-
-  def measure(**fields):
-    """The figure of samples drawn as config.sample and these fields say."""
-    chosen = config.copy_and_resolve_references()
-    chosen.sample.update(**fields)
-    checks.check(chosen)
-    chosen, variances = fitted.fit(chosen, weights, args.workdir)
-    drawer = build.drawer(chosen, count, x_0_variances=variances)
-    images = []
-    for first in range(0, count, drawer.sizes.global_):
-      ids = np.minimum(np.arange(first, first + drawer.sizes.global_), count - 1)
-      images.append(to_uint8(drawer.draw(weights.params, ids)))
-    images = ArrayImages(np.concatenate(images)[:count])
-    # Progress is no part of the table.
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-      figures, _ = scorer.score(
-        pathlib.Path(folder), 'features', images, count, identity=drawer.identity, facts={}
-      )
-    print(f'{fields}: {figures[0]["value"]:.3f}', file=sys.stderr, flush=True)
-    return figures[0]
+  distances = Distances(config, args.workdir, count)
 
   def cell(**fields):
     """The figure over the seeds."""
-    values = [measure(seed=seed, **fields)['value'] for seed in range(args.seeds)]
+    values = [distances.figure(seed=seed, **fields)['value'] for seed in range(args.seeds)]
     deviation = '' if args.seeds == 1 else f' +- {np.std(values):.2f}'
     return f'{np.mean(values):.2f}{deviation}'
 
-  print(f'step {weights.step}, {count} images, {versions()}\n')
+  print(f'step {distances.weights.step}, {count} images, {versions()}\n')
   columns = [int(column) for column in args.columns.split(',')]
   print_row(['Sampler', *columns])
   print_row(['---'] * (len(columns) + 1))
@@ -109,11 +82,13 @@ def main():
     print_row([label, *(cell(num_steps=n, **fields) for n in steps)])
   if args.no_whole:
     return
-  of_seeds = [measure(sampler=SEEDED, num_steps=10, seed=seed) for seed in range(NUM_SEEDS)]
+  of_seeds = [
+    distances.figure(sampler=SEEDED, num_steps=10, seed=seed) for seed in range(NUM_SEEDS)
+  ]
   values = [figure['value'] for figure in of_seeds]
   print(f'\n{SEEDED}, 10 steps, {NUM_SEEDS} seeds: {np.mean(values):.2f} +- {np.std(values):.2f}')
   print(f'halves of the real digits: {of_seeds[0]["sanity"]:.2f}', flush=True)
-  print(f'ancestral, all steps: {measure()["value"]:.2f}')
+  print(f'ancestral, all steps: {distances.figure()["value"]:.2f}')
 
 
 if __name__ == '__main__':
