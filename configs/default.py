@@ -76,7 +76,7 @@ def get_config():
         'remat': False,  # compute blocks anew in the backward pass: less memory, more time
         # Of the computation: float32 | bfloat16 | auto, bfloat16 on accelerators that have it;
         # parameters, and the bound on the likelihood, are float32 always
-        'dtype': 'float32',
+        'dtype': 'auto',
       },
       'optim': {
         'learning_rate': 2e-4,

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import data, devices, numerics, processes
 from ddpm_jax.config import classes
-from ddpm_jax.config.fields import DATA, check_value
+from ddpm_jax.config.fields import AUTO, DATA, check_value
 from ddpm_jax.config.splits import measured, trained_on
 from ddpm_jax.data.pictures import picture_axes
 from ddpm_jax.diffusion import (
@@ -251,6 +251,11 @@ def label_dropout(config: ConfigDict) -> float:
   return LABEL_DROPOUT if given is None else given
 
 
+def dtype_name(config: ConfigDict) -> str:
+  """Name of what the network computes in; for auto, what suits the devices."""
+  return devices.fast_dtype() if config.model.dtype == AUTO else config.model.dtype
+
+
 def model(config: ConfigDict) -> UNet:
   """UNet of config.model; with a learned variance it has twice the channels.
 
@@ -270,9 +275,9 @@ def model(config: ConfigDict) -> UNet:
     out_ch=parameterization(config.diffusion).channels(config.data.channels),
     dropout=config.model.dropout,
     resamp_with_conv=config.model.resamp_with_conv,
-    dtype=DTYPES[config.model.dtype],
+    dtype=DTYPES[dtype_name(config)],
     remat=config.model.remat,
-    winograd=devices.on_cpu() and config.model.dtype == 'float32',
+    winograd=devices.on_cpu() and dtype_name(config) == 'float32',
     num_groups=num_groups(config.model),
     num_classes=num_classes(config),
   )
@@ -880,7 +885,8 @@ def churn_choices(config: ConfigDict) -> dict[str, Any]:
 def model_identity(config: ConfigDict) -> Identity:
   """What the model and the process are, for every result of theirs."""
   fields = deciding_fields(config, 'model')
-  dtype = fields.pop('dtype')
+  del fields['dtype']
+  dtype: str | None = dtype_name(config)
   if config.network:
     fields, dtype = {'network': config.network}, None
   if arithmetic := numerics.arithmetic():
@@ -1497,7 +1503,7 @@ def eval_choices(config: ConfigDict) -> dict[str, Any]:
   fields |= {name: names(fields[name]) for name in ('metrics', 'bpd_splits')}
   if 'flow' not in fields['metrics']:
     del fields['flow_steps'], fields['flow_probes']
-  if 'bpd' in fields['metrics'] and config.model.dtype != 'float32':
+  if 'bpd' in fields['metrics'] and dtype_name(config) != 'float32':
     fields['bpd_dtype'] = 'float32'  # reports of before had it as the samples have
   return {name: value for name, value in fields.items() if name not in FREE_EVAL_FIELDS}
 

@@ -88,7 +88,7 @@ def split_step(given: str) -> tuple[str, int | None]:
 
 def is_workdir(folder: pathlib.Path) -> bool:
   """Whether a folder has checkpoints of this program."""
-  return (folder / 'checkpoints').is_dir()
+  return os.path.isdir(folder / 'checkpoints')  # False of a name that is too long
 
 
 def kept_folder(given: str, name: str) -> pathlib.Path:
@@ -325,7 +325,7 @@ def _local_folder(given):
   """As find_folder, but nothing is fetched."""
   name, _ = split_step(os.fspath(given))
   path = workdir_path(name)
-  return path if path.is_dir() else packaged_model(name)
+  return path if os.path.isdir(path) else packaged_model(name)  # False of a name that is too long
 
 
 def with_data(

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
 from ddpm_jax import devices
@@ -126,7 +127,17 @@ def test_a_run_keeps_its_dtype_on_other_devices(tmp_path, monkeypatch, stored, h
   check_config(tmp_path, config)
 
 
+def test_auto_is_the_default_and_needs_no_workdir(monkeypatch):
+  config = default.get_config()
+  assert config.model.dtype == 'auto'
+  assert build.model(config).dtype == jnp.float32  # on a CPU
+  monkeypatch.setattr(devices, 'fast_dtype', lambda: 'bfloat16')
+  network = build.model(config)
+  assert (network.dtype, network.winograd) == (jnp.bfloat16, False)
+  assert build.model_identity(config).dtype == 'bfloat16'
+
+
 def test_a_name_that_is_given_stays(monkeypatch):
   monkeypatch.setattr(devices, 'fast_dtype', lambda: 'bfloat16')
-  config = tiny_config()
+  config = tiny_config(**{'model.dtype': 'float32'})
   assert with_dtype(config) is config

@@ -143,6 +143,7 @@ def test_what_cannot_be_imported_leaves_nothing_behind(models, tmp_path):
     (tiny_config(), '--config.import.path=PATH: a workdir, a checkpoint of the'),
     (import_config('/nowhere'), '/nowhere: nothing there; give a workdir'),
     (import_config('x' * 300), 'xxx: nothing there; give a workdir'),
+    (import_config('x' * 300 + '/checkpoints/2'), '2: nothing there; give a workdir'),
     (import_config(str(tmp_path)), 'a folder without a model'),
     (
       import_config(f'{models["diffusers"]}/unet/diffusion_pytorch_model.safetensors'),
