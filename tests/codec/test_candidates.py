@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ddpm_jax.codec.candidates import gaussian_pairs, gaussians, threefry
+from ddpm_jax.codec.candidates import cosine_and_sine, gaussian_pairs, gaussians, threefry
 
 ONES = 0xFFFFFFFF
 
@@ -31,6 +31,19 @@ def test_the_numbers_are_independent_gaussians():
     assert stats.kstest(column, 'norm').pvalue > 1e-4
   correlations = np.corrcoef(np.concatenate([z.T, np.square(z.T)]))
   assert np.abs(correlations - np.eye(10)).max() < 5 / np.sqrt(20_000)
+
+
+@pytest.mark.parametrize('xp', [np, jnp])
+def test_cosine_and_sine_are_exact_to_float32_all_the_way_round(xp):
+  eighths = np.arange(9, dtype=np.int64)[:, None] * 2**29 + np.arange(-2, 3)
+  anywhere = np.random.default_rng(0).integers(0, 2**32, 100_000)
+  turns = np.concatenate([eighths.ravel() % 2**32, anywhere]).astype(np.uint32)
+  with np.errstate(over='ignore'):
+    found = cosine_and_sine(xp, xp.asarray(turns))
+  angle = 2 * np.pi * turns / 2**32
+  for values, exact in zip(found, (np.cos(angle), np.sin(angle)), strict=True):
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, exact, atol=1.5e-7)
 
 
 @pytest.mark.parametrize('change', ['seed', 'key', 'candidate'])
