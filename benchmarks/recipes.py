@@ -55,6 +55,11 @@ RECIPES = {
   'adamw': {'optim.weight_decay': 0.01},
   'ema_warmup': {'optim.ema_warmup': 0.05},
 }
+RECIPES |= {  # the best ones together
+  'sigmoid_edm': RECIPES['sigmoid'] | RECIPES['edm'],
+  'sigmoid_hybrid': RECIPES['sigmoid'] | RECIPES['hybrid'],
+  'sigmoid_edm_hybrid': RECIPES['sigmoid'] | RECIPES['edm'] | RECIPES['hybrid'],
+}
 # The nearest of samplers.py at so few and at more evaluations; after zero_snr, those it allows.
 FEW = 5
 FEW_SAMPLER, SAMPLER = {'sampler': 'unipc_3'}, {'sampler': 'dpmpp_2m_sde'}

@@ -326,7 +326,7 @@ class _ChunkCoder:
     times, is_exact = np.random.default_rng([self.seed, key]), self.search.is_exact
     # Padded to few shapes, each of which compiles once.
     pair = first // 2
-    num_pairs = max(4, 1 << ((last + 1) // 2 - pair - 1).bit_length())
+    num_pairs = _padded((last + 1) // 2 - pair)
     num_rows = 1 << (len(rows) - 1).bit_length()
     linear = np.zeros((num_rows, 2 * num_pairs), np.float32)
     square = np.zeros(2 * num_pairs, np.float32)
@@ -359,6 +359,12 @@ class _ChunkCoder:
     if (none := np.isneginf(score)).any():  # of a single element far out, which is not split
       best[none], ratios[none] = self._find(node, first, last, rows[none], count, most=most)
     return best, ratios
+
+
+def _padded(count):
+  """The next number of three binary digits before its zeros, from 4 on."""
+  unit = 1 << max(0, (count - 1).bit_length() - 3)
+  return max(4, -(-count // unit) * unit)
 
 
 @jax.jit

@@ -7,6 +7,7 @@ from scipy import stats
 from ddpm_jax.codec.channel import (
   Chunk,
   Search,
+  _padded,
   codebook_key,
   decode_step,
   encode_step,
@@ -93,6 +94,12 @@ def test_what_is_sent_fast_is_as_near_to_q_as_its_number_of_vectors_allows():
   few, cheaper, _ = many(8, Search(False, 0), 200)
   assert (few @ direction).mean() < -0.4
   assert cheaper.mean() < spent.mean()
+
+
+def test_searches_are_of_few_shapes_that_waste_little():
+  padded = {count: _padded(count) for count in range(4, 5000)}
+  assert all(count <= size < 1.25 * count for count, size in padded.items())
+  assert len(set(padded.values())) < 50
 
 
 @pytest.mark.parametrize('search', [Search(False, 2), Search(True, 6)])
