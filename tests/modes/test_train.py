@@ -26,19 +26,10 @@ from ddpm_jax.storage import checkpoints, logs
 from ddpm_jax.storage.identity import sampler_name
 from ddpm_jax.training import step as step_module
 from ddpm_jax.training.state import init_train_state
-from tests.tiny import OneLayer, tiny_config
+from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
 pytestmark = pytest.mark.usefixtures('one_layer')
-UNET = build.model
-
-
-@pytest.fixture
-def unet(monkeypatch):
-  """The network of the config, instead of one that compiles at once."""
-  monkeypatch.setattr(build, 'model', UNET)
 
 
 @functools.cache
@@ -226,7 +217,6 @@ def test_the_step_is_compiled_once_while_the_state_is_made(tmp_path, monkeypatch
     fields['data.device_limit_gib'] = 0.0
   config = tiny_config(**fields)
   if change == 'labels':
-    monkeypatch.setattr(build, 'model', lambda config: WithLabels())
     config.model.num_classes = 10
   programs.clear()
   counts, run = [], trainer.loop.run
@@ -241,11 +231,6 @@ def test_the_step_is_compiled_once_while_the_state_is_made(tmp_path, monkeypatch
   assert counts == [1]  # before the first step
   assert sum(name in STEPS for kind, name in programs if kind.startswith('backend')) == 1
   assert sum(name in STEPS for kind, name in programs if 'to_mlir' in kind) == 1
-
-
-class WithLabels(OneLayer):
-  def __call__(self, x, t, labels=None, train=False, rows=None):
-    return super().__call__(x, t, train=train, rows=rows)
 
 
 def test_going_on_compiles_no_program_that_was_there(tmp_path, monkeypatch, programs):
