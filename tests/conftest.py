@@ -107,6 +107,36 @@ def abstract_params():
   return params_of
 
 
+@pytest.fixture(scope='session')
+def unet_of():
+  """Returns the function of a config that makes its network."""
+  from ddpm_jax.config import build
+
+  return build.model
+
+
+@pytest.fixture(scope='module')
+def one_layer(unet_of):
+  """A network that compiles at once, for tests of what is done with a network."""
+  from ddpm_jax.config import build
+  from tests.tiny import OneLayer
+
+  def of_config(config):
+    return OneLayer(num_classes=build.num_classes(config))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build, 'model', of_config)
+    yield
+
+
+@pytest.fixture
+def unet(unet_of, one_layer, monkeypatch):
+  """The network of the config after all, for one test of a module with one_layer."""
+  from ddpm_jax.config import build
+
+  monkeypatch.setattr(build, 'model', unet_of)
+
+
 @pytest.fixture
 def float64():
   """JAX has 64 bits for the time of a test."""

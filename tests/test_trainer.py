@@ -20,6 +20,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.modes.sample import sample
 from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.usefixtures('one_layer')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PICTURES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
 
@@ -67,6 +68,7 @@ def test_training_is_that_of_the_command_line(tmp_path):
   assert losses(tmp_path / 'command') == losses(tmp_path / 'library')
 
 
+@pytest.mark.usefixtures('unet')
 def test_own_network_trains_is_sampled_measured_and_loaded_again(tmp_path):
   config = tiny_config(**{'optim.learning_rate': 0.1})
   model = ddpm_jax.train(

@@ -49,13 +49,21 @@ def tiny_config(**overrides):
 
 
 class OneLayer(nn.Module):
-  """A network that compiles at once."""
+  """A network that compiles at once: of any number of axes, and of labels."""
 
   winograd: bool = False  # as the U-Net's
+  num_classes: int | None = None
 
   @nn.compact
-  def __call__(self, x, t, train=False, rows=None):
-    return nn.Conv(x.shape[-1], (3, 3))(x) * (1 + t[:, None, None, None])
+  def __call__(self, x, t, train=False, rows=None, labels=None):
+    axes = (1,) * (x.ndim - 2)
+    output = nn.Conv(x.shape[-1], (3,) * len(axes))(x) * (1 + t.reshape(-1, *axes, 1) / 10)
+    if self.num_classes is None:
+      return output
+    if labels is None:
+      labels = jnp.full(x.shape[:1], self.num_classes)
+    of_label = nn.Embed(self.num_classes + 1, x.shape[-1], name='class_embedding')(labels)
+    return output + of_label.reshape(-1, *axes, x.shape[-1])
 
 
 @functools.cache

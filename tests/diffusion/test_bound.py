@@ -303,13 +303,20 @@ def test_loop_equals_the_original_programs(reference, betas, mean, variance, cli
   assert_equals_reference_loop(bound, arrays, key, decoder)
 
 
+@pytest.fixture(scope='module')
+def small_network(unet_small):
+  """The original program's small network, compiled once."""
+  return jax.jit(make_network(*unet_small))
+
+
 @pytest.mark.parametrize(
   ('betas', 'variance'), [('lin', 'fixedlarge'), ('big', 'fixedlarge'), ('big', 'fixedsmall')]
 )
-def test_loop_with_the_network_equals_the_original_programs(reference, unet_small, betas, variance):
+def test_loop_with_the_network_equals_the_original_programs(
+  reference, small_network, betas, variance
+):
   arrays = reference('loops')
-  network = jax.jit(make_network(*unet_small))
-  choices = arrays, network, betas, Parameterization('eps', variance), 'static'
+  choices = arrays, small_network, betas, Parameterization('eps', variance), 'static'
   bound, decoder = run_reference_loop(*choices), decoder_of(*choices)
   assert_equals_reference_loop(bound, arrays, f'unet/{betas}/eps/{variance}/bpd_clip1', decoder)
 

@@ -1,18 +1,8 @@
-"""What tests of modes share: a network that compiles at once."""
+"""What tests of modes share: a workdir."""
 
 import pytest
 
-from ddpm_jax.config import build
-from tests.tiny import OneLayer
 from tests.untrained import save_untrained
-
-
-@pytest.fixture(scope='module')
-def one_layer():
-  """A network that compiles at once."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'model', lambda config: OneLayer())
-    yield
 
 
 @pytest.fixture(scope='module')

@@ -25,6 +25,7 @@ from ddpm_jax.storage import shards
 from ddpm_jax.storage.checkpoints import Checkpointer
 from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.usefixtures('one_layer')
 RNG = np.random.default_rng(0)
 WAVES = np.sin(np.arange(8)[:, None] * [0.7, 1.1] + RNG.uniform(0, 6, (60, 1, 2)))
 FIGURES = (
@@ -87,7 +88,7 @@ class Trained(dict):
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(one_layer, tmp_path_factory):
   return Trained(tmp_path_factory.mktemp('arrays'))
 
 
@@ -194,8 +195,8 @@ def test_another_unit_changes_the_density_by_its_logarithm_and_nothing_else(runs
   other = write(tmp_path / 'data', 'floats', 8 * KINDS['floats'][0] - 32)
   train(config_of(other, 'floats'), tmp_path / 'run')
   for ours, theirs in zip(
-    map(np.asarray, ddpm_jax.load(workdir).params['conv_in'].values()),
-    map(np.asarray, ddpm_jax.load(tmp_path / 'run').params['conv_in'].values()),
+    map(np.asarray, ddpm_jax.load(workdir).params['Conv_0'].values()),
+    map(np.asarray, ddpm_jax.load(tmp_path / 'run').params['Conv_0'].values()),
     strict=True,
   ):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -492,6 +493,19 @@ def test_an_array_from_python_needs_no_config(kind, tmp_path):
   model = ddpm_jax.train(tmp_path / 'run', values, num_steps=1, progress=False)
   samples = model.sample(2)
   assert (samples.shape[1:], samples.dtype) == (values.shape[1:], values.dtype)
+
+
+@pytest.mark.usefixtures('unet')
+def test_the_network_itself_takes_signals_and_labels(tmp_path):
+  values = KINDS['signals'][0]
+  config = config_of(tmp_path, 'signals', **{'train.num_steps': 1})
+  model = ddpm_jax.train(
+    tmp_path / 'run', values, labels=np.arange(len(values)) % 2, config=config, progress=False
+  )
+  assert model.params['class_embedding']['embedding'].shape == (3, 32)
+  samples = model.sample(2, labels=[0, 1])
+  assert (samples.shape, samples.dtype) == ((2, 8, 2), np.int16)
+  assert (samples[0] != samples[1]).any()
 
 
 def test_a_checkpoint_belongs_to_the_encoding_of_its_values(runs):

@@ -16,9 +16,11 @@ from ddpm_jax.modes.train import train
 from ddpm_jax.storage.workdir import config_dict
 from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.usefixtures('one_layer')
+
 
 @pytest.fixture(scope='module')
-def origin(tmp_path_factory):
+def origin(one_layer, tmp_path_factory):
   """Returns a workdir of the tiny run, with steps 2, 4 and 6."""
   path = tmp_path_factory.mktemp('origin')
   train(tiny_config(), path)
@@ -95,11 +97,12 @@ def test_branch_resumes_without_naming_its_origin_and_refuses_another(origin, tm
 
 
 def test_mistake_of_the_first_command_does_not_take_the_workdir(origin, tmp_path):
-  wider = tiny_config(init_from=str(origin), **{'model.ch': 64})
+  fields = {'data.channels': 3, 'eval.network': 'inception'}
+  coloured = tiny_config(init_from=str(origin), **fields)
   with pytest.raises(
-    UserError, match=r'of another shape \(conv_in\.bias: there \[32\], here \[64\]; conv_in\.kernel'
+    UserError, match=r'of another shape \(Conv_0\.bias: there \[1\], here \[3\]; Conv_0\.kernel'
   ):
-    train(wider, tmp_path)
+    train(coloured, tmp_path)
   train(tiny_config(init_from=f'{origin}@4', **{'train.num_steps': 1}), tmp_path)
 
 
@@ -110,7 +113,7 @@ def test_mistake_of_the_first_command_does_not_take_the_workdir(origin, tmp_path
     ({'init_from': '/nowhere'}, '/nowhere: nothing there; give a workdir, a model of the package'),
     (
       {'init_from': '{origin}', 'data.channels': 3, 'eval.network': 'inception'},
-      r'conv_in\.kernel: there \[3, 3, 1, 32\], here \[3, 3, 3, 32\]',
+      r'Conv_0\.kernel: there \[3, 3, 1, 1\], here \[3, 3, 3, 3\]',
     ),
     (
       {'init_from': 'digits', 'init_optimizer': True},

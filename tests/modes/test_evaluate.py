@@ -24,6 +24,7 @@ from ddpm_jax.storage.checkpoints import GoneError
 from tests.tiny import tiny_config
 from tests.torch_writer import fill_state_dict
 
+pytestmark = pytest.mark.usefixtures('one_layer')
 STEP = 'eval/step_00000004'
 
 
@@ -33,7 +34,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(one_layer, tmp_path_factory):
   """A workdir with the checkpoints 2 and 4."""
   workdir = tmp_path_factory.mktemp('trained')
   train(tiny_config(**{'train.num_steps': 4}), workdir)
@@ -201,7 +202,7 @@ def test_bound_does_not_depend_on_the_batch_size(workdir, run, tmp_path):
 
 
 def test_estimate_of_the_bound_is_told_from_the_bound(workdir, run):
-  run(workdir, metrics=('bpd',), bpd_splits=('test',))
+  run(workdir, metrics=('bpd',), bpd_splits=('test',), bpd_examples=300)
   (whole,) = report(workdir)['figures']
   folder = found(workdir, f'{STEP}/bpd-test_????????')
   assert whole['secs'] == shards.seconds(folder)

@@ -23,7 +23,7 @@ from ddpm_jax.modes.train import train
 from ddpm_jax.storage import checkpoints
 from ddpm_jax.trainer import begin
 from tests.tf_writer import write_bundle
-from tests.tiny import tiny_config
+from tests.tiny import OneLayer, tiny_config
 from tests.torch_writer import write_torch_zip
 
 FULL = 'Error while serializing: I/O error: No space left on device (os error 28)'
@@ -158,7 +158,8 @@ def test_what_cannot_be_imported_leaves_nothing_behind(models, tmp_path):
     assert not workdir.exists()
 
 
-def test_our_own_runs_are_imported(tmp_path):
+def test_our_own_runs_are_imported(tmp_path, monkeypatch):
+  monkeypatch.setattr(build, 'model', lambda config: OneLayer())
   train(tiny_config(**{'train.num_steps': 4}), tmp_path / 'own')
   for i, (given, step) in enumerate(
     ((f'{tmp_path}/own', 4), (f'{tmp_path}/own@2', 2), (f'{tmp_path}/own/checkpoints/2', 2))

@@ -20,16 +20,17 @@ from ddpm_jax.modes.sample import sample
 from ddpm_jax.storage.workdir import config_dict
 from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.usefixtures('one_layer')
 NAMES = tuple('0123456789')
 
 
 def labelled_config(**overrides):
-  """The tiny run with labels; norms have two channels a group, so that embeddings matter."""
-  return tiny_config(**{'model.ch_mult': (2,), 'model.num_classes': 'data'} | overrides)
+  """The tiny run with labels."""
+  return tiny_config(**{'model.num_classes': 'data'} | overrides)
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
+def workdir(one_layer, tmp_path_factory):
   """A run of six steps."""
   path = tmp_path_factory.mktemp('labelled')
   trainer.run(labelled_config(), path)
@@ -45,7 +46,7 @@ def test_the_run_notes_its_classes_and_counts_them(workdir, model):
   assert config_of(str(workdir)).model.num_classes == 10
   assert json.loads((workdir / 'classes.json').read_text()) == list(NAMES)
   assert model.class_names == NAMES
-  assert model.params['class_embedding']['embedding'].shape == (11, 128)
+  assert model.params['class_embedding']['embedding'].shape == (11, 1)
   assert with_data(labelled_config(), str(workdir)).model.num_classes == 10
 
 

@@ -47,14 +47,15 @@ def run(*args):
   return process.returncode, out, err
 
 
-FOUR_STEPS = *TINY, '--config.train.num_steps=4', '--config.train.checkpoint_every_steps=2'
+EVERY_4 = *TINY, '--config.train.checkpoint_every_steps=4'
+STEPS = *EVERY_4, '--config.train.num_steps=24'
 
 
 @pytest.fixture(scope='module')
 def first_run(tmp_path_factory):
-  """(the workdir of a run of four steps, which no test changes; what the run said)."""
+  """(the workdir of a run of 24 steps, which no test changes; what the run said)."""
   workdir = tmp_path_factory.mktemp('main') / 'run'
-  code, out, err = run(f'--workdir={workdir}', *FOUR_STEPS)
+  code, out, err = run(f'--workdir={workdir}', *STEPS)
   assert (code, err) == (0, '')
   return workdir, out
 
@@ -67,10 +68,10 @@ def workdir(first_run, tmp_path):
 
 def test_trains_and_samples(first_run, workdir):
   assert 'digits train: 1497 images' in first_run[1]
-  assert 'step 4/4' in first_run[1]
+  assert 'step 24/24' in first_run[1]
   code, _, err = run(f'--workdir={workdir}', *TINY, '--mode=sample')
   assert (code, err) == (0, '')
-  (folder,) = (workdir / 'samples/step_00000004').glob('ancestral-10_*')
+  (folder,) = (workdir / 'samples/step_00000024').glob('ancestral-10_*')
   assert np.load(folder / 'samples.npz')['samples'].shape == (4, 8, 8, 1)
   assert (folder / 'grid.png').exists()
 
@@ -78,7 +79,7 @@ def test_trains_and_samples(first_run, workdir):
 def test_settings_of_the_environment_are_set_aside(first_run, tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_ENABLE_X64', '1')
   monkeypatch.setenv('JAX_THREEFRY_PARTITIONABLE', '0')
-  code, out, err = run(f'--workdir={tmp_path}', *FOUR_STEPS)
+  code, out, err = run(f'--workdir={tmp_path}', *STEPS)
   assert (code, err) == (0, '')
   assert 'set aside: JAX_ENABLE_X64=True, JAX_THREEFRY_PARTITIONABLE=False; numbers do not' in out
   lines = [
@@ -91,44 +92,34 @@ def test_settings_of_the_environment_are_set_aside(first_run, tmp_path, monkeypa
 
 def test_workdir_knows_its_config_and_a_branch_that_of_its_origin(workdir, tmp_path):
   run_a, run_b = workdir, tmp_path / 'b'
-  code, out, err = run(f'--workdir={run_a}', '--config.train.num_steps=5')
+  code, out, err = run(f'--workdir={run_a}', '--config.train.num_steps=25')
   assert (code, err) == (0, '')
-  assert 'steps       4 done, 1 to do' in out
+  assert 'steps       24 done, 1 to do' in out
   code, out, err = run(f'--workdir={run_b}', f'--config.init_from={run_a}', '--config.seed=1')
   assert (code, err) == (0, '')
-  assert f'{run_a}, step 5: weights and moving average' in out
-  assert 'steps       0 done, 5 to do' in out
+  assert f'{run_a}, step 25: weights and moving average' in out
+  assert 'steps       0 done, 25 to do' in out
   code, out, err = run(f'--workdir={run_b}', '--mode=info')
   assert (code, err) == (0, '')
-  assert f'began from  {run_a}@5\n' in out
+  assert f'began from  {run_a}@25\n' in out
 
 
-def test_killed_run_goes_on_with_the_same_losses(tmp_path):
-  def command(workdir):
-    return (
-      f'--workdir={workdir}', *TINY,
-      '--config.train.num_steps=400', '--config.train.checkpoint_every_steps=4',
-    )  # fmt: skip
-
+def test_killed_run_goes_on_with_the_same_losses(first_run, tmp_path):
   def losses(workdir):
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
     return {line['step']: (line['loss'], line['grad_norm']) for line in map(json.loads, lines)}
 
-  killed, whole = tmp_path / 'killed', tmp_path / 'whole'
-  process = start(*command(killed))
-  while not list((killed / 'checkpoints').glob('[0-9]')) and process.poll() is None:
+  process = start(f'--workdir={tmp_path}', *EVERY_4, '--config.train.num_steps=400')
+  while not list((tmp_path / 'checkpoints').glob('[0-9]')) and process.poll() is None:
     time.sleep(0.01)
   process.kill()
   _, err = process.communicate()
   assert process.returncode == -signal.SIGKILL, err
-  short = '--config.train.num_steps=24'
-  for workdir in (killed, whole):
-    code, out, err = run(*command(workdir), short)
-    assert (code, err) == (0, '')
-    if workdir == killed:
-      assert 'steps       0 done' not in out
-  assert losses(killed) == losses(whole)
-  assert list(losses(whole)) == list(range(1, 25))
+  code, out, err = run(f'--workdir={tmp_path}', *STEPS)
+  assert (code, err) == (0, '')
+  assert 'steps       0 done' not in out
+  assert losses(tmp_path) == losses(first_run[0])
+  assert list(losses(tmp_path)) == list(range(1, 25))
 
 
 def test_sigterm_saves_and_exits_with_0(tmp_path):
@@ -144,13 +135,13 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
 
 
 def test_damaged_checkpoint_is_said_and_passed_over(workdir):
-  (workdir / 'checkpoints/4/MANIFEST.json').write_text('{')
-  code, out, err = run(f'--workdir={workdir}', *FOUR_STEPS)
+  (workdir / 'checkpoints/24/MANIFEST.json').write_text('{')
+  code, out, err = run(f'--workdir={workdir}', *STEPS)
   assert code == 0
-  assert 'steps       2 done, 2 to do' in out
-  assert 'checkpoint 4 in ' in err
+  assert 'steps       20 done, 4 to do' in out
+  assert 'checkpoint 24 in ' in err
   assert 'is damaged (' in err
-  assert 'using checkpoint 2 instead; moved to 4.damaged' in err
+  assert 'using checkpoint 20 instead; moved to 24.damaged' in err
 
 
 @pytest.mark.parametrize(
@@ -269,13 +260,13 @@ def test_evaluates_and_reproduces(workdir, tmp_path):
   code, out, err = run(f'--workdir={workdir}', *TINY, *eval_args, cache, '--mode=eval')
   assert (code, err) == (0, '')
   assert 'report.md' in out
-  assert len(list((workdir / 'eval/step_00000004').glob('report-*/report.json'))) == 1
+  assert len(list((workdir / 'eval/step_00000024').glob('report-*/report.json'))) == 1
   code, out, err = run(
     f'--workdir={workdir}', *TINY, *eval_args, cache,
     '--mode=reproduce', '--config.reproduce.what=bound,compression',
   )  # fmt: skip
   assert (code, err) == (0, '')
-  reproduced = workdir / 'reproduce/step_00000004'
+  reproduced = workdir / 'reproduce/step_00000024'
   assert len(list(reproduced.glob('compression_*/compression.png'))) == 1
   assert len(list(reproduced.glob('bound_*/bound.png'))) == 1
 

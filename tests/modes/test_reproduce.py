@@ -15,15 +15,14 @@ from ddpm_jax.evaluation.figures import FIGURES, paper
 from ddpm_jax.modes import reproduce
 from ddpm_jax.storage import shards
 from tests.tiny import tiny_config
-from tests.untrained import save_untrained
 
+pytestmark = pytest.mark.usefixtures('one_layer')
 FOLDER = 'reproduce/step_00000002'
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(workdir, tmp_path_factory):
   """Returns (what, fields) -> folder with it, of one workdir, whose model never saw a step."""
-  workdir = save_untrained(tmp_path_factory.mktemp('trained'))
   cache = tmp_path_factory.mktemp('cache')
 
   def run(what, **fields):

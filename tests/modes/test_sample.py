@@ -15,12 +15,13 @@ from ddpm_jax.storage import shards
 from tests.tiny import tiny_config
 from tests.untrained import save_untrained
 
+pytestmark = pytest.mark.usefixtures('one_layer')
 STEP = 'samples/step_00000002'
 DDIM = {'sampler': 'ddim', 'num_steps': 5}
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(one_layer, tmp_path_factory):
   """A workdir with a checkpoint, of a state that never saw a step."""
   return save_untrained(tmp_path_factory.mktemp('trained'))
 

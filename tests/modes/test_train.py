@@ -26,34 +26,10 @@ from ddpm_jax.storage import checkpoints, logs
 from ddpm_jax.storage.identity import sampler_name
 from ddpm_jax.training import step as step_module
 from ddpm_jax.training.state import init_train_state
-from tests.tiny import OneLayer, tiny_config
+from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_train_step():
-  """Compiles the same step once for all runs of these tests; returns what compiles it anew."""
-  compile_step, compiled = build.train_step, {}
-
-  def train_step(config, network=None):
-    sections = config.data, config.diffusion, config.model, config.optim
-    sizes = config.train.grad_accum_steps, build.steps_per_dispatch(config)
-    key = str((sections, sizes, devices.on_cpu()))
-    if key not in compiled:
-      compiled[key] = compile_step(config)
-    return compiled[key]
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'train_step', train_step)
-    yield compile_step
-
-
-@pytest.fixture
-def one_layer(monkeypatch, compile_train_step):
-  """A network that compiles at once, instead of the UNet."""
-  monkeypatch.setattr(build, 'model', lambda config: OneLayer())
-  monkeypatch.setattr(build, 'train_step', compile_train_step)
+pytestmark = pytest.mark.usefixtures('one_layer')
 
 
 @functools.cache
@@ -197,7 +173,6 @@ def test_damaged_newest_checkpoint_costs_steps_not_the_run(undisturbed, tmp_path
   assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.usefixtures('one_layer')
 def test_a_run_that_draws_by_loss_goes_on_with_the_losses_it_has_seen(tmp_path):
   fields = {'train.timesteps': 'loss', 'train.num_steps': 12}  # 16 losses a step, at ten timesteps
   train(tiny_config(**fields), tmp_path / 'whole')
@@ -232,7 +207,6 @@ def programs():
 STEPS = ('jit(train_step)', 'jit(scan)', 'jit(_fun)')  # the last one under a bare pmap
 
 
-@pytest.mark.usefixtures('one_layer')
 @pytest.mark.parametrize('change', ['cpu', 'gathers', 'dispatches', 'labels'])
 def test_the_step_is_compiled_once_while_the_state_is_made(tmp_path, monkeypatch, programs, change):
   fields = {'train.num_steps': 4, 'train.checkpoint_every_steps': 4}
@@ -243,7 +217,6 @@ def test_the_step_is_compiled_once_while_the_state_is_made(tmp_path, monkeypatch
     fields['data.device_limit_gib'] = 0.0
   config = tiny_config(**fields)
   if change == 'labels':
-    monkeypatch.setattr(build, 'model', lambda config: WithLabels())
     config.model.num_classes = 10
   programs.clear()
   counts, run = [], trainer.loop.run
@@ -260,12 +233,6 @@ def test_the_step_is_compiled_once_while_the_state_is_made(tmp_path, monkeypatch
   assert sum(name in STEPS for kind, name in programs if 'to_mlir' in kind) == 1
 
 
-class WithLabels(OneLayer):
-  def __call__(self, x, t, labels=None, train=False, rows=None):
-    return super().__call__(x, t, train=train, rows=rows)
-
-
-@pytest.mark.usefixtures('one_layer')
 def test_going_on_compiles_no_program_that_was_there(tmp_path, monkeypatch, programs):
   monkeypatch.setattr(devices, 'MIN_CACHED_SECS', 0)
   jax.clear_caches()  # as a new process has none in its memory
@@ -297,7 +264,6 @@ def test_what_goes_wrong_in_compiling_is_raised(tmp_path, monkeypatch):
     train(tiny_config(), tmp_path)
 
 
-@pytest.mark.usefixtures('one_layer')
 def test_batches_gathered_on_the_devices_are_the_same(tmp_path, monkeypatch):
   train(tiny_config(), tmp_path / 'read')
   monkeypatch.setattr(build, 'device_data', lambda _, batches: devices.replicate(batches.images))
@@ -305,7 +271,6 @@ def test_batches_gathered_on_the_devices_are_the_same(tmp_path, monkeypatch):
   assert_same_run(tmp_path / 'gathered', tmp_path / 'read')
 
 
-@pytest.mark.usefixtures('one_layer')
 def test_several_steps_of_one_dispatch_are_those_of_single_ones(tmp_path, monkeypatch):
   fields = {'train.steps_per_dispatch': 2, 'train.log_every_steps': 2}
   single, on_a_cpu, stopped, at_once = (tmp_path / name for name in '1234')
@@ -489,7 +454,6 @@ def folder(tmp_path):
   return tmp_path / 'pictures'
 
 
-@pytest.mark.usefixtures('one_layer')
 def test_what_is_read_and_what_is_not_is_said_and_a_folder_may_move(folder, tmp_path, capsys):
   def begin(folder, num_steps, **fields):
     fields |= {'data.source': f'folder:{folder}', 'train.num_steps': num_steps}
@@ -522,11 +486,10 @@ def test_damaged_pictures_are_named_while_the_step_is_compiled(folder, tmp_path,
     train(tiny_config(**{'data.source': f'folder:{folder}'}), tmp_path / 'run')
 
 
-def test_an_error_in_the_loss_is_few_frames_away(tmp_path, monkeypatch, compile_train_step):
+def test_an_error_in_the_loss_is_few_frames_away(tmp_path, monkeypatch):
   def training_losses(*args, **kwargs):
     raise RuntimeError('in the loss')
 
-  monkeypatch.setattr(build, 'train_step', compile_train_step)
   monkeypatch.setattr(step_module, 'training_losses', training_losses)
   with pytest.raises(RuntimeError, match='in the loss') as raised:
     train(tiny_config(), tmp_path)
@@ -543,6 +506,7 @@ def test_an_error_in_the_loss_is_few_frames_away(tmp_path, monkeypatch, compile_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('unet')
 def test_a_model_that_predicts_v_learns_samples_and_has_a_bound(tmp_path):
   config = tiny_config(
     **{
@@ -570,6 +534,7 @@ def test_a_model_that_predicts_v_learns_samples_and_has_a_bound(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('unet')
 @pytest.mark.parametrize('change', ['plain', 'bfloat16', 'remat and accumulation'])
 def test_loss_of_200_steps_is_that_of_another_way_to_compute_them(change, tmp_path, monkeypatch):
   """Within what a second seed differs by, in means of 20 steps."""

@@ -204,7 +204,10 @@ def test_parameters_are_as_many_as_published(abstract_params, name):
 
 
 def test_initial_values_have_the_originals_bounds_and_spread(reference):
-  params = init_params(UNet(128, (1, 2, 2, 2), 2, (16,), 3), (1, 32, 32, 3))
+  # To draw 36 million values takes as long as all else, unless LLVM vectorises it.
+  optimised = {'xla_backend_optimization_level': 1}
+  model = UNet(128, (1, 2, 2, 2), 2, (16,), 3)
+  params = init_params(model, (1, 32, 32, 3), compiler_options=optimised)
   values = {
     tf_name([key.key for key in path]): np.asarray(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -226,17 +229,17 @@ def test_initial_values_have_the_originals_bounds_and_spread(reference):
     assert abs(row['init_std'] / (limit / np.sqrt(3)) - 1) < 4 * std_error, name
 
 
-def init_params(model, shape):
+def init_params(model, shape, **options):
   key = jax.random.key(0, impl='unsafe_rbg')  # fast to compile
-  return jax.jit(model.init)(key, jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32))['params']
+  init = jax.jit(model.init, **options)
+  return init(key, jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32))['params']
 
 
 @pytest.mark.parametrize('shape', [(2, 8, 8, 1), (2, 8, 16, 3)])
 def test_grey_and_oblong_images_pass_and_the_initial_output_is_nothing(shape):
   model = UNet(32, (1, 1), 1, (4,), shape[-1])
-  params = init_params(model, shape)
-  x = jax.random.normal(jax.random.key(1), shape)
-  output = jax.jit(model.apply)({'params': params}, x, jnp.array([0, 999]))
+  x, key = jax.random.normal(jax.random.key(1), shape), jax.random.key(0, impl='unsafe_rbg')
+  output, _ = jax.jit(model.init_with_output)(key, x, jnp.array([0, 999]))
   assert output.shape == shape
   assert 0 < np.abs(output).max() < 1e-3
 
@@ -495,14 +498,14 @@ def test_networks_of_any_number_of_axes_equal_float64(
   t, weights = np.array([3, 700]), rng.standard_normal((*shape[:-1], 2))
 
   def loss(params, x):
-    return (model.apply({'params': params}, x, t) * weights.astype(np.float32)).sum()
+    output = model.apply({'params': params}, x, t)
+    return (output * weights.astype(np.float32)).sum(), output
 
   in_float64 = jax.tree.map(np.float64, (params, x))
   expected = network(model, *in_float64, t)
-  output = jax.jit(model.apply)({'params': params}, x, t)
+  gradients, output = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
   assert output.shape == (*shape[:-1], 2)
   assert relative_error(output, expected) < 1e-5
-  gradients = jax.jit(jax.grad(loss, (0, 1)))(params, x)
   direction = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), (params, x))
   slope = sum(
     (np.float64(g) * d).sum()
@@ -547,8 +550,8 @@ def test_a_signal_is_a_picture_of_one_row(relative_error):
 
   rows = jax.tree_util.tree_map_with_path(in_a_row, params)
   # Attention where the first axis is as long as attn_resolutions says.
-  picture = model.clone(attn_resolutions=(1,)).apply({'params': rows}, x[:, None], t)
-  assert relative_error(picture[:, 0], model.apply({'params': params}, x, t)) < 1e-5
+  picture = jax.jit(model.clone(attn_resolutions=(1,)).apply)({'params': rows}, x[:, None], t)
+  assert relative_error(picture[:, 0], jax.jit(model.apply)({'params': params}, x, t)) < 1e-5
 
 
 @pytest.mark.slow

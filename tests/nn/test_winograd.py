@@ -1,5 +1,7 @@
 """Winograd's convolutions: what the plain ones are, to rounding, and their gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,15 +39,33 @@ PAIRS = {
 }
 
 
-def values_and_gradients(convolve, x, kernel, dy):
-  y, gradients = jax.vjp(convolve, x, kernel)
-  return [y, *gradients(dy)]
+def values_and_gradients(convolve, *arrays):
+  @jax.jit
+  def run(x, kernel, dy):
+    y, gradients = jax.vjp(convolve, x, kernel)
+    return [y, *gradients(dy)]
+
+  return jax.device_get(run(*arrays))
 
 
-def exact(convolve, *arrays):
-  """In float64."""
+@functools.cache
+def example(pair, shape):
+  """(x, kernel, dy) of a convolution, what the plain one makes of them, and that in float64."""
+  _, convolve, scale = PAIRS[pair]
+  (batch, *axes, channels), out_channels = SHAPES[shape]
+  rng = np.random.default_rng(0)
+  arrays = [
+    rng.standard_normal(shape, np.float32)
+    for shape in (
+      (batch, *axes, channels),
+      (*(3,) * len(axes), channels, out_channels),
+      (batch, *(n * scale for n in axes), out_channels),
+    )
+  ]
+  rounded = values_and_gradients(convolve, *arrays)
   with jax.enable_x64(True):
-    return values_and_gradients(convolve, *(jnp.asarray(np.asarray(a, np.float64)) for a in arrays))
+    exact = values_and_gradients(convolve, *map(np.float64, arrays))
+  return arrays, rounded, exact
 
 
 @pytest.mark.parametrize('chunk_bytes', [winograd.CHUNK_BYTES, 1])  # 1: a row of tiles at a time
@@ -55,15 +75,8 @@ def test_equals_the_plain_convolution_to_rounding(
   pair, shape, chunk_bytes, relative_error, monkeypatch
 ):
   monkeypatch.setattr(winograd, 'CHUNK_BYTES', chunk_bytes)
-  convolve, plain_convolve, scale = PAIRS[pair]
-  (batch, *axes, channels), out_channels = SHAPES[shape]
-  keys = jax.random.split(jax.random.key(0), 3)
-  x = jax.random.normal(keys[0], (batch, *axes, channels))
-  kernel = jax.random.normal(keys[1], (*(3,) * len(axes), channels, out_channels))
-  dy = jax.random.normal(keys[2], (batch, *(n * scale for n in axes), out_channels))
-  actual = values_and_gradients(convolve, x, kernel, dy)
-  expected = exact(plain_convolve, x, kernel, dy)
-  rounding = values_and_gradients(plain_convolve, x, kernel, dy)
+  arrays, rounding, expected = example(pair, shape)
+  actual = values_and_gradients(PAIRS[pair][0], *arrays)
   for output, rounded, truth in zip(actual, rounding, expected, strict=True):
     assert relative_error(output, truth) < max(2 * relative_error(rounded, truth), 6e-7)
 
