@@ -56,6 +56,9 @@ RECIPES = {
   'ema_warmup': {'optim.ema_warmup': 0.05},
 }
 RECIPES |= {  # the best ones together
+  'cosine_edm': RECIPES['cosine'] | RECIPES['edm'],
+  'cosine_hybrid': RECIPES['cosine'] | RECIPES['hybrid'],
+  'cosine_edm_hybrid': RECIPES['cosine'] | RECIPES['edm'] | RECIPES['hybrid'],
   'sigmoid_edm': RECIPES['sigmoid'] | RECIPES['edm'],
   'sigmoid_hybrid': RECIPES['sigmoid'] | RECIPES['hybrid'],
   'sigmoid_edm_hybrid': RECIPES['sigmoid'] | RECIPES['edm'] | RECIPES['hybrid'],
