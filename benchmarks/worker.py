@@ -52,11 +52,14 @@ def open_program():
   room = 'modes' if importlib.util.find_spec('ddpm_jax.config') is None else 'config'
   build = importlib.import_module(f'ddpm_jax.{room}.build')
 
+  def earlier_init_state(config, params):
+    return state.init_train_state(params, build.optimizer(config))
+
   return types.SimpleNamespace(
     build=build,
     devices=devices,
     compile_batch_fn=devices.compile_batch_fn,
-    init_train_state=state.init_train_state,
+    init_state=getattr(build, 'init_state', earlier_init_state),
     train_step=build.train_step,
     dispatches=lambda config, batches, **kwargs: loop.dispatches(
       batches, 0, build.plan(config), **kwargs
@@ -88,7 +91,7 @@ def open_earlier_program():
     build=build,
     devices=parallel,
     compile_batch_fn=parallel.pmap_batch_step,
-    init_train_state=train_state.init_train_state,
+    init_state=lambda config, params: train_state.init_train_state(params, build.optimizer(config)),
     train_step=build.train_steps,
     dispatches=lambda config, batches, **kwargs: train.dispatches(config, batches, 0, **kwargs),
     drawer=sample.Sampler,
@@ -145,7 +148,7 @@ class Training:
 
     @jax.jit
     def init():
-      return program.init_train_state(build.init_params(config), build.optimizer(config))
+      return program.init_state(config, build.init_params(config))
 
     self.state = jax.block_until_ready(devices.replicate(init()))
 
