@@ -63,6 +63,7 @@ RECIPES |= {  # the best ones together
   'sigmoid_hybrid': RECIPES['sigmoid'] | RECIPES['hybrid'],
   'sigmoid_edm_hybrid': RECIPES['sigmoid'] | RECIPES['edm'] | RECIPES['hybrid'],
 }
+RECIPES['sigmoid_edm_hybrid_rate'] = RECIPES['sigmoid_edm_hybrid'] | RECIPES['rate_cosine']
 # The nearest of samplers.py at so few and at more evaluations; after zero_snr, those it allows.
 FEW = 5
 FEW_SAMPLER, SAMPLER = {'sampler': 'unipc_3'}, {'sampler': 'dpmpp_2m_sde'}
