@@ -23,7 +23,7 @@ from worker import build, versions
 import ddpm_jax
 from ddpm_jax.codec import Search, parse_goal
 from ddpm_jax.codec.candidates import gaussian_pairs
-from ddpm_jax.codec.channel import Chunk, codebook_key, encode_step, index_frequencies
+from ddpm_jax.codec.channel import Chunk, codebook_key, encode_step, index_frequencies, kl_of
 from ddpm_jax.codec.range_coder import RangeEncoder
 
 SEARCH = Search()
@@ -95,12 +95,12 @@ def step_of(bits, count):
   return chunks, shift.reshape(count, -1).astype(np.float32), scale
 
 
-def search(chunks, shift, scale):
+def search(chunks, shift, scale, how=SEARCH):
   """The vectors that the codec sends: int [count, d]."""
   encoders = [RangeEncoder() for _ in shift]
   privates = [np.random.default_rng(i) for i in range(len(shift))]
   args = {'seed': 0, 'shift': shift, 'ratio': scale, 'privates': privates}
-  return encode_step(encoders, 0, chunks, SEARCH, **args).vectors
+  return encode_step(encoders, 0, chunks, how, **args).vectors
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -120,7 +120,6 @@ def search_plainly(chunks, shift, scale):
     for chunk in chunks:
       part = slice(chunk.first, chunk.last)
       m, s = mean[part].astype(np.float64), scale[part].astype(np.float64)
-      kl = ((s**2 + m**2 - 1) / 2 - np.log(s)).sum()
       count = (1 << len(index_frequencies(chunk.kl, SEARCH))) - 1
       vectors[row, part] = first_of_all(
         count,
@@ -128,7 +127,7 @@ def search_plainly(chunks, shift, scale):
         np.float32(m / s**2),
         np.float32((1 / s**2 - 1) / 2),
         np.float32((-(m**2) / (2 * s**2) - np.log(s)).sum()),
-        np.float32(kl - 1),
+        np.float32(kl_of(m, s) - 1),
       )
   return vectors
 
@@ -153,13 +152,8 @@ def searches(args):
 
 def peak_of(bits, count):
   """Largest resident memory of a process that searches with so many bits, MiB."""
-  step = step_of(12, count)
-  encoders = [RangeEncoder() for _ in range(count)]
-  privates = [np.random.default_rng(i) for i in range(count)]
-  chunks, shift, scale = step
-  shift = 3 * shift  # which no vector is good enough for, so that all are tried
-  args = {'seed': 0, 'shift': shift, 'ratio': scale, 'privates': privates}
-  encode_step(encoders, 0, chunks, Search(bits=bits), **args)
+  chunks, shift, scale = step_of(12, count)
+  search(chunks, 3 * shift, scale, Search(bits=bits))  # no vector will do, so that all are tried
   return peak_mib()
 
 

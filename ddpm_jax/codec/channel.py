@@ -208,6 +208,12 @@ def encode_step(
   return drawn
 
 
+def kl_of(shift: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+  """KL of q and p, in nats: float64 [...], summed over the elements [..., d]."""
+  shift, ratio = np.float64(shift), np.float64(ratio)
+  return ((ratio**2 + shift**2 - 1) / 2 - np.log(ratio)).sum(-1)
+
+
 class _Target:
   """The ratio q / p of a chunk, of several examples."""
 
@@ -220,7 +226,7 @@ class _Target:
 
   def kl(self):
     """Of q and p, in nats: float64 [B], the mean of L under q."""
-    return ((self.ratio**2 + self.shift**2 - 1) / 2 - np.log(self.ratio)).sum(-1)
+    return kl_of(self.shift, self.ratio)
 
   def log_ratio(self, z, rows, first, last):
     """Of the elements first, ..., last - 1 of z [..., n] for some rows: float64 [...]."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ddpm_jax.codec.candidates import threefry
-from ddpm_jax.codec.channel import Chunk
+from ddpm_jax.codec.channel import Chunk, kl_of
 from ddpm_jax.codec.tail import NUM_CLASSES, NUM_ZONES, Rounding, TailModel, classes_of, fit_tail
 from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.diffusion.schedules import NoiseSchedule
@@ -77,9 +77,7 @@ class Step:
       x_0: float32 [N, d].
       prediction: of the network before the step, likewise.
     """
-    shift, ratio = np.float64(self.shift(x_0, prediction)), np.float64(self.ratio)
-    nats = (ratio**2 + shift**2 - 1) / 2 - np.log(ratio)
-    return nats.sum(-1) / np.log(2)
+    return kl_of(self.shift(x_0, prediction), self.ratio) / np.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
