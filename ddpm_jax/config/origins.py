@@ -353,7 +353,7 @@ def with_dtype(config: ConfigDict, *models: str | os.PathLike[str] | None) -> Co
   if config.model.dtype != AUTO:
     return config
   config = config.copy_and_resolve_references()
-  config.model.dtype = devices.fast_dtype()
+  config.model.dtype = build.dtype_name(config)
   for given in filter(None, models):
     folder = _local_folder(given)
     stored = read_config(folder) if folder is not None and _has_model(folder) else None
