@@ -27,13 +27,15 @@ import jax
 import numpy as np
 import pytest
 
+from tests.compiling import SHORT_TO_COMPILE
+
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
-# Compiling is most of what the suite does, and a third of that is LLVM's. The backend reads its
-# flags once: processes that tests start optimise, as `make test-slow` does, and no result says so.
+# Compiling is most of what the suite does. The backend reads its flags once: processes that tests
+# start optimise, as `make test-slow` does, and no result says so.
 plain_flags = os.environ['XLA_FLAGS']
 if not os.environ.get('OPTIMISED'):
-  os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
+  os.environ['XLA_FLAGS'] += f' {SHORT_TO_COMPILE}'
 jax.devices()
 os.environ['XLA_FLAGS'] = plain_flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -12,6 +12,7 @@ import pytest
 from ddpm_jax.interop.tf_ddpm import params_from_tf, tf_name
 from ddpm_jax.nn import unet, winograd
 from ddpm_jax.nn.unet import AttnBlock, Downsample, ExampleDropout, ResnetBlock, UNet, Upsample
+from tests.compiling import RUNS_LONG
 
 PARAMETER_COUNTS = {
   'shapes_cifar10_unet2d16b2.json': 35_746_307,
@@ -205,9 +206,8 @@ def test_parameters_are_as_many_as_published(abstract_params, name):
 
 def test_initial_values_have_the_originals_bounds_and_spread(reference):
   # To draw 36 million values takes as long as all else, unless LLVM vectorises it.
-  optimised = {'xla_backend_optimization_level': 1}
   model = UNet(128, (1, 2, 2, 2), 2, (16,), 3)
-  params = init_params(model, (1, 32, 32, 3), compiler_options=optimised)
+  params = init_params(model, (1, 32, 32, 3), compiler_options=RUNS_LONG)
   values = {
     tf_name([key.key for key in path]): np.asarray(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)

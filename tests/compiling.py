@@ -1,0 +1,13 @@
+"""How the suite compiles: most programs in the least time, those that run long as users do."""
+
+import jax
+
+# XLA's emitters of fused loops are half of what compiling takes. jaxlib 0.10 can do without.
+_EMITTERS = {'xla_cpu_use_fusion_emitters': True} if jax.__version_info__ < (0, 11) else {}
+
+# XLA_FLAGS of the process that runs tests.
+SHORT_TO_COMPILE = ' '.join(
+  ['--xla_backend_optimization_level=0', *(f'--{name}=false' for name in _EMITTERS)]
+)
+# compiler_options of a program that runs long.
+RUNS_LONG = {'xla_backend_optimization_level': 2, **_EMITTERS}
