@@ -137,7 +137,7 @@ class Codec:
       UserError: values of any kind are to be lossless.
     """
     search = Search() if search is None else search
-    tail, header = self.table.tail(), self.header(seed, search, margin_bits)
+    tail, header = self.table.tail(self.shape), self.header(seed, search, margin_bits)
     if goal.is_lossless and tail is None:
       raise UserError(
         'values of any kind have no lossless end: give a target such as rmse:0.05 or bytes:400'
@@ -345,7 +345,7 @@ class Codec:
 
   def _read_tail(self, decoder, file, predicted):
     """(levels, None), or (None, a line on what is wrong)."""
-    tail = self.table.tail()
+    tail = self.table.tail(self.shape)
     assert tail is not None
     rounding = Rounding(tail.levels, file.header.margin_bits)
     try:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ddpm_jax.codec.candidates import threefry
 from ddpm_jax.codec.channel import Chunk, kl_of
-from ddpm_jax.codec.tail import NUM_CLASSES, NUM_ZONES, Rounding, TailModel, classes_of, fit_tail
+from ddpm_jax.codec.tail import MAX_FITTED, Rounding, TailModel, fit_tail, is_tail
 from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.errors import UserError
@@ -39,6 +39,7 @@ MIN_SECTION_BITS = 8
 _SHRINKAGE = 16  # examples' worth of the mean over elements in an element's error
 _LEAST_ERROR = 1e-7
 _ORDER_KEY = 0xC0DEC
+PLAN_NAMES = 'timesteps', 'path', 'chunk_counts', 'chunk_ends', 'chunk_kls'  # of arrays
 
 Predict = Callable[[np.ndarray, int], np.ndarray]  # (x_t float32 [N, ...], t) -> x_0 float32
 
@@ -119,9 +120,9 @@ class Table:
     """float32 [d], of the training data."""
     return (self.arrays['means'] / MEAN_UNIT).astype(np.float32)
 
-  def tail(self) -> TailModel | None:
-    """The lossless end; None for values of any kind."""
-    return None if self.levels is None else TailModel(self.arrays, self.levels)
+  def tail(self, shape: Sequence[int]) -> TailModel | None:
+    """The lossless end of examples of a shape; None for values of any kind."""
+    return None if self.levels is None else TailModel(self.arrays, self.levels, shape)
 
   def steps(self, schedule: NoiseSchedule) -> list[Step]:
     """The steps from nothing to where the lossless end begins."""
@@ -223,7 +224,8 @@ def fit_table(
   timesteps = grid(schedule)
   means = np.clip(np.rint(flat.mean(0) * MEAN_UNIT), -(2**15), 2**15 - 1).astype(np.int16)
   errors = [_error_codes(np.square(flat - means / MEAN_UNIT))]
-  tails: list[tuple[dict[str, np.ndarray], float]] = []
+  fitted = slice(max(1, MAX_FITTED // flat.shape[1]))  # of the examples, for the tail
+  rounded = []
   for i, t in enumerate(timesteps.tolist()):
     noise = np.random.default_rng([i, count]).standard_normal(x_0.shape, np.float32)
     a = np.float32(schedule.sqrt_alphas_cumprod[t])
@@ -231,17 +233,18 @@ def fit_table(
     prediction = predict(a * x_0 + b * noise, t).reshape(count, -1)
     errors.append(_error_codes(np.square(flat - prediction)))
     if levels is not None:
-      rounded = Rounding(levels, MARGIN_BITS).round(
-        prediction.ravel(), np.zeros(-(-prediction.size // 8), np.int64)
-      )
-      classes = classes_of(-errors[-1].astype(np.int64))
-      arrays, bits = fit_tail(
-        examples.reshape(count, -1).astype(np.int64), rounded.reshape(count, -1), classes, levels
-      )
-      tails.append(({**arrays, 'classes': classes}, bits))
+      part = prediction[fitted]
+      without = np.zeros(-(-part.size // 8), np.int64)
+      whole = Rounding(levels, MARGIN_BITS).round(part.ravel(), without)
+      rounded.append(whole.reshape(part.shape).astype(np.uint16))
     progress(i + 1, len(timesteps))
   codes = np.stack(errors)
-  path = plan_path(schedule, timesteps, codes, [bits for _, bits in tails] or None)
+  costs, comes_from = plan_paths(schedule, timesteps, codes)
+  end, tail = len(timesteps) - 1, {}
+  if levels is not None:
+    values = examples[fitted].reshape(-1, flat.shape[1]).astype(np.int64)
+    end, tail = _cheapest_tail(costs, values, rounded, levels, x_0.shape[1:])
+  path = _path_to(end, comes_from)
   arrays = {
     'timesteps': timesteps.astype(np.int32),
     'errors': codes,
@@ -249,7 +252,19 @@ def fit_table(
     'levels': np.array([levels or 0], np.int32),
     **plan_chunks(schedule, timesteps, codes, path),
   }
-  return Table(arrays | (tails[path[-1]][0] if tails else {}))
+  return Table(arrays | tail)
+
+
+def _cheapest_tail(costs, values, rounded, levels, shape):
+  """(row, arrays of the tail): where the chain up to there and the tail cost least together."""
+  least, found = np.inf, (len(costs) - 1, {})
+  for row in reversed(range(len(costs))):
+    arrays, bits = fit_tail(values, rounded[row].astype(np.int64), levels, shape)
+    if costs[row] + bits < least:
+      least, found = costs[row] + bits, (row, arrays)
+    elif bits >= least:  # and with more noise all the more
+      break
+  return found
 
 
 def _error_codes(squares):
@@ -266,19 +281,18 @@ def expected_kl(schedule: NoiseSchedule, t: int | None, s: int, codes: np.ndarra
   return 0.5 * np.log2(1 + gain * errors_of(codes))
 
 
-def plan_path(
-  schedule: NoiseSchedule,
-  timesteps: np.ndarray,
-  codes: np.ndarray,
-  tail_bits: Sequence[float] | None,
-) -> list[int]:
-  """The rows of the grid that steps lead to, by which an example costs least (a shortest path).
+def plan_paths(
+  schedule: NoiseSchedule, timesteps: np.ndarray, codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The steps by which an example gets to each row of the grid for the least bits.
 
   Args:
     schedule: NoiseSchedule.
     timesteps: int [G], decreasing.
     codes: uint16 [G + 1, d], as Table has them.
-    tail_bits: what the lossless end costs from each row; None: the path goes to the last row.
+
+  Returns:
+    (bits to each row, float64 [G]; the row before it, int [G], -1 for none): shortest paths.
   """
   count = len(timesteps)
   best, comes_from = np.full(count, np.inf), np.full(count, -1)
@@ -290,7 +304,10 @@ def plan_path(
       cost = so_far + bits + OVERHEAD_BITS * max(1, np.ceil(bits / CHUNK_BITS)) + STEP_BITS
       if cost < best[j]:
         best[j], comes_from[j] = cost, i
-  end = count - 1 if tail_bits is None else int(np.argmin(best + np.asarray(tail_bits)))
+  return best, comes_from
+
+
+def _path_to(end, comes_from):
   path = [end]
   while comes_from[path[-1]] >= 0:
     path.append(int(comes_from[path[-1]]))
@@ -323,17 +340,15 @@ def plan_chunks(
   }
 
 
-def check_arrays(arrays: Mapping[str, np.ndarray], size: int, levels: int | None) -> bool:
-  """Whether arrays of a file are those of a table, for examples of so many elements and levels."""
-  names = {'timesteps', 'errors', 'means', 'levels', 'path', 'chunk_counts', 'chunk_ends'}
-  names |= {'chunk_kls'}
-  if levels is not None:
-    names |= {'classes', *(('prior', 'shapes', 'weights') if levels <= 256 else ('lengths',))}
-  if set(arrays) != names or arrays['means'].shape != (size,):
+def check_arrays(
+  arrays: Mapping[str, np.ndarray], shape: Sequence[int], levels: int | None
+) -> bool:
+  """Whether arrays of a file are those of a table, for examples of a shape and so many levels."""
+  names, size = {*PLAN_NAMES, 'errors', 'means', 'levels'}, int(np.prod(shape))
+  rest = {name: x for name, x in arrays.items() if name not in names}
+  if not names <= set(arrays) or not (is_tail(rest, levels, shape) if levels else not rest):
     return False
-  if levels is not None and levels <= 256:
-    shape = arrays['shapes'].shape[:1]
-    if arrays['weights'].shape != (NUM_CLASSES, NUM_ZONES, *shape):
-      return False
   fits = arrays['errors'].shape == (len(arrays['timesteps']) + 1, size)
-  return bool(fits and arrays['levels'].tolist() == [levels or 0])
+  return bool(
+    fits and arrays['means'].shape == (size,) and arrays['levels'].tolist() == [levels or 0]
+  )

@@ -5,15 +5,21 @@ levels (or, of fine levels, to multiples of several), after an offset, one for e
 elements, which keeps every element of the block away from where its rounding turns. From there on
 all is integer arithmetic.
 
+Neighbours err alike. So what an element's neighbours before it differ by from their predictions is
+known on both sides, and corrects its own: a sum of their differences, with weights that least
+squares give. And how far corrected neighbours were off, summed, is the element's context.
+
 Up to 256 levels, an element has the frequencies of a mixture: component k gives level l of an
 element predicted as m the share prior[l] shapes[k][l - m + 255], normalised; the prior and the
-weights of the components go by the element's class, the weights also by the prediction. Of more
-levels, the difference l - m is sent: how long it is and its first digits by frequencies of the
-class, and the rest as bits.
+weights of the components go by the element's class, the weights also by its context and the
+prediction. Of more levels, the difference l - m is sent: how long it is and its first digits by
+frequencies of class and context, and the rest as bits.
 """
 
+import bisect
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +29,12 @@ from ddpm_jax.codec.range_coder import RangeDecoder, RangeEncoder
 SMALL = 256  # levels
 NUM_CLASSES = 8  # of elements, by how well they are predicted
 NUM_ZONES = 8  # of predictions
+NUM_CONTEXTS = 8  # of elements, by how far their neighbours were off
+FILTER_BITS = 8  # of the weights of neighbours
+_REACH, _REACH_OF_SIGNALS, _REACH_OF_CHANNELS = 1, 4, 4
+_RIDGE = 1e-4
 NUM_OFFSETS = 64
+MAX_FITTED = 1 << 20  # elements of examples that a fit need not exceed
 SCALES = (0.15, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 25.0, 60.0)  # of logistic components, in levels
 MIN_BLOCK, MAX_BLOCK = 8, 256
 EXTRA_DIGITS = 2  # of a long difference that have frequencies, beside its first
@@ -81,47 +92,90 @@ def zone_of(predicted: np.ndarray, levels: int) -> np.ndarray:
   return predicted * NUM_ZONES // levels
 
 
+class Neighbours:
+  """The neighbours of an example's elements that come before them, in memory's order.
+
+  Their places differ by up to 1 along each axis (4 where there is one), and by up to 4 channels.
+  Beyond the borders the example goes on with zeros.
+
+  Attributes:
+    places: of the elements in a flat array with borders, int [d].
+    offsets: of the neighbours from there, negative ints.
+    size: of the array with borders.
+  """
+
+  def __init__(self, shape: Sequence[int]) -> None:
+    """For examples of a shape, channels last."""
+    axes = len(shape) - 1
+    reach = [_REACH_OF_SIGNALS if axes == 1 else _REACH] * axes
+    reach.append(min(_REACH_OF_CHANNELS, shape[-1] - 1))
+    bordered = [length + 2 * r for length, r in zip(shape, reach, strict=True)]
+    strides = np.cumprod([1, *bordered[:0:-1]])[::-1]
+    inside = tuple(slice(r, r + length) for r, length in zip(reach, shape, strict=True))
+    self.size = int(np.prod(bordered))
+    self.places = np.arange(self.size).reshape(bordered)[inside].ravel()
+    away = itertools.product(*(range(-r, r + 1) for r in reach))
+    self.offsets = [int(np.dot(a, strides)) for a in away if a < (0,) * len(shape)]
+
+  def of(self, values: np.ndarray) -> Iterator[np.ndarray]:
+    """What values [N, d] are at each neighbour: [N, d], one after the other."""
+    bordered = np.zeros((len(values), self.size), values.dtype)
+    bordered[:, self.places] = values
+    return (bordered[:, self.places + offset] for offset in self.offsets)
+
+
 class TailModel:
   """The integers of the lossless end, as a table has them.
 
   Args:
-    arrays: classes uint8 [d]; up to 256 levels prior uint32 [classes, levels], shapes uint32
-      [K, 511] and weights uint16 [classes, zones, K]; of more, lengths uint32 [classes, symbols].
+    arrays: classes uint8 [d]; filter int16 [C, neighbours] and edges uint32 [C, contexts - 1]; up
+      to 256 levels prior uint32 [classes, levels], shapes uint32 [K, 511] and weights uint16
+      [classes, contexts, zones, K]; of more, lengths uint32 [classes, contexts, symbols]. Without
+      filter and edges there is no axis of contexts, and predictions are not corrected.
     levels: of the data.
+    shape: of an example.
   """
 
-  def __init__(self, arrays: Mapping[str, np.ndarray], levels: int) -> None:
+  def __init__(self, arrays: Mapping[str, np.ndarray], levels: int, shape: Sequence[int]) -> None:
     """Holds the arrays."""
-    self.levels, self._arrays = levels, arrays
+    self.levels, self._arrays = levels, dict(arrays)
     self.classes = arrays['classes'].astype(np.int64)
-    self._rows: dict[tuple[int, int], np.ndarray] = {}
+    self._neighbours, channels = Neighbours(shape), shape[-1]
+    if 'filter' not in arrays:
+      self._arrays['filter'] = np.zeros((channels, len(self._neighbours.offsets)), np.int16)
+      self._arrays['edges'] = np.zeros((channels, 0), np.uint32)
+      name = 'weights' if levels <= SMALL else 'lengths'
+      self._arrays[name] = arrays[name][:, None]
+    self._rows: dict[tuple[int, int, int], np.ndarray] = {}
 
-  def cumulative(self, class_: int, predicted: int) -> np.ndarray:
+  def cumulative(self, class_: int, context: int, predicted: int) -> np.ndarray:
     """Of the levels (up to 256), or of the symbols of a difference: int64 [K + 1]."""
-    key = class_, predicted if self.levels <= SMALL else 0
+    key = class_, context, predicted if self.levels <= SMALL else 0
     if key not in self._rows:
       if self.levels <= SMALL:
         frequencies = self._frequencies(*key)
       else:
-        frequencies = self._arrays['lengths'][class_].astype(np.int64)
+        frequencies = self._arrays['lengths'][class_, context].astype(np.int64)
       self._rows[key] = np.concatenate([[0], np.cumsum(frequencies)])
     return self._rows[key]
 
-  def _frequencies(self, class_, predicted):
+  def _frequencies(self, class_, context, predicted):
     arrays, levels = self._arrays, self.levels
     place = SMALL - 1 - predicted
     shares = arrays['shapes'][:, place : place + levels].astype(np.int64)
     shares = shares * arrays['prior'][class_].astype(np.int64)
     shares = (shares << 18) // shares.sum(1, keepdims=True)
-    weights = arrays['weights'][class_, zone_of(predicted, levels)].astype(np.int64)
+    weights = arrays['weights'][class_, context, zone_of(predicted, levels)].astype(np.int64)
     return 1 + ((weights @ shares) * (_TOTAL - levels) >> 30)
 
   def write(self, encoder: RangeEncoder, values: np.ndarray, predicted: np.ndarray) -> None:
     """Writes levels, int [d], given predictions in levels, int [d]."""
-    for class_, value, middle in zip(
-      self.classes.tolist(), values.tolist(), predicted.tolist(), strict=True
-    ):
-      cumulative = self.cumulative(class_, middle)
+    known = self._neighbours, values[None], predicted[None], self.levels
+    middles = corrected(*known, self._arrays['filter'])
+    contexts = contexts_of(self._neighbours, values[None] - middles, self._arrays['edges'])
+    of_elements = self.classes, contexts[0], values, middles[0]
+    for class_, context, value, middle in zip(*(x.tolist() for x in of_elements), strict=True):
+      cumulative = self.cumulative(class_, context, middle)
       symbol, rest, num_bits = value, 0, 0
       if self.levels > SMALL:
         symbol, rest, num_bits = split_difference(value - middle)
@@ -131,14 +185,54 @@ class TailModel:
 
   def read(self, decoder: RangeDecoder, predicted: np.ndarray) -> np.ndarray:
     """Reads what `write` wrote: int64 [d]."""
-    values = []
-    for class_, middle in zip(self.classes.tolist(), predicted.tolist(), strict=True):
-      value = decoder.decode(self.cumulative(class_, middle))
+    weights, edges = self._arrays['filter'].tolist(), self._arrays['edges'].tolist()
+    offsets, num_channels, values = self._neighbours.offsets, len(weights), []
+    # What elements differ by from their predictions, and from their corrected ones, absolutely.
+    differences, away = [0] * self._neighbours.size, [0] * self._neighbours.size
+    of_elements = self.classes, predicted, self._neighbours.places
+    for i, (class_, expected, place) in enumerate(
+      zip(*(x.tolist() for x in of_elements), strict=True)
+    ):
+      channel = i % num_channels
+      total = sum(
+        w * differences[place + o] for w, o in zip(weights[channel], offsets, strict=True)
+      )
+      middle = expected + (total + (1 << FILTER_BITS - 1) >> FILTER_BITS)
+      middle = min(max(middle, 0), self.levels - 1)
+      context = bisect.bisect_right(edges[channel], sum(away[place + o] for o in offsets))
+      value = decoder.decode(self.cumulative(class_, context, middle))
       if self.levels > SMALL:
         sign, num_bits, high = parts_of_symbol(value)
         value = middle + sign * ((high << num_bits) + decoder.decode_bits(num_bits))
+        value = min(max(value, 0), self.levels - 1)  # of a damaged file
+      differences[place], away[place] = value - expected, abs(value - middle)
       values.append(value)
-    return np.clip(np.array(values, np.int64), 0, self.levels - 1)
+    return np.array(values, np.int64)
+
+
+def corrected(
+  neighbours: Neighbours,
+  values: np.ndarray,
+  predicted: np.ndarray,
+  levels: int,
+  weights: np.ndarray,
+) -> np.ndarray:
+  """Predictions [N, d] corrected by what neighbours differ by from theirs, in levels, int64."""
+  differences = (values - predicted).astype(np.int64)
+  repeats = values.shape[1] // len(weights)
+  total = np.full(values.shape, 1 << FILTER_BITS - 1)
+  for weight, of_neighbour in zip(weights.T, neighbours.of(differences), strict=True):
+    total += np.tile(weight.astype(np.int64), repeats) * of_neighbour
+  return np.clip(predicted + (total >> FILTER_BITS), 0, levels - 1)
+
+
+def contexts_of(neighbours: Neighbours, away: np.ndarray, edges: np.ndarray) -> np.ndarray:
+  """Contexts, int [N, d], of elements whose corrected predictions are so far off, int [N, d]."""
+  total, found = sum(neighbours.of(np.abs(away))), np.empty(away.shape, np.int64)
+  for channel, of_channel in enumerate(edges):
+    part = slice(channel, None, len(edges))
+    found[:, part] = np.searchsorted(of_channel, total[:, part], side='right')
+  return found
 
 
 def split_difference(difference: int) -> tuple[int, int, int]:
@@ -167,38 +261,87 @@ def num_symbols(levels: int) -> int:
 
 
 def classes_of(errors: np.ndarray) -> np.ndarray:
-  """The class of each element, uint8 [d]: classes of as many elements by their errors, ints [d]."""
+  """The class of each element, uint8 [d]: classes of as many elements by their errors [d]."""
   order = np.argsort(errors, kind='stable')
   classes = np.empty(len(errors), np.uint8)
   classes[order] = np.arange(len(errors)) * NUM_CLASSES // len(errors)
   return classes
 
 
+def is_tail(arrays: Mapping[str, np.ndarray], levels: int, shape: Sequence[int]) -> bool:
+  """Whether arrays are those of a TailModel, by their names and shapes."""
+  found = {name: x.shape for name, x in arrays.items()}
+  num_shapes, channels = found.get('shapes', (0,))[0], shape[-1]
+  contexts: tuple[int, ...] = (NUM_CONTEXTS,) if 'filter' in found else ()
+  expected: dict[str, tuple[int, ...]] = {'classes': (int(np.prod(shape)),)}
+  if levels <= SMALL:
+    expected['prior'], expected['shapes'] = (NUM_CLASSES, levels), (num_shapes, 2 * SMALL - 1)
+    expected['weights'] = NUM_CLASSES, *contexts, NUM_ZONES, num_shapes
+  else:
+    expected['lengths'] = NUM_CLASSES, *contexts, num_symbols(levels)
+  if contexts:
+    expected['filter'] = channels, len(Neighbours(shape).offsets)
+    expected['edges'] = channels, NUM_CONTEXTS - 1
+  return found == expected
+
+
 def fit_tail(
-  values: np.ndarray, predicted: np.ndarray, classes: np.ndarray, levels: int
+  values: np.ndarray, predicted: np.ndarray, levels: int, shape: Sequence[int]
 ) -> tuple[dict[str, np.ndarray], float]:
   """Fits the arrays of a TailModel, and says what they cost.
 
   Args:
     values: levels int [N, d].
     predicted: in levels, int [N, d].
-    classes: uint8 [d].
     levels: of the data.
+    shape: of an example.
 
   Returns:
     (arrays, bits of an example).
   """
-  if levels > SMALL:
-    return _fit_lengths(values, predicted, classes, levels)
-  kinds, counts = _joint_counts(values, predicted, classes, levels)
-  prior = np.bincount(
-    (classes.astype(np.int64) * levels + values).ravel(), minlength=NUM_CLASSES * levels
-  ).reshape(NUM_CLASSES, levels)
-  prior = prior + 0.25
+  neighbours = Neighbours(shape)
+  weights = _fit_filter(neighbours, values - predicted, shape[-1])
+  middles = corrected(neighbours, values, predicted, levels, weights)
+  away = values - middles
+  classes = classes_of(np.square(away).mean(0))
+  edges = _fit_edges(neighbours, away, shape[-1])
+  cells = classes.astype(np.int64) * NUM_CONTEXTS + contexts_of(neighbours, away, edges)
+  fit = _fit_lengths if levels > SMALL else _fit_mixture
+  arrays, bits = fit(values, middles, cells, levels)
+  return {'classes': classes, 'filter': weights, 'edges': edges, **arrays}, bits
+
+
+def _fit_filter(neighbours, differences, num_channels):
+  """Weights of the neighbours of each channel, int16 [C, n], by least squares."""
+  count = len(neighbours.offsets)
+  products, targets = np.zeros((num_channels, count, count)), np.zeros((num_channels, count))
+  for of_example in np.float64(differences)[:, None]:  # as many examples as memory has
+    near = np.stack(list(neighbours.of(of_example))).reshape(count, -1, num_channels)
+    products += np.einsum('ipc,jpc->cij', near, near)
+    targets += np.einsum('ipc,pc->ci', near, of_example.reshape(-1, num_channels))
+  scale = np.maximum(np.einsum('cii->c', products) / max(count, 1), 1)
+  ridge = _RIDGE * scale[:, None, None] * np.eye(count)
+  weights = np.linalg.solve(products + ridge, targets[..., None])[..., 0]
+  return np.clip(np.rint(weights * (1 << FILTER_BITS)), -(2**15), 2**15 - 1).astype(np.int16)
+
+
+def _fit_edges(neighbours, away, num_channels):
+  """Where contexts begin, of each channel, uint32 [C, contexts - 1]: all have as many elements."""
+  total = sum(neighbours.of(np.abs(away))).reshape(-1, num_channels)
+  shares = np.arange(1, NUM_CONTEXTS) / NUM_CONTEXTS
+  return np.quantile(total, shares, axis=0, method='nearest').T.astype(np.uint32)
+
+
+def _fit_mixture(values, predicted, cells, levels):
+  """The mixtures of classes and contexts, whose numbers are cells [N, d]."""
+  kinds, counts = _joint_counts(values, predicted, cells, levels)
+  cell, zone, middle, value = kinds.T
+  class_ = cell // NUM_CONTEXTS
+  prior = np.bincount(class_ * levels + value, counts, NUM_CLASSES * levels)
+  prior = prior.reshape(NUM_CLASSES, levels) + 0.25
   prior = 1 + np.rint(prior / prior.sum(1, keepdims=True) * (_PRIOR_ONE - levels))
   shapes = np.stack([_logistic(scale) for scale in SCALES])
   shapes = 1 + np.rint(shapes * (_SHAPE_ONE - shapes.shape[1]))
-  class_, zone, middle, value = kinds.T
   # [K, pairs]: what each component gives to the levels that are there.
   given = np.empty((len(SCALES), len(kinds)))
   places = np.arange(levels)[None] - np.arange(levels)[:, None] + SMALL - 1
@@ -207,32 +350,39 @@ def fit_tail(
     # Not a matrix product, whose threads wait for each other where the cores are busy.
     normaliser = np.einsum('cl,ml->cm', prior, of_pairs)  # [classes, predictions]
     given[k] = shape[value - middle + SMALL - 1] * prior[class_, value] / normaliser[class_, middle]
-  weights = np.full((NUM_CLASSES, NUM_ZONES, len(SCALES)), 1 / len(SCALES))
-  place = class_ * NUM_ZONES + zone
+  num_places = NUM_CLASSES * NUM_CONTEXTS * NUM_ZONES
+  weights = np.full((num_places, len(SCALES)), 1 / len(SCALES))
+  place = cell * NUM_ZONES + zone
   for _ in range(_EM_STEPS):
-    shares = weights[class_, zone].T * given
+    shares = weights[place].T * given
     shares = shares / shares.sum(0) * counts
-    of_places = [np.bincount(place, share, NUM_CLASSES * NUM_ZONES) for share in shares]
-    sums = np.stack(of_places, -1).reshape(weights.shape)
-    # Where there are few examples, the weights are those of the class.
-    sums = sums + 4 * (sums.sum(1, keepdims=True) + 1) / (sums.sum((1, 2), keepdims=True) + 9)
-    weights = sums / sums.sum(2, keepdims=True)
-  mixed = (weights[class_, zone].T * given).sum(0)
+    sums = np.stack([np.bincount(place, share, num_places) for share in shares], -1)
+    sums = sums.reshape(NUM_CLASSES, NUM_CONTEXTS, NUM_ZONES, len(SCALES))
+    # Where there are few examples, the weights are those of the context, or of the class.
+    of_contexts = sums.sum(2, keepdims=True) + _pseudo_counts(sums.sum((1, 2), keepdims=True))
+    sums = sums + _pseudo_counts(of_contexts)
+    weights = (sums / sums.sum(-1, keepdims=True)).reshape(num_places, -1)
+  mixed = (weights[place].T * given).sum(0)
   bits = -(counts * np.log2(np.maximum(mixed, 1e-6))).sum() / len(values)
   arrays = {
     'prior': prior.astype(np.uint32),
     'shapes': shapes.astype(np.uint32),
-    'weights': _whole(weights, _WEIGHT_ONE).astype(np.uint16),
+    'weights': _whole(weights, _WEIGHT_ONE).astype(np.uint16).reshape(sums.shape),
   }
   return arrays, float(bits)
 
 
-def _joint_counts(values, predicted, classes, levels):
-  """(distinct (class, zone, prediction, level) [n, 4], how often each is there [n])."""
-  codes = (classes.astype(np.int64) * levels + predicted) * levels + values
+def _pseudo_counts(sums):
+  """Four, distributed as sums are."""
+  return 4 * (sums + 1) / (sums + 1).sum(-1, keepdims=True)
+
+
+def _joint_counts(values, predicted, cells, levels):
+  """(distinct (cell, zone, prediction, level) [n, 4], how often each is there [n])."""
+  codes = (cells * levels + predicted) * levels + values
   found, counts = np.unique(codes.ravel(), return_counts=True)
-  class_, middle, value = found // levels**2, found // levels % levels, found % levels
-  return np.stack([class_, zone_of(middle, levels), middle, value], 1), counts
+  cell, middle, value = found // levels**2, found // levels % levels, found % levels
+  return np.stack([cell, zone_of(middle, levels), middle, value], 1), counts
 
 
 def _logistic(scale):
@@ -248,15 +398,17 @@ def _whole(shares, one):
   return floors
 
 
-def _fit_lengths(values, predicted, classes, levels):
-  count = num_symbols(levels)
+def _fit_lengths(values, predicted, cells, levels):
+  count, num_cells = num_symbols(levels), NUM_CLASSES * NUM_CONTEXTS
   symbols = _symbols(values.astype(np.int64) - predicted)
-  codes = classes.astype(np.int64) * count + symbols
-  found = np.bincount(codes.ravel(), minlength=NUM_CLASSES * count).reshape(NUM_CLASSES, count)
-  smooth = found + 0.5
-  frequencies = 1 + np.rint(smooth / smooth.sum(1, keepdims=True) * (_TOTAL - count))
+  found = np.bincount((cells * count + symbols).ravel(), minlength=num_cells * count)
+  found = found.reshape(NUM_CLASSES, NUM_CONTEXTS, count)
+  # Where there are few examples, the frequencies are those of the class.
+  of_class = found.sum(1, keepdims=True) + 0.5
+  smooth = found + 16 * of_class / of_class.sum(-1, keepdims=True)
+  frequencies = 1 + np.rint(smooth / smooth.sum(-1, keepdims=True) * (_TOTAL - count))
   rest = np.array([parts_of_symbol(symbol)[1] for symbol in range(count)])
-  costs = rest - np.log2(frequencies / frequencies.sum(1, keepdims=True))
+  costs = rest - np.log2(frequencies / frequencies.sum(-1, keepdims=True))
   return {'lengths': frequencies.astype(np.uint32)}, float((found * costs).sum() / len(values))
 
 

@@ -68,7 +68,7 @@ def make_codec(
   levels = build.levels(config)
   if file.is_file():
     arrays = {name: np.array(x) for name, x in open_npz(file, verify=True).items()}
-    if not check_arrays(arrays, int(np.prod(shape)), levels):
+    if not check_arrays(arrays, shape, levels):
       raise damaged(file, 'it is no table of this model')
     table = Table(arrays)
   else:

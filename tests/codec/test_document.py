@@ -2,6 +2,7 @@
 
 import binascii
 import hashlib
+import itertools
 import math
 import zlib
 
@@ -10,7 +11,12 @@ import pytest
 
 from ddpm_jax.codec import Codec, Goal, Search, fit_table
 from tests.codec import gaussian
-from tests.codec.gaussian import SCHEDULE, SHAPE, predict
+from tests.codec.gaussian import SCHEDULE, SHAPE
+
+
+def predict(x_t, t):
+  return np.clip(gaussian.predict(x_t, t), -1, 1)
+
 
 POWERS = [round(2 ** (16 - j / 16)) for j in range(16)]
 
@@ -173,14 +179,26 @@ def decode(data, table, alphas_cumprod, network):
   block = min(max(2 ** int(math.log2(share)), 8), 256)
   f = [max(16, 65536 * 5**j // 8**j) for j in range(64)]
   offsets = [code.symbol(f) for _ in range(-(-d // block))]
-  found = []
-  for i in range(d):
+  n = len(shape)
+  reach = [4 if n == 2 else 1] * (n - 1) + [min(4, shape[-1] - 1)]
+  away = [[0]]
+  for r in reach:
+    away = [[*a, step] for a in away for step in range(-r, r + 1)]
+  away = [a[1:] for a in away if a[1:] < [0] * n]
+  found, differences, amounts = [], {}, {}
+  for i, place in enumerate(itertools.product(*map(range, shape))):
     offset = ((79 * offsets[i // block] + 64) % 128 - 64) / 128
     m = unit * math.floor((x_0_hat[i] + 1) * (levels - 1) / (2 * unit) + 0.5 + offset)
-    m, c = min(max(m, 0), levels - 1), int(table['classes'][i])
+    expected, c = min(max(m, 0), levels - 1), int(table['classes'][i])
+    near = [tuple(p + q for p, q in zip(place, a, strict=True)) for a in away]
+    weights = table['filter'][place[-1]].tolist()
+    total = sum(w * differences.get(p, 0) for w, p in zip(weights, near, strict=True))
+    m = min(max(expected + math.floor((total + 128) / 256), 0), levels - 1)
+    amount = sum(amounts.get(p, 0) for p in near)
+    context = sum(edge <= amount for edge in table['edges'][place[-1]].tolist())
     if levels <= 256:
       mixed = [0] * levels
-      for k, weight in enumerate(table['weights'][c][8 * m // levels].tolist()):
+      for k, weight in enumerate(table['weights'][c, context, 8 * m // levels].tolist()):
         g = [
           int(table['shapes'][k][level - m + 255]) * int(table['prior'][c][level])
           for level in range(levels)
@@ -189,11 +207,12 @@ def decode(data, table, alphas_cumprod, network):
         mixed = [x + weight * ((y << 18) // total) for x, y in zip(mixed, g, strict=True)]
       found.append(code.symbol([1 + (x * (2**16 - levels) >> 30) for x in mixed]))
     else:
-      y = code.symbol(table['lengths'][c].tolist())
+      y = code.symbol(table['lengths'][c, context].tolist())
       p = (y + 1) // 2
       n = max(0, p // 4 - 1)
       difference = ((p - 4 * n) << n) + code.bits(n)
       found.append(m + (difference if y % 2 else -difference))
+    differences[place], amounts[place] = found[-1] - expected, abs(found[-1] - m)
   picture = np.array(found).reshape(shape)
   assert zlib.crc32(picture.astype('>u2').tobytes()) == int.from_bytes(joined[-4:], 'big')
   return picture, x_0_hat.reshape(shape)

@@ -93,12 +93,12 @@ def test_the_id_is_that_of_the_content(tmp_path):
 def test_a_table_of_another_model_is_known(levels):
   arrays = table(levels).arrays if levels else {
     name: x for name, x in table().arrays.items()
-    if name not in ('classes', 'prior', 'shapes', 'weights')
+    if name not in ('classes', 'prior', 'shapes', 'weights', 'filter', 'edges')
   } | {'levels': np.zeros(1, np.int32)}  # fmt: skip
-  assert check_arrays(arrays, SIZE, levels)
-  assert not check_arrays(arrays, SIZE + 1, levels)
-  assert not check_arrays(arrays, SIZE, 17)
-  assert not check_arrays({**arrays, 'more': arrays['means']}, SIZE, levels)
+  assert check_arrays(arrays, SHAPE, levels)
+  assert not check_arrays(arrays, (*SHAPE[:2], 5), levels)
+  assert not check_arrays(arrays, SHAPE, 17)
+  assert not check_arrays({**arrays, 'more': arrays['means']}, SHAPE, levels)
 
 
 def test_one_example_is_too_few():

@@ -6,10 +6,13 @@ import pytest
 from ddpm_jax.codec.range_coder import RangeDecoder, RangeEncoder
 from ddpm_jax.codec.tail import (
   NUM_CLASSES,
+  NUM_CONTEXTS,
+  Neighbours,
   Rounding,
   TailModel,
   classes_of,
   fit_tail,
+  is_tail,
   num_symbols,
   parts_of_symbol,
   read_offsets,
@@ -17,6 +20,7 @@ from ddpm_jax.codec.tail import (
   write_offsets,
 )
 
+SHAPE = 5, 4, 2
 SIZE = 40
 
 
@@ -30,9 +34,9 @@ def data(levels, seed=0, count=3000):
 
 def model_of(levels):
   values, predicted = data(levels)
-  classes = classes_of(np.arange(SIZE))
-  arrays, bits = fit_tail(values, predicted, classes, levels)
-  return TailModel({**arrays, 'classes': classes}, levels), bits
+  arrays, bits = fit_tail(values, predicted, levels, SHAPE)
+  assert is_tail(arrays, levels, SHAPE)
+  return TailModel(arrays, levels, SHAPE), bits
 
 
 @pytest.mark.parametrize('levels', [2, 17, 256, 257, 4096, 65536])
@@ -63,10 +67,10 @@ def test_the_cost_is_the_entropy_of_the_differences():
 
 def test_levels_that_are_never_there_cost_little():
   values, predicted = data(17)
-  arrays, bits = fit_tail(15 * values, 15 * predicted, classes_of(np.arange(SIZE)), 256)
-  _, expected = fit_tail(values, predicted, classes_of(np.arange(SIZE)), 17)
+  arrays, bits = fit_tail(15 * values, 15 * predicted, 256, SHAPE)
+  _, expected = fit_tail(values, predicted, 17, SHAPE)
   assert bits < expected + 0.1 * SIZE
-  sums = [TailModel({**arrays, 'classes': classes_of(np.arange(SIZE))}, 256).cumulative(0, 60)[-1]]
+  sums = [TailModel(arrays, 256, SHAPE).cumulative(0, 3, 60)[-1]]
   assert all(0 < total <= 1 << 16 for total in sums)
 
 
@@ -111,3 +115,68 @@ def test_classes_have_as_many_elements():
   classes = classes_of(np.arange(80)[::-1])
   assert np.bincount(classes).tolist() == [10] * NUM_CLASSES
   assert classes[0] == NUM_CLASSES - 1
+
+
+@pytest.mark.parametrize('shape', [(3, 1), (9, 2), (4, 5, 3), (3, 2, 4, 1), (2, 3, 12)])
+def test_neighbours_come_before_and_are_as_near_as_can_be(shape):
+  neighbours = Neighbours(shape)
+  reach = [4 if len(shape) == 2 else 1] * (len(shape) - 1) + [min(4, shape[-1] - 1)]
+  numbers = np.arange(1, np.prod(shape) + 1).reshape(1, *shape)
+  found = np.stack(list(neighbours.of(numbers.reshape(1, -1))))[:, 0]
+  bordered = np.pad(numbers[0], [(r, r) for r in reach])
+  for i, place in enumerate(np.ndindex(*shape)):
+    part = tuple(slice(p, p + 2 * r + 1) for p, r in zip(place, reach, strict=True))
+    around = bordered[part].ravel()
+    assert found[:, i].tolist() == around[: len(around) // 2].tolist()
+    assert found[:, i].max(initial=0) < i + 1
+
+
+def alike(levels, count=600, seed=0):
+  """Values and predictions whose errors neighbours share in part, more in some examples."""
+  rng = np.random.default_rng(seed)
+  predicted = rng.integers(levels // 4, 3 * levels // 4, (count, SIZE))
+  noise = rng.normal(size=(count, *SHAPE)) * rng.uniform(1, 6, (count, 1, 1, 1)) * levels / 256
+  shared = np.cumsum(np.cumsum(noise, axis=1), axis=2) / 2
+  return np.clip(np.rint(predicted + shared.reshape(count, -1)), 0, levels - 1).astype(
+    int
+  ), predicted
+
+
+@pytest.mark.parametrize('levels', [256, 4096])
+def test_what_neighbours_are_off_by_saves_what_it_tells(levels):
+  """x - x_left - x_above + x_left_above is the noise, whose deviation the context tells."""
+  values, predicted = alike(levels)
+  arrays, bits = fit_tail(values, predicted, levels, SHAPE)
+  weights = arrays['filter'][0] / 256  # by (row, column, channel) away
+  away = [a for a in np.ndindex(3, 3, 3) if a < (1, 1, 1)]
+  expected = {(0, 0, 1): -1, (0, 1, 1): 1, (1, 0, 1): 1}
+  assert weights == pytest.approx([expected.get(a, 0) for a in away], abs=0.1)
+  noise = np.random.default_rng(0).uniform(1, 6, 10_000) * levels / 256 / 2
+  entropy = SIZE * np.mean(0.5 * np.log2(2 * np.pi * np.e * (noise**2 + 1 / 12)))
+  assert bits < 1.06 * entropy + 0.1 * SIZE
+  without = {name: x for name, x in arrays.items() if name not in ('filter', 'edges')}
+  name = 'weights' if levels == 256 else 'lengths'
+  without[name] = arrays[name][:, NUM_CONTEXTS // 2]
+  assert is_tail(without, levels, SHAPE)
+  sizes = []
+  for model in (TailModel(x, levels, SHAPE) for x in (arrays, without)):
+    encoder = RangeEncoder()
+    for value, middle in zip(values[:50], predicted, strict=False):
+      model.write(encoder, value, middle)
+    encoder.end_section()
+    code, _ = encoder.finish()
+    decoder = RangeDecoder(code)
+    for value, middle in zip(values[:50], predicted, strict=False):
+      np.testing.assert_array_equal(model.read(decoder, middle), value)
+    sizes.append(8 * len(code) / 50)
+  assert sizes[0] == pytest.approx(bits, rel=0.05)
+  assert sizes[0] < 0.8 * sizes[1]
+
+
+def test_arrays_of_another_shape_are_no_tail():
+  arrays, _ = fit_tail(*data(17, count=9), 17, SHAPE)
+  assert not is_tail(arrays, 18, SHAPE)
+  assert not is_tail(arrays, 17, (*SHAPE[:2], 1))
+  for name in arrays:
+    assert not is_tail({other: x for other, x in arrays.items() if other != name}, 17, SHAPE)
+    assert not is_tail(arrays | {name: arrays[name][..., :1, None]}, 17, SHAPE)
