@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import gc
 import io
 import json
 import os
@@ -31,12 +32,12 @@ from tests.compiling import SHORT_TO_COMPILE
 
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
-# Compiling is most of what the suite does. The backend reads its flags once: processes that tests
-# start optimise, as `make test-slow` does, and no result says so.
+# Compiling is most of what the suite does. The backend reads its flags once, and no result says so.
 plain_flags = os.environ['XLA_FLAGS']
-if not os.environ.get('OPTIMISED'):
-  os.environ['XLA_FLAGS'] += f' {SHORT_TO_COMPILE}'
+os.environ['XLA_FLAGS'] += f' {SHORT_TO_COMPILE}'
 jax.devices()
+# Tracing makes many objects that stay; to look through them for cycles takes a twentieth of all.
+gc.set_threshold(100_000, 20, 50)
 os.environ['XLA_FLAGS'] = plain_flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # A script's background jobs ignore Ctrl-C, and the processes that they start inherit that.

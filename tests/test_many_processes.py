@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.processes import LOST, LOST_CODE, NOT_JOINED
+from tests.compiling import SHORT_TO_COMPILE
 from tests.modes import test_main
 from tests.modes.test_main import ROOT, TINY
 
@@ -36,7 +37,8 @@ def free_port():
 
 def start(args, *, processes, devices):
   """Starts processes of so many devices each; args may be one tuple, or one for each."""
-  env = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  flags = f'--xla_force_host_platform_device_count={devices} {SHORT_TO_COMPILE}'
+  env = os.environ | {'XLA_FLAGS': flags}
   joined = f'--coordinator_address=localhost:{free_port()}', f'--num_processes={processes}'
   started = []
   for i in range(processes):
@@ -136,7 +138,9 @@ def assert_same_evaluation(workdir, expected):
   figures = [json.loads((path / report).read_text())['figures'] for path in (workdir, expected)]
   values = [{figure['name']: figure['value'] for figure in report} for report in figures]
   assert values[0].keys() == values[1].keys()
-  np.testing.assert_allclose(list(values[0].values()), list(values[1].values()), rtol=1e-5)
+  np.testing.assert_allclose(
+    list(values[0].values()), list(values[1].values()), rtol=1e-5, atol=1e-6
+  )
 
 
 @pytest.fixture(scope='module')
