@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.storage.workdir import locked
+from tests.compiling import SHORT_TO_COMPILE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
@@ -31,13 +32,14 @@ TINY = (
 
 
 def start(*args, **kwargs):
+  env = os.environ | {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {SHORT_TO_COMPILE}'}
   return subprocess.Popen(
     [sys.executable, str(ROOT / 'main.py'), *map(str, args)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     cwd='/',
-    **kwargs,
+    **{'env': env, **kwargs},
   )
 
 
