@@ -249,11 +249,11 @@ class Codec:
         section, saved = section + 1, (x, prediction)
         rows[sections >= section] = row
       at_steps(prediction[:, inverse].reshape(count, *self.shape))
-    decoded = []
+    decoded, tail = [], self.table.tail(self.shape)
     for i, file in enumerate(files):
       levels = None
       if sections[i] == lossy < len(file.sections):
-        levels, why = self._read_tail(decoders[i], file, prediction[i][inverse])
+        levels, why = self._read_tail(tail, decoders[i], file, prediction[i][inverse])
         notes[i] = notes[i] or why
       shaped = prediction[i][inverse].reshape(self.shape)
       state = None if rows[i] < 0 else x[i][inverse].reshape(self.shape)
@@ -343,10 +343,8 @@ class Codec:
         f'{expected.table_id.hex()}: take the codec table of the workdir that compressed it'
       )
 
-  def _read_tail(self, decoder, file, predicted):
+  def _read_tail(self, tail, decoder, file, predicted):
     """(levels, None), or (None, a line on what is wrong)."""
-    tail = self.table.tail(self.shape)
-    assert tail is not None
     rounding = Rounding(tail.levels, file.header.margin_bits)
     try:
       offsets = read_offsets(decoder, -(-len(predicted) // rounding.block))
