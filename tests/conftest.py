@@ -36,9 +36,9 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 plain_flags = os.environ['XLA_FLAGS']
 os.environ['XLA_FLAGS'] += f' {SHORT_TO_COMPILE}'
 jax.devices()
+os.environ['XLA_FLAGS'] = plain_flags
 # Tracing makes many objects that stay; to look through them for cycles takes a twentieth of all.
 gc.set_threshold(100_000, 20, 50)
-os.environ['XLA_FLAGS'] = plain_flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # A script's background jobs ignore Ctrl-C, and the processes that they start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

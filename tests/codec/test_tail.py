@@ -137,9 +137,8 @@ def alike(levels, count=600, seed=0):
   predicted = rng.integers(levels // 4, 3 * levels // 4, (count, SIZE))
   noise = rng.normal(size=(count, *SHAPE)) * rng.uniform(1, 6, (count, 1, 1, 1)) * levels / 256
   shared = np.cumsum(np.cumsum(noise, axis=1), axis=2) / 2
-  return np.clip(np.rint(predicted + shared.reshape(count, -1)), 0, levels - 1).astype(
-    int
-  ), predicted
+  values = np.rint(predicted + shared.reshape(count, -1))
+  return np.clip(values, 0, levels - 1).astype(int), predicted
 
 
 @pytest.mark.parametrize('levels', [256, 4096])
