@@ -1,14 +1,14 @@
 """Quality against evaluations of the network, sampler by sampler: a table for docs/results.md.
 
   python benchmarks/samplers.py --workdir=DIR [--num_samples=1024] [--columns=5,10,20,50,100]
-    [--samplers=ddim,heun] [--spacings=linspace,least_error] [--parts=1,8] [--variances=analytic]
-    [--early] [--seeds=5] [--no_whole]
+    [--samplers=ddim,heun] [--spacings=linspace,least_error] [--clips=static,none] [--parts=1,8]
+    [--variances=analytic] [--early] [--seeds=5] [--no_whole]
+    [--network=efficientnet_lite0 --reference_examples=5000]
 
-DIR is a run of configs/digits.py. Each cell is the Frechet distance of the samples to the training
-digits in the features of the digits classifier; the initial noise is the same in all. With seeds,
-a cell is the mean over them, and the deviation. How far it
-moves with the seed, the distance between halves of the real digits and that of the whole reverse
-chain come below.
+DIR is a run, of configs/digits.py in docs/results.md. Each cell is the Frechet distance of the
+samples to the training pictures in the features of eval.network; the initial noise is the same in
+all. With seeds, a cell is the mean over them, and the deviation. How far it moves with the seed,
+the distance between halves of the real pictures and that of the whole reverse chain come below.
 """
 
 import itertools
@@ -16,8 +16,9 @@ import itertools
 import numpy as np
 from distances import Distances
 from interleaved import parse, print_row
-from worker import make_config, versions
+from worker import versions
 
+from ddpm_jax.config import origins
 from ddpm_jax.sampling import SAMPLERS
 
 BATCH = 128
@@ -33,10 +34,13 @@ def num_steps(name, evaluations):
 def choices_of(args):
   """Yields (label, fields of config.sample) of each row."""
   rows = itertools.product(
-    args.samplers.split(','), args.spacings.split(','), map(int, args.parts.split(','))
+    *(options.split(',') for options in (args.samplers, args.spacings, args.clips)),
+    map(int, args.parts.split(',')),
   )
-  for name, spacing, parts in rows:
-    label, fields = f'{name}, {spacing}', {'sampler': name, 'spacing': spacing}
+  for name, spacing, clip, parts in rows:
+    label, fields = f'{name}, {spacing}', {'sampler': name, 'spacing': spacing, 'clip': clip}
+    if clip != 'static':
+      label = f'{label}, clip {clip}'
     if parts > 1:
       label, fields = f'{label}, 1/{parts}', {**fields, 'timestep_parts': parts}
     yield label, fields
@@ -58,13 +62,19 @@ def main():
     columns='5,10,20,50,100',
     samplers=','.join(SAMPLERS),
     spacings='trailing',
+    clips='static',
     parts='1',
     variances='',
     early=False,
     seeds=1,
     no_whole=False,
+    network='',
+    reference_examples=5000,
   )
-  config, count = make_config('digits', BATCH), args.num_samples
+  config, count = origins.config_of(args.workdir), args.num_samples
+  config.sample.batch_size = BATCH
+  if args.network:
+    config.eval.update(network=args.network, reference_examples=args.reference_examples)
   distances = Distances(config, args.workdir, count)
 
   def cell(**fields):
@@ -87,7 +97,7 @@ def main():
   ]
   values = [figure['value'] for figure in of_seeds]
   print(f'\n{SEEDED}, 10 steps, {NUM_SEEDS} seeds: {np.mean(values):.2f} +- {np.std(values):.2f}')
-  print(f'halves of the real digits: {of_seeds[0]["sanity"]:.2f}', flush=True)
+  print(f'halves of the real pictures: {of_seeds[0]["sanity"]:.2f}', flush=True)
   print(f'ancestral, all steps: {distances.figure()["value"]:.2f}')
 
 
