@@ -8,9 +8,20 @@ import tempfile
 import numpy as np
 from worker import build
 
-from ddpm_jax.config import checks, fitted
+from ddpm_jax.config import checks, fitted, origins
 from ddpm_jax.evaluation.grids import to_uint8
 from ddpm_jax.evaluation.images import ArrayImages
+
+BATCH = 128  # of samples
+
+
+def config_of(workdir, args):
+  """The config of a run, with BATCH, and with args.network and its reference if one is given."""
+  config = origins.config_of(str(workdir))
+  config.sample.batch_size = BATCH
+  if args.network:
+    config.eval.update(network=args.network, reference_examples=args.reference_examples)
+  return config
 
 
 class Distances:

@@ -18,14 +18,12 @@ import sys
 import tempfile
 
 import numpy as np
-from distances import Distances
+from distances import Distances, config_of
 from interleaved import ROOT, parse, print_row
 from worker import build, versions
 
-from ddpm_jax.config import origins
 from ddpm_jax.storage.files import written_whole
 
-BATCH = 128  # of samples
 STEPS = '{num_steps}'  # of the training, in a field
 # What differs from the paper's, by the name of the recipe.
 RECIPES = {
@@ -106,10 +104,7 @@ def measure(folder, args, columns):
   missing = [name for name in names if name not in known]
   if not missing:
     return known
-  config = origins.config_of(str(folder))
-  config.sample.batch_size = BATCH
-  if args.network:
-    config.eval.update(network=args.network, reference_examples=args.reference_examples)
+  config = config_of(folder, args)
   config.eval.bpd_examples = args.bpd_examples
   distances = Distances(config, folder, args.num_samples)
   for name in missing:

@@ -14,14 +14,12 @@ the distance between halves of the real pictures and that of the whole reverse c
 import itertools
 
 import numpy as np
-from distances import Distances
+from distances import Distances, config_of
 from interleaved import parse, print_row
 from worker import versions
 
-from ddpm_jax.config import origins
 from ddpm_jax.sampling import SAMPLERS
 
-BATCH = 128
 SEEDED = 'dpmpp_2m'  # whose distance is measured for several seeds
 NUM_SEEDS = 5
 
@@ -71,11 +69,8 @@ def main():
     network='',
     reference_examples=5000,
   )
-  config, count = origins.config_of(args.workdir), args.num_samples
-  config.sample.batch_size = BATCH
-  if args.network:
-    config.eval.update(network=args.network, reference_examples=args.reference_examples)
-  distances = Distances(config, args.workdir, count)
+  count = args.num_samples
+  distances = Distances(config_of(args.workdir, args), args.workdir, count)
 
   def cell(**fields):
     """The figure over the seeds."""
