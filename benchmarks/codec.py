@@ -4,8 +4,8 @@
     [--rounds=5] [--bits=16]
 
 Of a model's held-out pictures: one to the target, several at a time, decoding beside the same
-evaluations of the network alone. Then the search for one step's chunks of so many bits beside a
-plain one, which takes one example's chunk after the other and draws all its candidates at once;
+evaluations of the network alone. Then the search for a chunk of so many bits beside a
+plain one, which takes one example after the other and draws all its candidates at once;
 both must choose the same. At last the largest memory by the number of candidates.
 """
 
@@ -23,11 +23,19 @@ from worker import build, versions
 import ddpm_jax
 from ddpm_jax.codec import Search, parse_goal
 from ddpm_jax.codec.candidates import gaussian_pairs
-from ddpm_jax.codec.channel import Chunk, codebook_key, encode_step, index_frequencies, kl_of
+from ddpm_jax.codec.channel import (
+  BEYOND_NATS,
+  Pace,
+  Pieces,
+  codebook_key,
+  encode_step,
+  index_prices,
+  kl_of,
+)
 from ddpm_jax.codec.range_coder import RangeEncoder
 
 SEARCH = Search()
-NUM_CHUNKS, SIZE = 2, 32  # of the step that is searched for, and elements of a chunk
+SIZE = 32  # elements of the chunk that is searched for
 RATIO = 0.9  # deviation of q over that of p
 MEMORY_BITS = (2, 4, 6)  # of the search
 
@@ -85,50 +93,50 @@ def pictures(args):
 
 
 def step_of(bits, count):
-  """(chunks, shift [count, d], ratio [d]) of a step, whose chunks have this KL in each example."""
-  chunks = [Chunk(i, i * SIZE, (i + 1) * SIZE, 16 * bits) for i in range(NUM_CHUNKS)]
-  scale = np.full(NUM_CHUNKS * SIZE, RATIO, np.float32)
+  """(pieces, shift [count, d], ratio [d]) of a step of one chunk, of this KL in each example."""
+  pieces = Pieces(np.array([SIZE]), np.array([16 * bits]))
   rest = 2 * (bits * np.log(2) - SIZE * ((RATIO**2 - 1) / 2 - np.log(RATIO)))
-  directions = np.random.default_rng(0).standard_normal((count, NUM_CHUNKS, SIZE))
+  directions = np.random.default_rng(0).standard_normal((count, SIZE))
   directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
   shift = np.sqrt(rest) * directions
-  return chunks, shift.reshape(count, -1).astype(np.float32), scale
+  return pieces, shift.astype(np.float32), np.full(SIZE, RATIO, np.float32)
 
 
-def search(chunks, shift, scale, how=SEARCH):
+def search(pieces, shift, scale, how=SEARCH):
   """The vectors that the codec sends: int [count, d]."""
   encoders = [RangeEncoder() for _ in shift]
   privates = [np.random.default_rng(i) for i in range(len(shift))]
   args = {'seed': 0, 'shift': shift, 'ratio': scale, 'privates': privates}
-  return encode_step(encoders, 0, chunks, how, **args).vectors
+  return encode_step(encoders, 0, pieces, how, [Pace() for _ in shift], **args).vectors
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def first_of_all(count, key, linear, square, constant, least):
-  """The first of `count` vectors whose L is at least this much, or else that of the greatest."""
+@jax.jit
+def best_of_all(key, linear, square, constant, most, prices):
+  """The vector of greatest min(L, most) - price, of as many as there are prices."""
+  count = len(prices)
   vectors, pairs = (jnp.arange(n, dtype=jnp.uint32) for n in (count, len(square) // 2))
   z = jnp.stack(gaussian_pairs(jnp, (jnp.uint32(0), key), vectors[:, None], pairs[None]), axis=-1)
   z = z.reshape(count, -1)
   values = z @ linear - z * z @ square + constant
-  return jnp.argmax(jnp.minimum(values, least))
+  return jnp.argmax(jnp.minimum(values, most) - prices)
 
 
-def search_plainly(chunks, shift, scale):
-  """As search: one chunk of one example after the other, all candidates at once."""
+def search_plainly(pieces, shift, scale):
+  """As search: one example after the other, all candidates at once."""
   vectors = np.zeros(shift.shape, np.uint32)
+  (chunk,) = Pace().cut(pieces, SEARCH)
   for row, mean in enumerate(shift):
-    for chunk in chunks:
-      part = slice(chunk.first, chunk.last)
-      m, s = mean[part].astype(np.float64), scale[part].astype(np.float64)
-      count = (1 << len(index_frequencies(chunk.kl, SEARCH))) - 1
-      vectors[row, part] = first_of_all(
-        count,
-        np.uint32(codebook_key(0, chunk.number, 1)),
-        np.float32(m / s**2),
-        np.float32((1 / s**2 - 1) / 2),
-        np.float32((-(m**2) / (2 * s**2) - np.log(s)).sum()),
-        np.float32(kl_of(m, s) - 1),
-      )
+    m, s = mean.astype(np.float64), scale.astype(np.float64)
+    kl = kl_of(m, s)
+    prices = index_prices(kl, chunk, SEARCH)
+    vectors[row] = best_of_all(
+      np.uint32(codebook_key(0, 0, 1)),
+      np.float32(m / s**2),
+      np.float32((1 / s**2 - 1) / 2),
+      np.float32((-(m**2) / (2 * s**2) - np.log(s)).sum()),
+      np.float32(kl + BEYOND_NATS),
+      np.repeat(prices, 1 << np.arange(len(prices))).astype(np.float32),
+    )
   return vectors
 
 
@@ -146,14 +154,14 @@ def searches(args):
     times = f'{ratio(found["plain"], found["ours"]):.1f}'
     rows.append([count, median['ours'], median['plain'], times, f'{same:.0%}'])
   header = ['examples', 'ours, s', 'plain, s', 'times faster', 'the same vectors']
-  print(f'{NUM_CHUNKS} chunks of {SIZE} elements and {args.bits} bits')
+  print(f'a chunk of {SIZE} elements and {args.bits} bits')
   print_table(header, rows)
 
 
 def peak_of(bits, count):
   """Largest resident memory of a process that searches with so many bits, MiB."""
-  chunks, shift, scale = step_of(12, count)
-  search(chunks, 3 * shift, scale, Search(bits=bits))  # no vector will do, so that all are tried
+  pieces, shift, scale = step_of(12, count)
+  search(pieces, 3 * shift, scale, Search(bits=bits))  # no vector will do, so that all are tried
   return peak_mib()
 
 

@@ -12,9 +12,10 @@ with 0 < ratio <= 1. The logarithm of r is that of Gaussians:
          - log ratio_j
 """
 
+import bisect
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -28,11 +29,15 @@ from ddpm_jax.errors import UserError
 MAX_STEPS = 1 << 10
 MAX_CHUNKS = 1 << 14  # of a step
 MAX_NODES = 1 << 8  # of a chunk's tree
+FAST_BITS, EXACT_BITS = 14, 13
 MAX_EXPONENT = 30  # an index lies below 2^31
 BLOCK_NUMBERS = 1 << 20  # that the encoder draws at once
 _MAX_PRIVATE_DRAWS = 1 << 14
-# L has the mean KL under q; the first vector beyond a limit is about this much beyond it.
-_SLACK_NATS = 1.0
+_MOST_VECTORS = (1 << MAX_EXPONENT + 1) - 1
+_PRIOR = 16 * 20  # a pace's memory at first, and at most, in sixteenths of bits
+_LONGEST = 16 * 160
+_PRICE = 1.1  # nats of L for a nat of an index's code, at which the fast search looks for a vector
+BEYOND_NATS = 2.0  # above the KL, up to which that search counts L
 _SINGLE_BITS = 14  # of the number of vectors that are tried for a single element
 # round(2^16 2^(-j / 16)), j = 0, ..., 15
 _POWERS = (
@@ -46,14 +51,36 @@ class Search:
   """How the encoder searches; it stands in the file, for the code of the indices goes by it.
 
   Attributes:
-    is_exact: whether what is sent is distributed as q, exactly. If not, the first vector is sent
-      that is as typical of q, which takes less time and fewer bits.
+    is_exact: whether what is sent is distributed as q, exactly. If not, it is the vector of the
+      largest L, up to a little more than q has, for what its index costs: fewer bits, less time.
     bits: exact: ratios above 2^bits are not searched for: the chunk is split in two. Otherwise a
-      chunk of a KL of k bits has 2^(ceil(k) + bits) - 1 vectors; the best is sent if none will do.
+      chunk of a KL of k bits has 2^(ceil(k) + bits) - 1 vectors.
   """
 
   is_exact: bool = False
   bits: int = 4
+
+  @property
+  def chunk_bits(self) -> int:
+    """The KL of a chunk, at most."""
+    return EXACT_BITS if self.is_exact else FAST_BITS
+
+
+class Pieces(NamedTuple):
+  """What the elements of a step are cut into, of about a bit each; chunks are some of them in turn.
+
+  Attributes:
+    ends: int [n], increasing: a piece goes up to before this shuffled element.
+    kls: int [n], what the table expects, in sixteenths of a bit.
+  """
+
+  ends: np.ndarray
+  kls: np.ndarray
+
+  @property
+  def bits(self) -> float:
+    """The KL of the step, as the table expects it."""
+    return int(self.kls.sum()) / 16
 
 
 class Chunk(NamedTuple):
@@ -62,13 +89,61 @@ class Chunk(NamedTuple):
   Attributes:
     number: 0, 1, ... within the step.
     first, last: its elements are first, ..., last - 1 of the shuffled ones.
-    kl: expected KL, in sixteenths of a bit: an int.
+    kl: what is expected of the example at hand, in sixteenths of a bit: an int.
+    usual: what the table expects, likewise.
+    doubt: the variance of what is expected, in thousandths of bits^2.
   """
 
   number: int
   first: int
   last: int
   kl: int
+  usual: int
+  doubt: int
+
+
+@dataclasses.dataclass
+class Pace:
+  """How many bits an example takes for each that the table expects, as its indices have told.
+
+  Both sides keep it, in integers, and cut the chunks of an example by it: those of a picture of
+  many details are of fewer elements than those of an even one, and have about the same KL.
+
+  Attributes:
+    usual: what the table expected of the chunks so far, in sixteenths of a bit.
+    found: what they have taken.
+  """
+
+  usual: int = _PRIOR
+  found: int = _PRIOR
+
+  def of(self, kl: int) -> int:
+    """What is to be expected where the table expects this."""
+    return max(1, kl * min(max(self.found, self.usual >> 3), self.usual << 3) // self.usual)
+
+  def cut(self, pieces: Pieces, search: Search) -> Iterator[Chunk]:
+    """The chunks of a step, each to be told to `heed` before the next: of about equal KLs, as few
+    as have search.chunk_bits at most."""
+    sums = [0, *np.cumsum(pieces.kls, dtype=np.int64).tolist()]
+    ends = [0, *pieces.ends.tolist()]
+    number = place = 0
+    while place < len(pieces.kls):
+      left = sums[-1] - sums[place]
+      count = -(-self.of(left) // (16 * search.chunk_bits))
+      wanted = sums[place] + left // count
+      last = max(place + 1, bisect.bisect_right(sums, wanted) - 1)
+      usual = sums[last] - sums[place]
+      kl = self.of(usual)
+      doubt = 200 * kl * kl // self.usual
+      yield Chunk(number, ends[place], ends[last], kl, usual, doubt)
+      number, place = number + 1, last
+
+  def heed(self, chunk: Chunk, found: int) -> None:
+    """Learns what a chunk has taken, in sixteenths of a bit as its indices tell it."""
+    self.usual += chunk.usual
+    self.found = max(1, self.found + found)
+    while self.usual > _LONGEST:
+      self.usual, self.found = self.usual >> 1, max(1, self.found >> 1)
 
 
 def codebook_key(step: int, chunk: int, node: int) -> int:
@@ -81,32 +156,34 @@ def codebook_key(step: int, chunk: int, node: int) -> int:
   return (step * MAX_CHUNKS + chunk) * MAX_NODES + node
 
 
-@functools.cache
-def index_frequencies(kl: int, search: Search, depth: int = 0) -> tuple[int, ...]:
+@functools.lru_cache(1 << 12)
+def index_frequencies(kl: int, doubt: int, search: Search, depth: int = 0) -> tuple[int, ...]:
   """Frequencies of floor(log2 i) for the number i = 1, 2, ... of a vector; at last, of a split.
 
-  They are those of a Gaussian about the KL, in integers: exact, as log r is distributed; otherwise,
-  as the KLs of examples differ.
+  They are those of a Gaussian about the KL, in integers, of the variance of the search and of what
+  is not known of the KL.
 
   Args:
-    kl: of the chunk, in sixteenths of a bit.
+    kl, doubt: as Chunk has them.
     search: Search.
     depth: of the node: 0 for the chunk, 1 for its halves, ....
   """
-  kl >>= depth
+  bits, doubt = min(search.bits, MAX_EXPONENT), doubt >> 2 * depth
+  if depth:  # a half of what was split, as it has more than the search takes
+    kl = max(kl >> depth, 8 * (bits + 4))
   if search.is_exact:
-    center, variance = kl - 19, 180 * kl + 3400 + (1000 * kl * kl >> 12)
+    center, variance = kl - 19, 180 * kl + 3400 + doubt
   else:
-    center, variance = kl + 5, 3400 + (360 * kl * kl >> 10)  # in thousandths of bits^2
+    center, variance = kl - 26, 15 * kl + 900 + doubt  # in thousandths of bits^2
   weights = []
   for exponent in range(2 * MAX_EXPONENT):
     away = (16 * exponent - center) ** 2 * 45 // variance  # sixteenths of bits of improbability
     weights.append((_POWERS[away % 16] >> (away // 16)) + 16)
-  if search.is_exact:
-    return (*weights[: MAX_EXPONENT + 1], sum(weights[search.bits :]))
-  weights = weights[: -(-kl // 16) + search.bits]
-  weights[-1] += sum(weights) >> 3  # where none was good enough, and the best may be anywhere
-  return tuple(weights)
+  if search.is_exact:  # what has more than the search takes is split
+    few = [(weights[bits + n] >> 2 * n) + 16 for n in range(1, MAX_EXPONENT + 1 - bits)]
+    return (*weights[: bits + 1], *few, sum(weights[bits + 1 :]))
+  count = min(-(-kl // 16), search.chunk_bits + 4) + bits
+  return tuple(weights[: min(count, MAX_EXPONENT + 1)])
 
 
 def write_index(encoder: RangeEncoder, index: int | None, frequencies: Sequence[int]) -> None:
@@ -125,60 +202,97 @@ def read_index(decoder: RangeDecoder, frequencies: Sequence[int], search: Search
   return (1 << exponent) + decoder.decode_bits(exponent) - 1
 
 
+def index_prices(kl: float, chunk: Chunk, search: Search) -> np.ndarray:
+  """What a number i with floor(log2 i) = e costs a fast search, in nats of L: float64 [exponents].
+
+  The code is that which suits the chunk's own KL, so that the index tells this one; what the table
+  expects says only how many numbers there are.
+
+  Args:
+    kl: in nats, of the example at hand.
+    chunk: Chunk.
+    search: Search.
+  """
+  sizes = np.array(index_frequencies(max(1, round(16 * kl / np.log(2))), 0, search))
+  sizes = sizes[: len(index_frequencies(chunk.kl, chunk.doubt, search))]
+  return _PRICE * np.log(2) * (np.arange(len(sizes)) - np.log2(sizes / sizes.sum()))
+
+
+def told_by(exponent: int, search: Search, depth: int = 0) -> int:
+  """The KL that an index tells, in sixteenths of a bit.
+
+  Args:
+    exponent: floor(log2 i) of the number i = 1, 2, ....
+    search: Search.
+    depth: of the node: 0 for the chunk, 1 for its halves, ....
+  """
+  if search.is_exact:
+    return max(0, 16 * exponent + (20 if depth == 0 else -8))
+  return 16 * exponent + 26
+
+
 class Drawn(NamedTuple):
-  """The addresses of a step's numbers: each element its codebook and vector, [B, d] uint32."""
+  """The addresses of a step's numbers: of each element its codebook, and vector and place there.
+
+  All are uint32 [B, d].
+  """
 
   keys: np.ndarray
   vectors: np.ndarray
+  places: np.ndarray
 
   @classmethod
   def none(cls, batch: int, size: int) -> 'Drawn':
     """No address yet."""
-    return cls(*np.zeros((2, batch, size), np.uint32))
+    return cls(*np.zeros((3, batch, size), np.uint32))
 
-  def put(self, row: int, first: int, last: int, key: int, index: int) -> None:
-    """Elements first, ..., last - 1 of an example are those of a vector."""
+  def put(self, row: int, chunk: Chunk, first: int, last: int, key: int, index: int) -> None:
+    """Elements first, ..., last - 1 of a chunk of an example are those of a vector."""
     self.keys[row, first:last] = key
     self.vectors[row, first:last] = index
+    self.places[row, first:last] = np.arange(first - chunk.first, last - chunk.first)
 
-  def numbers(self, seed: int, firsts: np.ndarray) -> np.ndarray:
-    """z float32 [B, d]; firsts: int [d], of each element the first of its chunk."""
-    places = np.arange(self.keys.shape[1]) - firsts
-    return gaussians(seed, self.keys, self.vectors, places[None])
-
-
-def firsts_of(chunks: Sequence[Chunk]) -> np.ndarray:
-  """int [d]: of each element the first one of its chunk."""
-  return np.repeat([c.first for c in chunks], [c.last - c.first for c in chunks])
+  def numbers(self, seed: int) -> np.ndarray:
+    """z float32 [B, d]."""
+    return gaussians(seed, *self)
 
 
 def decode_step(
-  decoders: Sequence[RangeDecoder], step: int, chunks: Sequence[Chunk], search: Search
+  decoders: Sequence[RangeDecoder],
+  step: int,
+  pieces: Pieces,
+  search: Search,
+  paces: Sequence[Pace],
 ) -> Drawn:
-  """Reads the addresses of a step's numbers, of several examples."""
-  drawn = Drawn.none(len(decoders), chunks[-1].last)
-  for row, decoder in enumerate(decoders):
-    for chunk in chunks:
+  """Reads the addresses of a step's numbers, of several examples; their paces go on."""
+  drawn = Drawn.none(len(decoders), int(pieces.ends[-1]))
+  for row, (decoder, pace) in enumerate(zip(decoders, paces, strict=True)):
+    for chunk in pace.cut(pieces, search):
+      told = 0
       nodes = [(1, chunk.first, chunk.last)]
       while nodes:
         node, first, last = nodes.pop()
-        frequencies = index_frequencies(chunk.kl, search, node.bit_length() - 1)
+        depth = node.bit_length() - 1
+        frequencies = index_frequencies(chunk.kl, chunk.doubt, search, depth)
         index = read_index(decoder, frequencies, search)
         if index is not None:
-          drawn.put(row, first, last, codebook_key(step, chunk.number, node), index)
+          drawn.put(row, chunk, first, last, codebook_key(step, chunk.number, node), index)
+          told += told_by((index + 1).bit_length() - 1, search, depth)
           continue
         if last - first < 2 or 2 * node >= MAX_NODES:
           raise UserError('the code is damaged')
         middle = (first + last) // 2
         nodes += [(2 * node + 1, middle, last), (2 * node, first, middle)]
+      pace.heed(chunk, told)
   return drawn
 
 
 def encode_step(
   encoders: Sequence[RangeEncoder],
   step: int,
-  chunks: Sequence[Chunk],
+  pieces: Pieces,
   search: Search,
+  paces: Sequence[Pace],
   *,
   seed: int,
   shift: np.ndarray,
@@ -190,22 +304,20 @@ def encode_step(
   Args:
     encoders: of each example.
     step: its number.
-    chunks: of the step.
+    pieces: of the step.
     search: Search.
+    paces: of each example; they go on.
     seed: of the codebooks.
     shift: float32 [B, d], the mean of q in units of p.
     ratio: float32 [d], its standard deviation likewise.
     privates: the encoder's own random numbers, of each example.
   """
-  drawn = Drawn.none(len(encoders), chunks[-1].last)
-  for chunk in chunks:
-    target = _Target(shift[:, chunk.first : chunk.last], ratio[chunk.first : chunk.last])
-    coder = _ChunkCoder(encoders, step, chunk, search, seed, target, privates, drawn)
-    if search.is_exact:
-      coder.send_exactly(1, 0, chunk.last - chunk.first, np.arange(len(encoders)), None)
-    else:
-      coder.send_first()
-  return drawn
+  sender = _Sender(encoders, step, search, seed, _Target(shift, ratio), privates)
+  walks = [pace.cut(pieces, search) for pace in paces]
+  while chunks := {row: chunk for row, walk in enumerate(walks) if (chunk := next(walk, None))}:
+    for row, told in sender.send(chunks).items():
+      paces[row].heed(chunks[row], told)
+  return sender.drawn
 
 
 def kl_of(shift: np.ndarray, ratio: np.ndarray) -> np.ndarray:
@@ -215,7 +327,7 @@ def kl_of(shift: np.ndarray, ratio: np.ndarray) -> np.ndarray:
 
 
 class _Target:
-  """The ratio q / p of a chunk, of several examples."""
+  """The ratio q / p of a step's elements, of several examples."""
 
   def __init__(self, shift, ratio):
     shift, ratio = np.float64(shift), np.float64(ratio)
@@ -224,93 +336,166 @@ class _Target:
     self.square = ((1 / ratio**2 - 1) / 2).astype(np.float32)
     self.constant = -(shift**2) / (2 * ratio**2) - np.log(ratio)
 
-  def kl(self):
-    """Of q and p, in nats: float64 [B], the mean of L under q."""
-    return kl_of(self.shift, self.ratio)
+  def kl(self, row, first, last):
+    """Of q and p, in nats: the mean of L under q."""
+    return float(kl_of(self.shift[row, first:last], self.ratio[first:last]))
 
-  def log_ratio(self, z, rows, first, last):
-    """Of the elements first, ..., last - 1 of z [..., n] for some rows: float64 [...]."""
+  def log_ratio(self, z, row, first, last):
+    """L of the elements first, ..., last - 1 of a row, z [..., n]: float64 [...]."""
     part = slice(first, last)
-    terms = z * self.linear[rows, part] - z * z * self.square[part] + self.constant[rows, part]
+    terms = z * self.linear[row, part] - z * z * self.square[part] + self.constant[row, part]
     return terms.sum(-1, dtype=np.float64)
 
 
+class _Node(NamedTuple):
+  """Elements of an example that are to be sent, in a chunk or a part of one.
+
+  Attributes:
+    row: of the example.
+    chunk: Chunk.
+    first, last: first, ..., last - 1 of the step's elements.
+    least: L is to be above.
+  """
+
+  row: int
+  chunk: Chunk
+  first: int
+  last: int
+  least: float = -np.inf
+
+
+class _Times:
+  """Logarithms of the times of a Poisson process, which vectors of equal ratios have to beat."""
+
+  def __init__(self, seed, key):
+    self._draws, self.so_far = np.random.default_rng([seed, key]), 0.0
+
+  def of_block(self, start, count):
+    """[count, 1], of the next vectors."""
+    del start
+    times = self.so_far + np.cumsum(self._draws.exponential(size=count))
+    self.so_far = float(times[-1])
+    return np.log(times)[:, None]
+
+  def least(self, start):
+    """Of those that follow."""
+    del start
+    return np.log(max(self.so_far, 1e-9))
+
+
+class _Prices:
+  """What the indices of vectors cost, in nats of L, of chunks of these KLs in nats."""
+
+  def __init__(self, nodes, kls, search):
+    self._of_exponents = np.full((MAX_EXPONENT + 2, len(nodes)), np.inf)
+    for column, (node, kl) in enumerate(zip(nodes, kls, strict=True)):
+      prices = index_prices(kl, node.chunk, search)
+      self._of_exponents[: len(prices), column] = prices
+
+  def of_block(self, start, count):
+    """[count, n], of the vectors from `start` on."""
+    exponents = np.frexp(np.arange(start + 1, start + count + 1))[1] - 1
+    return self._of_exponents[exponents]
+
+  def least(self, start):
+    """[n], of the vectors from `start` on."""
+    return self._of_exponents[(start + 1).bit_length() - 1 :].min(0)
+
+
 @dataclasses.dataclass
-class _ChunkCoder:
-  """Sends a chunk of several examples."""
+class _Sender:
+  """Sends the chunks of a step, of several examples."""
 
   encoders: Sequence[RangeEncoder]
   step: int
-  chunk: Chunk
   search: Search
   seed: int
   target: _Target
   privates: Sequence[np.random.Generator]
-  drawn: Drawn
 
-  def _send(self, row, node, first, last, index):
-    frequencies = index_frequencies(self.chunk.kl, self.search, node.bit_length() - 1)
+  def __post_init__(self):
+    self.drawn = Drawn.none(*self.target.shift.shape)
+    self._told = {}
+
+  def send(self, chunks):
+    """Sends a chunk of each row {row: chunk}, all of one number; returns {row: the KL it told}."""
+    self._told = dict.fromkeys(chunks, 0)
+    nodes = [_Node(row, chunk, chunk.first, chunk.last) for row, chunk in chunks.items()]
+    if self.search.is_exact:
+      self._send_exactly(1, nodes)
+    else:
+      kls = np.array([self.target.kl(x.row, x.first, x.last) for x in nodes])
+      found, _ = self._find(1, nodes, kls + BEYOND_NATS, _Prices(nodes, kls, self.search))
+      for node, index in zip(nodes, found.tolist(), strict=True):
+        self._write(1, node, index)
+    return self._told
+
+  def _write(self, number, node, index):
+    row, chunk = node.row, node.chunk
+    depth = number.bit_length() - 1
+    frequencies = index_frequencies(chunk.kl, chunk.doubt, self.search, depth)
     write_index(self.encoders[row], index, frequencies)
     if index is not None:
-      key = codebook_key(self.step, self.chunk.number, node)
-      self.drawn.put(row, self.chunk.first + first, self.chunk.first + last, key, index)
+      key = codebook_key(self.step, chunk.number, number)
+      self.drawn.put(row, chunk, node.first, node.last, key, index)
+      exponent = (index + 1).bit_length() - 1
+      self._told[row] += told_by(exponent, self.search, depth)
 
-  def send_first(self):
-    """Sends the first vector of L up to nearly the KL, or the best of a fixed number of them."""
-    size = self.chunk.last - self.chunk.first
-    rows = np.arange(len(self.encoders))
-    count = (1 << len(index_frequencies(self.chunk.kl, self.search))) - 1
-    found, _ = self._find(1, 0, size, rows, count, most=self.target.kl() - _SLACK_NATS)
-    for row in rows:
-      self._send(row, 1, 0, size, int(found[row]))
-
-  def send_exactly(self, node, first, last, rows, least):
-    """Sends elements first, ..., last - 1 of rows, drawn from q where L > least; returns L [n].
+  def _send_exactly(self, number, nodes):
+    """Sends nodes of one number, drawn from q where L > least; returns L [n].
 
     A private draw decides whether it is a vector of r up to 2^bits (the share of q that min(r,
     2^bits) has), which is searched for until none that follows can be better; or beyond, where two
     halves are sent, each given what the other must have at least.
     """
-    if not len(rows):
-      return np.zeros(0)
-    most = self.search.bits * np.log(2)
-    is_single = last - first < 2 or 2 * node + 1 >= MAX_NODES
-    least = np.full(len(rows), -np.inf) if least is None else least
-    own = np.stack(
-      [self._draw(row, first, last, limit) for row, limit in zip(rows, least, strict=True)]
-    )
-    of_own = self.target.log_ratio(own, rows, first, last)
-    slack = np.array([self.privates[row].exponential() for row in rows])
-    is_sent = (of_own <= most + slack) & (least < most) | is_single
-    found = np.zeros(len(rows))
-    sent, limits = rows[is_sent], least[is_sent]
-    if len(sent):
-      count = 1 << (max(self.search.bits, _SINGLE_BITS) if is_single else MAX_EXPONENT)
-      best, found[is_sent] = self._find(node, first, last, sent, count, least=limits, most=most)
-      for row, index in zip(sent, best, strict=True):
-        self._send(row, node, first, last, int(index))
-    split = np.flatnonzero(~is_sent)
-    for row in rows[split]:
-      self._send(row, node, first, last, None)
-    if len(split):
-      middle, parts = (first + last) // 2, rows[split]
-      total = np.maximum(most + slack[split], least[split])
-      of_second = self.target.log_ratio(own[split][:, middle - first :], parts, middle, last)
-      of_first = self.send_exactly(2 * node, first, middle, parts, total - of_second)
-      of_second = self.send_exactly(2 * node + 1, middle, last, parts, total - of_first)
-      found[split] = of_first + of_second
+    most, found = self.search.bits * np.log(2), np.zeros(len(nodes))
+    own = [self._draw(node) for node in nodes]
+    single, sent, split, beyond = [], [], [], []
+    for place, (node, z) in enumerate(zip(nodes, own, strict=True)):
+      of_own = self.target.log_ratio(z, node.row, node.first, node.last)
+      limit = most + self.privates[node.row].exponential()
+      if node.last - node.first < 2 or 2 * number + 1 >= MAX_NODES:
+        single.append(place)
+      elif of_own <= limit and node.least < most:
+        sent.append(place)
+      else:
+        split.append(place)
+        beyond.append(max(limit, node.least))
+    few = 1 << max(self.search.bits, _SINGLE_BITS)
+    for places, count in ((single, few), (sent, _MOST_VECTORS)):
+      if places:
+        searched, tops = [nodes[i] for i in places], np.full(len(places), most)
+        indices, found[places] = self._find(number, searched, tops, count=count)
+        for node, index in zip(searched, indices.tolist(), strict=True):
+          self._write(number, node, index)
+    if split:
+      firsts, seconds = [], []
+      for i, limit in zip(split, beyond, strict=True):
+        node = nodes[i]
+        self._write(number, node, None)
+        middle = (node.first + node.last) // 2
+        second = node._replace(first=middle)
+        of_second = self.target.log_ratio(
+          own[i][middle - node.first :], node.row, middle, node.last
+        )
+        firsts.append(node._replace(last=middle, least=limit - of_second))
+        seconds.append(second)
+      found[split] = self._send_exactly(2 * number, firsts)
+      limits = (np.array(beyond) - found[split]).tolist()
+      seconds = [x._replace(least=limit) for x, limit in zip(seconds, limits, strict=True)]
+      found[split] += self._send_exactly(2 * number + 1, seconds)
     return found
 
-  def _draw(self, row, first, last, least):
-    """z [n] from q where L > least, of one row."""
-    part = slice(first, last)
+  def _draw(self, node):
+    """z [n] from q where L > least."""
+    row, part = node.row, slice(node.first, node.last)
     shift, ratio = self.target.shift[row, part], self.target.ratio[part]
     count, drawn = 1, 0
     best = None
     while True:
-      z = shift + ratio * self.privates[row].standard_normal((count, last - first))
-      values = self.target.log_ratio(z, row, first, last)
-      above = np.flatnonzero(values > least)
+      z = shift + ratio * self.privates[row].standard_normal((count, len(ratio)))
+      values = self.target.log_ratio(z, row, node.first, node.last)
+      above = np.flatnonzero(values > node.least)
       if len(above):
         return z[above[0]]
       top = int(values.argmax())
@@ -320,50 +505,50 @@ class _ChunkCoder:
       if drawn > _MAX_PRIVATE_DRAWS:
         return best[1]
 
-  def _find(self, node, first, last, rows, count, *, most, least=None):
-    """The vectors of greatest min(L, most) - log T where L > least, of at most `count` ones.
+  def _find(self, number, nodes, most, prices=None, count=_MOST_VECTORS):
+    """The vectors of greatest min(L, most) - price where L > least, of nodes of one number.
 
-    T are the times of a Poisson process, exact; otherwise 1, and of equals the first is found.
+    Among the first `count`. Without prices they are those of the times, by which it is exact.
 
     Returns:
       (indices int64 [n], their L float64 [n]).
     """
-    key = codebook_key(self.step, self.chunk.number, node)
-    times, is_exact = np.random.default_rng([self.seed, key]), self.search.is_exact
+    num_nodes = len(nodes)
+    key = codebook_key(self.step, nodes[0].chunk.number, number)
+    spans = [(x.first - x.chunk.first, x.last - x.chunk.first) for x in nodes]
     # Padded to few shapes, each of which compiles once.
-    pair = first // 2
-    num_pairs = _padded((last + 1) // 2 - pair)
-    num_rows = 1 << (len(rows) - 1).bit_length()
-    linear = np.zeros((num_rows, 2 * num_pairs), np.float32)
-    square = np.zeros(2 * num_pairs, np.float32)
-    place = slice(first - 2 * pair, last - 2 * pair)
-    linear[: len(rows), place] = self.target.linear[rows, first:last]
-    square[place] = self.target.square[first:last]
-    constant, limits, tops = np.zeros((3, num_rows), np.float32)
-    constant[: len(rows)] = self.target.constant[rows, first:last].sum(-1)
-    limits[: len(rows)] = -np.inf if least is None else least
-    tops[: len(rows)] = most
-    likely = self.search.bits + 2 if is_exact else (self.chunk.kl + 15) // 16
+    pair = min(first for first, _ in spans) // 2
+    num_pairs = _padded((max(last for _, last in spans) + 1) // 2 - pair)
+    num_rows = 1 << (num_nodes - 1).bit_length()
+    linear, square = np.zeros((2, num_rows, 2 * num_pairs), np.float32)
+    constant, least, tops = np.zeros((3, num_rows), np.float32)
+    for i, (node, (first, last)) in enumerate(zip(nodes, spans, strict=True)):
+      place, part = slice(first - 2 * pair, last - 2 * pair), slice(node.first, node.last)
+      linear[i, place] = self.target.linear[node.row, part]
+      square[i, place] = self.target.square[part]
+      constant[i] = self.target.constant[node.row, part].sum()
+      least[i] = node.least
+    tops[:num_nodes] = most
+    likely = self.search.bits + 2 if self.search.is_exact else self.search.chunk_bits
     block = max(64, min(1 << likely, BLOCK_NUMBERS // (2 * num_pairs)))
-    best = np.zeros(len(rows), np.int64)
-    score, ratios = np.full((2, len(rows)), -np.inf)
-    start, time = 0, 0.0 if is_exact else 1.0
-    while start < count and not (score >= tops[: len(rows)] - np.log(max(time, 1e-9))).all():
+    prices = prices or _Times(self.seed, key)
+    best = np.zeros(num_nodes, np.int64)
+    score, ratios = np.full((2, num_nodes), -np.inf)
+    start = 0
+    while start < count and not (score >= most - prices.least(start)).all():
       taken = min(block, count - start)
-      log_times = np.full(block, np.inf, np.float32)
-      log_times[:taken] = 0
-      if is_exact:
-        arrivals = time + np.cumsum(times.exponential(size=taken))
-        log_times[:taken], time = np.log(arrivals), float(arrivals[-1])
+      priced = np.full((block, num_rows), np.inf, np.float32)
+      priced[:taken, :num_nodes] = prices.of_block(start, taken)
       address = np.uint32([self.seed, key, start, pair])
-      found = _best_of_block(address, linear, square, constant, limits, tops, log_times)
-      indices, scores, values = (np.asarray(x)[: len(rows)] for x in found)
+      result = _best_of_block(address, linear, square, constant, least, tops, priced)
+      indices, scores, values = (np.asarray(x)[:num_nodes] for x in result)
       is_better = scores > score
       best[is_better] = start + indices[is_better]
       score[is_better], ratios[is_better] = scores[is_better], values[is_better]
       start += taken
-    if (none := np.isneginf(score)).any():  # of a single element far out, which is not split
-      best[none], ratios[none] = self._find(node, first, last, rows[none], count, most=most)
+    if (none := np.flatnonzero(np.isneginf(score))).size:  # single elements far out: not split
+      free = [nodes[i]._replace(least=-np.inf) for i in none]
+      best[none], ratios[none] = self._find(number, free, most[none], count=count)
     return best, ratios
 
 
@@ -374,29 +559,30 @@ def _padded(count):
 
 
 @jax.jit
-def _best_of_block(address, linear, square, constant, least, most, log_times):
+def _best_of_block(address, linear, square, constant, least, most, prices):
   """The best of some vectors, for each row.
 
   Args:
     address: uint32 [4]: seed, codebook, first vector, first pair of elements.
-    linear [B, 2 n], square [2 n], constant [B]: of L.
+    linear [B, 2 n], square [B, 2 n], constant [B]: of L.
     least: [B]; vectors of L up to it are none.
     most: [B]; L counts up to it.
-    log_times: [N].
+    prices: [N, B].
 
   Returns:
     (places in the block [B], scores [B], L [B]).
   """
-  vectors = address[2] + jnp.arange(log_times.shape[0], dtype=jnp.uint32)
-  pairs = address[3] + jnp.arange(square.shape[0] // 2, dtype=jnp.uint32)
+  vectors = address[2] + jnp.arange(prices.shape[0], dtype=jnp.uint32)
+  pairs = address[3] + jnp.arange(square.shape[1] // 2, dtype=jnp.uint32)
   z = gaussian_pairs(jnp, (address[0], address[1]), vectors[:, None], pairs[None])
   of_ratio = sum(
-    jnp.matmul(x, linear[:, i::2].T, precision='highest') - (x * x @ square[i::2])[:, None]
+    jnp.matmul(x, linear[:, i::2].T, precision='highest')
+    - jnp.matmul(x * x, square[:, i::2].T, precision='highest')
     for i, x in enumerate(z)
   )
   of_ratio = of_ratio + constant[None]
   counted = jnp.where(of_ratio > least[None], jnp.minimum(of_ratio, most[None]), -jnp.inf)
-  scores = counted - log_times[:, None]
+  scores = counted - prices
   best = scores.argmax(0)
   rows = jnp.arange(scores.shape[1])
   return best, scores[best, rows], of_ratio[best, rows]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ddpm_jax.codec.channel import Drawn, Search, decode_step, encode_step, firsts_of
+from ddpm_jax.codec.channel import Drawn, Pace, Search, decode_step, encode_step
 from ddpm_jax.codec.format import Compressed, Header
 from ddpm_jax.codec.range_coder import RangeDecoder, RangeEncoder
 from ddpm_jax.codec.table import Predict, Step, Table, errors_of, shuffled, step_coefficients
@@ -146,6 +146,7 @@ class Codec:
     x_0 = np.asarray(scale_levels(examples, self.table.levels)).reshape(count, -1)[:, order]
     encoders = [RangeEncoder() for _ in range(count)]
     privates = [np.random.default_rng(_words(seed, example)) for example in examples]
+    paces = [Pace() for _ in range(count)]
     steps = self.table.steps(self.schedule)
     x = np.zeros_like(x_0)
     prediction = np.tile(self.table.means[order], (count, 1))
@@ -155,8 +156,9 @@ class Codec:
       drawn = encode_step(
         encoders,
         step.number,
-        step.chunks,
+        step.pieces,
         search,
+        paces,
         seed=seed,
         shift=step.shift(x_0, prediction),
         ratio=step.ratio,
@@ -214,6 +216,7 @@ class Codec:
     inverse, count = np.argsort(order), len(files)
     lossy = self.lossy_sections
     decoders = [RangeDecoder(_code(file, lossy)) for file in files]
+    paces = [Pace() for _ in files]
     sections = np.array([min(len(file.sections), lossy) for file in files])
     notes: list[str | None] = [
       f'{file.name} is cut off or damaged: of its sections, {len(file.sections)} are whole'
@@ -233,7 +236,7 @@ class Codec:
       for i in active.tolist():
         search = files[i].header.search
         try:
-          drawn.append(decode_step([decoders[i]], step.number, step.chunks, search))
+          drawn.append(decode_step([decoders[i]], step.number, step.pieces, search, [paces[i]]))
         except UserError:
           drawn.append(Drawn.none(1, len(order)))
           sections[i], notes[i] = section, f'{files[i].name} is damaged from section {section} on'
@@ -372,8 +375,7 @@ class Codec:
 
 
 def _next_state(step: Step, mean, drawn, seed):
-  numbers = drawn.numbers(seed, firsts_of(step.chunks))
-  return mean + step.deviation * numbers
+  return mean + step.deviation * drawn.numbers(seed)
 
 
 def _code(file, lossy):

@@ -21,25 +21,24 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ddpm_jax.codec.candidates import threefry
-from ddpm_jax.codec.channel import Chunk, kl_of
+from ddpm_jax.codec.channel import FAST_BITS, Pieces, kl_of
 from ddpm_jax.codec.tail import MAX_FITTED, Rounding, TailModel, fit_tail, is_tail
 from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.errors import UserError
 
-VERSION = 1
+VERSION = 2
 GRID = 64  # noise levels at which predictions are measured
-CHUNK_BITS = 13  # of a chunk's expected KL, at most
 MARGIN_BITS = 15  # the margin at which the tail's cost is measured
 STEP_BITS = 0.5  # what an evaluation of the network is worth in the plan
-OVERHEAD_BITS = 2  # of a chunk, about
+OVERHEAD_BITS = 3  # of a chunk, about
 ERROR_UNIT = 16  # errors are kept as -16 log2
 MEAN_UNIT = 1024
 MIN_SECTION_BITS = 8
 _SHRINKAGE = 16  # examples' worth of the mean over elements in an element's error
 _LEAST_ERROR = 1e-7
 _ORDER_KEY = 0xC0DEC
-PLAN_NAMES = 'timesteps', 'path', 'chunk_counts', 'chunk_ends', 'chunk_kls'  # of arrays
+PLAN_NAMES = 'timesteps', 'path', 'piece_counts', 'piece_ends', 'piece_kls'  # of arrays
 
 Predict = Callable[[np.ndarray, int], np.ndarray]  # (x_t float32 [N, ...], t) -> x_0 float32
 
@@ -54,7 +53,7 @@ class Step:
     take, keep: of x_0 and of x_t in the mean.
     deviation: float32 [d] of p.
     ratio: float32 [d], the deviation of q over it.
-    chunks: of the elements.
+    pieces: of the elements.
     ends_section: whether a section of the file ends after it.
   """
 
@@ -64,7 +63,7 @@ class Step:
   keep: np.float32
   deviation: np.ndarray
   ratio: np.ndarray
-  chunks: tuple[Chunk, ...]
+  pieces: Pieces
   ends_section: bool
 
   def shift(self, x_0: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -88,8 +87,8 @@ class Table:
   Attributes:
     arrays: by name. timesteps int32 [G], decreasing, of the grid; errors uint16 [G + 1, d], of the
       elements before the first step (row 0) and of a prediction at each timestep; means int16 [d];
-      path int32 [S], rows of the grid that the steps lead to; chunk_counts int32 [S]; chunk_ends
-      and chunk_kls int32 [all chunks]; levels int32 [1], 0 for values of any kind; and those of
+      path int32 [S], rows of the grid that the steps lead to; piece_counts int32 [S]; piece_ends
+      and piece_kls int32 [all pieces]; levels int32 [1], 0 for values of any kind; and those of
       TailModel, where there are levels.
   """
 
@@ -127,17 +126,17 @@ class Table:
   def steps(self, schedule: NoiseSchedule) -> list[Step]:
     """The steps from nothing to where the lossless end begins."""
     order, path = shuffled(self.size), self.arrays['path']
-    counts = self.arrays['chunk_counts']
-    offsets = np.concatenate([[0], np.cumsum(counts)])
+    ends = np.cumsum(self.arrays['piece_counts'])[:-1]
+    pieces = [
+      Pieces(*x)
+      for x in zip(
+        *(np.split(self.arrays[name], ends) for name in ('piece_ends', 'piece_kls')), strict=True
+      )
+    ]
     sent, since, steps = 0, 0, []
     before = -1
     for number, row in enumerate(path.tolist()):
-      part = slice(offsets[number], offsets[number + 1])
-      ends = self.arrays['chunk_ends'][part].tolist()
-      kls = self.arrays['chunk_kls'][part].tolist()
-      firsts = [0, *ends[:-1]]
-      chunks = tuple(Chunk(i, *c) for i, c in enumerate(zip(firsts, ends, kls, strict=True)))
-      since += sum(kls)
+      since += int(pieces[number].kls.sum())
       is_end = since >= max(16 * MIN_SECTION_BITS, sent // 4) or number + 1 == len(path)
       if is_end:
         sent, since = sent + since, 0
@@ -153,7 +152,7 @@ class Table:
           keep=np.float32(keep),
           deviation=np.sqrt(variance * excess).astype(np.float32),
           ratio=(1 / np.sqrt(excess)).astype(np.float32),
-          chunks=chunks,
+          pieces=pieces[number],
           ends_section=is_end,
         )
       )
@@ -250,7 +249,7 @@ def fit_table(
     'errors': codes,
     'means': means,
     'levels': np.array([levels or 0], np.int32),
-    **plan_chunks(schedule, timesteps, codes, path),
+    **plan_pieces(schedule, timesteps, codes, path),
   }
   return Table(arrays | tail)
 
@@ -301,7 +300,7 @@ def plan_paths(
     so_far = 0.0 if i < 0 else best[i]
     for j in range(i + 1, count):
       bits = float(expected_kl(schedule, t, int(timesteps[j]), codes[i + 1]).sum())
-      cost = so_far + bits + OVERHEAD_BITS * max(1, np.ceil(bits / CHUNK_BITS)) + STEP_BITS
+      cost = so_far + bits + OVERHEAD_BITS * max(1, np.ceil(bits / FAST_BITS)) + STEP_BITS
       if cost < best[j]:
         best[j], comes_from[j] = cost, i
   return best, comes_from
@@ -314,29 +313,27 @@ def _path_to(end, comes_from):
   return path[::-1]
 
 
-def plan_chunks(
+def plan_pieces(
   schedule: NoiseSchedule, timesteps: np.ndarray, codes: np.ndarray, path: Sequence[int]
 ) -> dict[str, np.ndarray]:
-  """The chunks of the steps of a path: as few as have CHUNK_BITS at most, of about equal KLs."""
+  """The pieces of the steps of a path: of about a bit, but whole elements."""
   order, before = shuffled(codes.shape[1]), -1
   counts, ends, kls = [], [], []
   for row in path:
     t = None if before < 0 else int(timesteps[before])
     bits = expected_kl(schedule, t, int(timesteps[row]), codes[before + 1])[order]
     sums = np.concatenate([[0.0], np.cumsum(bits)])
-    count = min(len(order), max(1, int(np.ceil(sums[-1] / CHUNK_BITS))))
-    cuts = np.searchsorted(sums, sums[-1] * np.arange(1, count) / count)
-    cuts = np.unique(np.clip(cuts, 1, len(order) - 1)).tolist() if count > 1 else []
-    cuts = [*cuts, len(order)]
+    cuts = np.searchsorted(sums, np.arange(1, int(sums[-1])), side='left')
+    cuts = np.unique([*np.clip(cuts, 1, len(order)), len(order)])
     counts.append(len(cuts))
-    ends += cuts
-    kls += np.maximum(1, np.rint(16 * np.diff(sums[[0, *cuts]]))).astype(int).tolist()
+    ends.append(cuts)
+    kls.append(np.diff(np.rint(16 * sums[[0, *cuts]])))
     before = row
   return {
     'path': np.array(path, np.int32),
-    'chunk_counts': np.array(counts, np.int32),
-    'chunk_ends': np.array(ends, np.int32),
-    'chunk_kls': np.array(kls, np.int32),
+    'piece_counts': np.array(counts, np.int32),
+    'piece_ends': np.concatenate(ends).astype(np.int32),
+    'piece_kls': np.concatenate(kls).astype(np.int32),
   }
 
 

@@ -130,22 +130,16 @@ class TailModel:
   Args:
     arrays: classes uint8 [d]; filter int16 [C, neighbours] and edges uint32 [C, contexts - 1]; up
       to 256 levels prior uint32 [classes, levels], shapes uint32 [K, 511] and weights uint16
-      [classes, contexts, zones, K]; of more, lengths uint32 [classes, contexts, symbols]. Without
-      filter and edges there is no axis of contexts, and predictions are not corrected.
+      [classes, contexts, zones, K]; of more, lengths uint32 [classes, contexts, symbols].
     levels: of the data.
     shape: of an example.
   """
 
   def __init__(self, arrays: Mapping[str, np.ndarray], levels: int, shape: Sequence[int]) -> None:
     """Holds the arrays."""
-    self.levels, self._arrays = levels, dict(arrays)
+    self.levels, self._arrays = levels, arrays
     self.classes = arrays['classes'].astype(np.int64)
-    self._neighbours, channels = Neighbours(shape), shape[-1]
-    if 'filter' not in arrays:
-      self._arrays['filter'] = np.zeros((channels, len(self._neighbours.offsets)), np.int16)
-      self._arrays['edges'] = np.zeros((channels, 0), np.uint32)
-      name = 'weights' if levels <= SMALL else 'lengths'
-      self._arrays[name] = arrays[name][:, None]
+    self._neighbours = Neighbours(shape)
     self._rows: dict[tuple[int, int, int], np.ndarray] = {}
 
   def cumulative(self, class_: int, context: int, predicted: int) -> np.ndarray:
@@ -272,16 +266,16 @@ def is_tail(arrays: Mapping[str, np.ndarray], levels: int, shape: Sequence[int])
   """Whether arrays are those of a TailModel, by their names and shapes."""
   found = {name: x.shape for name, x in arrays.items()}
   num_shapes, channels = found.get('shapes', (0,))[0], shape[-1]
-  contexts: tuple[int, ...] = (NUM_CONTEXTS,) if 'filter' in found else ()
-  expected: dict[str, tuple[int, ...]] = {'classes': (int(np.prod(shape)),)}
+  expected: dict[str, tuple[int, ...]] = {
+    'classes': (int(np.prod(shape)),),
+    'filter': (channels, len(Neighbours(shape).offsets)),
+    'edges': (channels, NUM_CONTEXTS - 1),
+  }
   if levels <= SMALL:
     expected['prior'], expected['shapes'] = (NUM_CLASSES, levels), (num_shapes, 2 * SMALL - 1)
-    expected['weights'] = NUM_CLASSES, *contexts, NUM_ZONES, num_shapes
+    expected['weights'] = NUM_CLASSES, NUM_CONTEXTS, NUM_ZONES, num_shapes
   else:
-    expected['lengths'] = NUM_CLASSES, *contexts, num_symbols(levels)
-  if contexts:
-    expected['filter'] = channels, len(Neighbours(shape).offsets)
-    expected['edges'] = channels, NUM_CONTEXTS - 1
+    expected['lengths'] = NUM_CLASSES, NUM_CONTEXTS, num_symbols(levels)
   return found == expected
 
 

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import processes
 from ddpm_jax.codec import Codec, Compressed, Goal, Search, Table, fit_table
+from ddpm_jax.codec.format import VERSION
+from ddpm_jax.codec.table import VERSION as TABLE_VERSION
 from ddpm_jax.codec.table import check_arrays
 from ddpm_jax.config import build, origins
 from ddpm_jax.config.predictions import predict_of, training_examples
@@ -89,6 +91,7 @@ def figures_coding(config: ConfigDict, path: pathlib.Path, weights: Weights) -> 
   return Coding(
     num_examples=config.reproduce.num_coded,
     choices={
+      'format': VERSION,
       'search': dataclasses.asdict(search_of(config)),
       'seed': config.compress.seed,
       'margin_bits': config.compress.margin_bits,
@@ -196,4 +199,4 @@ def table_folder(given: str, sha256: str) -> pathlib.Path:
 
 
 def _name(sha256):
-  return f'codec_{sha256[:16]}.npz'
+  return f'codec{TABLE_VERSION}_{sha256[:16]}.npz'

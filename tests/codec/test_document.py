@@ -86,7 +86,7 @@ def varint(data, place):
 
 def parse(data):
   """(seed, is_exact, bits, margin_bits, shape, levels, sections)."""
-  assert (data[:4], data[4], data[17]) == (b'DDPC', 1, 1)
+  assert (data[:4], data[4], data[17]) == (b'DDPC', 2, 1)
   seed, search, margin_bits = int.from_bytes(data[18:22], 'big'), data[22], data[23]
   place, shape = 25, []
   for _ in range(data[24]):
@@ -106,17 +106,19 @@ def parse(data):
   return seed, search >= 128, search % 128, margin_bits, shape, levels, sections
 
 
-def index_frequencies(c, is_exact, bits):
+def index_frequencies(c, doubt, depth, is_exact, bits):
+  if depth:
+    c, doubt = max(c >> depth, 8 * (bits + 4)), doubt >> 2 * depth
   if is_exact:
-    center, spread = c - 19, 180 * c + 3400 + (1000 * c * c >> 12)
+    center, spread = c - 19, 180 * c + 3400 + doubt
   else:
-    center, spread = c + 5, 3400 + (360 * c * c >> 10)
+    center, spread = c - 26, 15 * c + 900 + doubt
   u = [(16 * e - center) ** 2 * 45 // spread for e in range(60)]
   f = [(POWERS[x % 16] >> (x // 16)) + 16 for x in u]
   if is_exact:
-    return [*f[:31], sum(f[bits:])]
-  f = f[: -(-c // 16) + bits]
-  return [*f[:-1], f[-1] + (sum(f) >> 3)]
+    tail = [(f[e] >> 2 * (e - bits)) + 16 for e in range(bits + 1, 31)]
+    return [*f[: bits + 1], *tail, sum(f[bits + 1 :])]
+  return f[: min(min(-(-c // 16), 18) + bits, 31)]
 
 
 def decode(data, table, alphas_cumprod, network):
@@ -124,7 +126,7 @@ def decode(data, table, alphas_cumprod, network):
   seed, is_exact, bits, margin_bits, shape, levels, sections = parse(data)
   d = math.prod(shape)
   order = sorted(range(d), key=lambda j: threefry((0, 0xC0DEC), (j, 0))[0])
-  counts, kls = table['chunk_counts'].tolist(), table['chunk_kls'].tolist()
+  counts, kls = table['piece_counts'].tolist(), table['piece_kls'].tolist()
   ends_section, before, since, done = [], 0, 0, 0
   for k, count in enumerate(counts):
     since += sum(kls[done : done + count])
@@ -136,26 +138,44 @@ def decode(data, table, alphas_cumprod, network):
   joined = b''.join(sections)
   code = Code(joined[:-4] if is_whole else joined)
   x, x_0_hat, done, section = np.zeros(d), table['means'] / 1024, 0, 0
+  usual, found = 320, 320
+
+  def expected(kl):
+    return max(1, kl * min(max(found, usual // 8), 8 * usual) // usual)
+
   for k, row in enumerate(table['path'].tolist()):
     if section == len(sections):
       break
     z = np.zeros(d)
-    first = 0
-    for chunk in range(counts[k]):
-      last = int(table['chunk_ends'][done])
+    first = chunk = 0
+    of_step = done + counts[k]
+    while done < of_step:
+      left = sum(kls[done:of_step])
+      wanted = left // math.ceil(expected(left) / (16 * (13 if is_exact else 14)))
+      until = done + 1
+      while until < of_step and sum(kls[done : until + 1]) <= wanted:
+        until += 1
+      last, kl = int(table['piece_ends'][until - 1]), sum(kls[done:until])
+      c, told = expected(kl), 0
+      doubt = 200 * c * c // usual
       nodes = [(1, 0, last - first)]
       while nodes:
         node, a, b = nodes.pop(0)
-        f = index_frequencies(kls[done] >> (node.bit_length() - 1), is_exact, bits)
+        depth = node.bit_length() - 1
+        f = index_frequencies(c, doubt, depth, is_exact, bits)
         e = code.symbol(f)
         if is_exact and e == 31:
           nodes = [(2 * node, a, (a + b) // 2), (2 * node + 1, (a + b) // 2, b), *nodes]
           continue
+        told += 16 * e + 26 if not is_exact else max(0, 16 * e - 8) if depth else 16 * e + 20
         vector = 2**e + code.bits(e) - 1
         key = (k * 2**14 + chunk) * 2**8 + node
         for place in range(a, b):
           z[order[first + place]] = gaussian_at(seed, key, vector, place)
-      first, done = last, done + 1
+      first, done, chunk = last, until, chunk + 1
+      usual, found = usual + kl, max(1, found + told)
+      while usual > 2560:
+        usual, found = usual // 2, max(1, found // 2)
     s = int(table['timesteps'][row])
     A = alphas_cumprod[s]
     if k == 0:
@@ -185,15 +205,15 @@ def decode(data, table, alphas_cumprod, network):
   for r in reach:
     away = [[*a, step] for a in away for step in range(-r, r + 1)]
   away = [a[1:] for a in away if a[1:] < [0] * n]
-  found, differences, amounts = [], {}, {}
+  values, differences, amounts = [], {}, {}
   for i, place in enumerate(itertools.product(*map(range, shape))):
     offset = ((79 * offsets[i // block] + 64) % 128 - 64) / 128
     m = unit * math.floor((x_0_hat[i] + 1) * (levels - 1) / (2 * unit) + 0.5 + offset)
-    expected, c = min(max(m, 0), levels - 1), int(table['classes'][i])
+    rounded, c = min(max(m, 0), levels - 1), int(table['classes'][i])
     near = [tuple(p + q for p, q in zip(place, a, strict=True)) for a in away]
     weights = table['filter'][place[-1]].tolist()
     total = sum(w * differences.get(p, 0) for w, p in zip(weights, near, strict=True))
-    m = min(max(expected + math.floor((total + 128) / 256), 0), levels - 1)
+    m = min(max(rounded + math.floor((total + 128) / 256), 0), levels - 1)
     amount = sum(amounts.get(p, 0) for p in near)
     context = sum(edge <= amount for edge in table['edges'][place[-1]].tolist())
     if levels <= 256:
@@ -205,15 +225,15 @@ def decode(data, table, alphas_cumprod, network):
         ]
         total = sum(g)
         mixed = [x + weight * ((y << 18) // total) for x, y in zip(mixed, g, strict=True)]
-      found.append(code.symbol([1 + (x * (2**16 - levels) >> 30) for x in mixed]))
+      values.append(code.symbol([1 + (x * (2**16 - levels) >> 30) for x in mixed]))
     else:
       y = code.symbol(table['lengths'][c, context].tolist())
       p = (y + 1) // 2
       n = max(0, p // 4 - 1)
       difference = ((p - 4 * n) << n) + code.bits(n)
-      found.append(m + (difference if y % 2 else -difference))
-    differences[place], amounts[place] = found[-1] - expected, abs(found[-1] - m)
-  picture = np.array(found).reshape(shape)
+      values.append(m + (difference if y % 2 else -difference))
+    differences[place], amounts[place] = values[-1] - rounded, abs(values[-1] - m)
+  picture = np.array(values).reshape(shape)
   assert zlib.crc32(picture.astype('>u2').tobytes()) == int.from_bytes(joined[-4:], 'big')
   return picture, x_0_hat.reshape(shape)
 
@@ -237,7 +257,7 @@ def test_the_page_suffices_to_decode(levels, search):
 
 def test_the_id_of_a_table_is_what_the_page_says():
   arrays = fit_table(SCHEDULE, predict, gaussian.examples(20), levels=256).arrays
-  digest = hashlib.sha256(b'ddpm_jax codec table 1')
+  digest = hashlib.sha256(b'ddpm_jax codec table 2')
   for name in sorted(arrays):
     x = arrays[name]
     digest.update(f'\n{name} {x.dtype.str} {" ".join(map(str, x.shape))}\n'.encode() + x.tobytes())

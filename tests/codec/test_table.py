@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from ddpm_jax.codec.table import (
-  CHUNK_BITS,
   Table,
   check_arrays,
   errors_of,
@@ -52,17 +51,19 @@ def test_errors_are_those_of_the_posterior():
 def test_the_expected_kls_sum_up_to_the_information():
   """Of long steps it is a little more, as a step does not see what it has sent itself."""
   steps = table().steps(SCHEDULE)
-  bits = sum(c.kl for step in steps for c in step.chunks) / 16
+  bits = sum(step.pieces.bits for step in steps)
   assert len(steps) > 3
   assert 1 < bits / gaussian.information(steps[-1].timestep) < 1.35
 
 
-def test_chunks_cover_the_elements_and_have_no_more_than_their_bits():
+def test_pieces_cover_the_elements_and_have_about_a_bit():
   for step in table().steps(SCHEDULE):
-    assert [c.first for c in step.chunks] == [0, *(c.last for c in step.chunks[:-1])]
-    assert step.chunks[-1].last == SIZE
-    assert [c.number for c in step.chunks] == list(range(len(step.chunks)))
-    assert all(0 < c.kl <= 16 * (CHUNK_BITS + 4) for c in step.chunks)
+    ends, kls = step.pieces
+    assert (np.diff([0, *ends]) > 0).all()
+    assert ends[-1] == SIZE
+    assert (kls[:-1] >= 8).all()
+    assert (kls <= 2 * 16).all()
+    np.testing.assert_allclose(step.pieces.bits, -np.log2(step.ratio).sum(), atol=0.1)
     assert ((step.ratio > 0) & (step.ratio <= 1)).all()
   assert step.ends_section
 
