@@ -363,6 +363,11 @@ class _Node(NamedTuple):
   last: int
   least: float = -np.inf
 
+  @property
+  def span(self):
+    """Its first and last element within the chunk."""
+    return self.first - self.chunk.first, self.last - self.chunk.first
+
 
 class _Times:
   """Logarithms of the times of a Poisson process, which vectors of equal ratios have to beat."""
@@ -370,9 +375,9 @@ class _Times:
   def __init__(self, seed, key):
     self._draws, self.so_far = np.random.default_rng([seed, key]), 0.0
 
-  def of_block(self, start, count):
+  def of_block(self, start, count, rows):
     """[count, 1], of the next vectors."""
-    del start
+    del start, rows
     times = self.so_far + np.cumsum(self._draws.exponential(size=count))
     self.so_far = float(times[-1])
     return np.log(times)[:, None]
@@ -392,10 +397,10 @@ class _Prices:
       prices = index_prices(kl, node.chunk, search)
       self._of_exponents[: len(prices), column] = prices
 
-  def of_block(self, start, count):
-    """[count, n], of the vectors from `start` on."""
+  def of_block(self, start, count, rows):
+    """[count, n], of the vectors from `start` on, for some nodes."""
     exponents = np.frexp(np.arange(start + 1, start + count + 1))[1] - 1
-    return self._of_exponents[exponents]
+    return self._of_exponents[exponents[:, None], rows]
 
   def least(self, start):
     """[n], of the vectors from `start` on."""
@@ -513,43 +518,65 @@ class _Sender:
     Returns:
       (indices int64 [n], their L float64 [n]).
     """
-    num_nodes = len(nodes)
     key = codebook_key(self.step, nodes[0].chunk.number, number)
-    spans = [(x.first - x.chunk.first, x.last - x.chunk.first) for x in nodes]
-    # Padded to few shapes, each of which compiles once.
-    pair = min(first for first, _ in spans) // 2
-    num_pairs = _padded((max(last for _, last in spans) + 1) // 2 - pair)
-    num_rows = 1 << (num_nodes - 1).bit_length()
-    linear, square = np.zeros((2, num_rows, 2 * num_pairs), np.float32)
-    constant, least, tops = np.zeros((3, num_rows), np.float32)
-    for i, (node, (first, last)) in enumerate(zip(nodes, spans, strict=True)):
-      place, part = slice(first - 2 * pair, last - 2 * pair), slice(node.first, node.last)
-      linear[i, place] = self.target.linear[node.row, part]
-      square[i, place] = self.target.square[part]
-      constant[i] = self.target.constant[node.row, part].sum()
-      least[i] = node.least
-    tops[:num_nodes] = most
-    likely = self.search.bits + 2 if self.search.is_exact else self.search.chunk_bits
-    block = max(64, min(1 << likely, BLOCK_NUMBERS // (2 * num_pairs)))
     prices = prices or _Times(self.seed, key)
-    best = np.zeros(num_nodes, np.int64)
-    score, ratios = np.full((2, num_nodes), -np.inf)
-    start = 0
-    while start < count and not (score >= most - prices.least(start)).all():
+    best = np.zeros(len(nodes), np.int64)
+    score, ratios = np.full((2, len(nodes)), -np.inf)
+    start, packed = 0, None
+    while start < count:
+      left = np.flatnonzero(score < most - prices.least(start))
+      if not len(left):
+        break
+      if packed is None or _shape_of([nodes[i] for i in left]) != packed.shape:
+        packed = self._pack([nodes[i] for i in left], most[left])
+        rows = left
+      block = max(64, min(1 << self._likely_bits(), BLOCK_NUMBERS // (2 * packed.shape[1])))
       taken = min(block, count - start)
-      priced = np.full((block, num_rows), np.inf, np.float32)
-      priced[:taken, :num_nodes] = prices.of_block(start, taken)
-      address = np.uint32([self.seed, key, start, pair])
-      result = _best_of_block(address, linear, square, constant, least, tops, priced)
-      indices, scores, values = (np.asarray(x)[:num_nodes] for x in result)
-      is_better = scores > score
-      best[is_better] = start + indices[is_better]
-      score[is_better], ratios[is_better] = scores[is_better], values[is_better]
+      priced = np.full((block, packed.shape[0]), np.inf, np.float32)
+      priced[:taken, : len(rows)] = prices.of_block(start, taken, rows)
+      address = np.uint32([self.seed, key, start, packed.pair])
+      result = _best_of_block(address, *packed.of_ratio, priced)
+      indices, scores, values = (np.asarray(x)[: len(rows)] for x in result)
+      is_better = scores > score[rows]
+      better = rows[is_better]
+      best[better] = start + indices[is_better]
+      score[better], ratios[better] = scores[is_better], values[is_better]
       start += taken
     if (none := np.flatnonzero(np.isneginf(score))).size:  # single elements far out: not split
       free = [nodes[i]._replace(least=-np.inf) for i in none]
       best[none], ratios[none] = self._find(number, free, most[none], count=count)
     return best, ratios
+
+  def _likely_bits(self):
+    return self.search.bits + 2 if self.search.is_exact else self.search.chunk_bits
+
+  def _pack(self, nodes, most):
+    """What _best_of_block takes of nodes, padded to few shapes, each of which compiles once."""
+    spans, shape = [x.span for x in nodes], _shape_of(nodes)
+    pair = min(first for first, _ in spans) // 2
+    linear, square = np.zeros((2, shape[0], 2 * shape[1]), np.float32)
+    constant, least, tops = np.zeros((3, shape[0]), np.float32)
+    for i, (node, (first, last)) in enumerate(zip(nodes, spans, strict=True)):
+      place, part = slice(first - 2 * pair, last - 2 * pair), slice(node.first, node.last)
+      linear[i, place] = self.target.linear[node.row, part]
+      square[i, place] = self.target.square[part]
+      constant[i] = self.target.constant[node.row, part].sum()
+      least[i], tops[i] = node.least, most[i]
+    return _Packed(shape, pair, (linear, square, constant, least, tops))
+
+
+class _Packed(NamedTuple):
+  """Nodes as arrays: their padded (rows, pairs of elements), the first pair, and L's arrays."""
+
+  shape: tuple[int, int]
+  pair: int
+  of_ratio: tuple[np.ndarray, ...]
+
+
+def _shape_of(nodes):
+  """(rows, pairs of elements) that nodes are padded to."""
+  first, last = min(x.span[0] for x in nodes), max(x.span[1] for x in nodes)
+  return 1 << (len(nodes) - 1).bit_length(), _padded((last + 1) // 2 - first // 2)
 
 
 def _padded(count):
