@@ -527,7 +527,7 @@ class _Sender:
       left = np.flatnonzero(score < most - prices.least(start))
       if not len(left):
         break
-      if packed is None or _shape_of([nodes[i] for i in left]) != packed.shape:
+      if packed is None or _is_worth(_shape_of([nodes[i] for i in left]), packed.shape):
         packed = self._pack([nodes[i] for i in left], most[left])
         rows = left
       block = max(64, min(1 << self._likely_bits(), BLOCK_NUMBERS // (2 * packed.shape[1])))
@@ -576,7 +576,13 @@ class _Packed(NamedTuple):
 def _shape_of(nodes):
   """(rows, pairs of elements) that nodes are padded to."""
   first, last = min(x.span[0] for x in nodes), max(x.span[1] for x in nodes)
-  return 1 << (len(nodes) - 1).bit_length(), _padded((last + 1) // 2 - first // 2)
+  rows = 1 << 2 * (((len(nodes) - 1).bit_length() + 1) // 2)  # a power of four
+  return rows, _padded((last + 1) // 2 - first // 2)
+
+
+def _is_worth(shape, packed):
+  """Whether another shape is so much smaller that it may be compiled."""
+  return shape[0] < packed[0] or 2 * shape[1] <= packed[1]
 
 
 def _padded(count):

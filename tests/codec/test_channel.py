@@ -140,8 +140,8 @@ def test_what_is_far_from_all_that_is_expected_still_comes_near():
 @pytest.mark.parametrize('share', [0.25, 1.0, 1.7])
 def test_chunks_go_by_what_an_example_has_taken(search, share):
   """The table expects a bit a piece; an example that has less or more gets chunks to suit."""
-  size, parts = 1200, pieces(range(10, 1201, 10), [1] * 120)
-  shift = np.full((1, size), np.sqrt(2 * np.log(2) * share / 10), np.float32)
+  size, parts = 240, pieces(range(2, 241, 2), [1] * 120)
+  shift = np.full((1, size), np.sqrt(2 * np.log(2) * share / 2), np.float32)
   pace = Pace()
   (meter,), ratio = [Meter()], np.ones(size, np.float32)
   known = {'seed': 3, 'shift': shift, 'ratio': ratio, 'privates': [np.random.default_rng(0)]}
