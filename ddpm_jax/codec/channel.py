@@ -29,13 +29,12 @@ from ddpm_jax.errors import UserError
 MAX_STEPS = 1 << 10
 MAX_CHUNKS = 1 << 14  # of a step
 MAX_NODES = 1 << 8  # of a chunk's tree
-FAST_BITS, EXACT_BITS = 14, 13
+FAST_BITS, EXACT_BITS = 14, 13  # of a chunk's KL, at most
 MAX_EXPONENT = 30  # an index lies below 2^31
 BLOCK_NUMBERS = 1 << 20  # that the encoder draws at once
 _MAX_PRIVATE_DRAWS = 1 << 14
 _MOST_VECTORS = (1 << MAX_EXPONENT + 1) - 1
-_PRIOR = 16 * 20  # a pace's memory at first, and at most, in sixteenths of bits
-_LONGEST = 16 * 160
+_PRIOR, _LONGEST = 16 * 20, 16 * 160  # a pace's memory at first, and at most: sixteenths of bits
 _PRICE = 1.1  # nats of L for a nat of an index's code, at which the fast search looks for a vector
 BEYOND_NATS = 2.0  # above the KL, up to which that search counts L
 _SINGLE_BITS = 14  # of the number of vectors that are tried for a single element
@@ -134,7 +133,9 @@ class Pace:
       last = max(place + 1, bisect.bisect_right(sums, wanted) - 1)
       usual = sums[last] - sums[place]
       kl = self.of(usual)
-      doubt = 200 * kl * kl // self.usual
+      doubt = (
+        200 * kl * kl // self.usual
+      )  # a deviation of 0.4 of the KL at first, then 0.14 or more
       yield Chunk(number, ends[place], ends[last], kl, usual, doubt)
       number, place = number + 1, last
 
@@ -186,9 +187,14 @@ def index_frequencies(kl: int, doubt: int, search: Search, depth: int = 0) -> tu
   return tuple(weights[: min(count, MAX_EXPONENT + 1)])
 
 
+def exponent_of(index: int) -> int:
+  """floor(log2 i) of the number i = index + 1 of a vector."""
+  return (index + 1).bit_length() - 1
+
+
 def write_index(encoder: RangeEncoder, index: int | None, frequencies: Sequence[int]) -> None:
   """Writes the number of a vector, from 0 on; None is a split."""
-  exponent = len(frequencies) - 1 if index is None else (index + 1).bit_length() - 1
+  exponent = len(frequencies) - 1 if index is None else exponent_of(index)
   encoder.encode(sum(frequencies[:exponent]), frequencies[exponent], sum(frequencies))
   if index is not None:
     encoder.encode_bits(index + 1 - (1 << exponent), exponent)
@@ -277,7 +283,7 @@ def decode_step(
         index = read_index(decoder, frequencies, search)
         if index is not None:
           drawn.put(row, chunk, first, last, codebook_key(step, chunk.number, node), index)
-          told += told_by((index + 1).bit_length() - 1, search, depth)
+          told += told_by(exponent_of(index), search, depth)
           continue
         if last - first < 2 or 2 * node >= MAX_NODES:
           raise UserError('the code is damaged')
@@ -404,7 +410,7 @@ class _Prices:
 
   def least(self, start):
     """[n], of the vectors from `start` on."""
-    return self._of_exponents[(start + 1).bit_length() - 1 :].min(0)
+    return self._of_exponents[exponent_of(start) :].min(0)
 
 
 @dataclasses.dataclass
@@ -443,8 +449,7 @@ class _Sender:
     if index is not None:
       key = codebook_key(self.step, chunk.number, number)
       self.drawn.put(row, chunk, node.first, node.last, key, index)
-      exponent = (index + 1).bit_length() - 1
-      self._told[row] += told_by(exponent, self.search, depth)
+      self._told[row] += told_by(exponent_of(index), self.search, depth)
 
   def _send_exactly(self, number, nodes):
     """Sends nodes of one number, drawn from q where L > least; returns L [n].
