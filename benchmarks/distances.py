@@ -48,8 +48,8 @@ class Distances:
     chosen = self._config.copy_and_resolve_references()
     chosen.sample.update(**fields)
     checks.check(chosen)
-    chosen, variances = fitted.fit(chosen, self.weights, self._workdir)
-    drawer = build.drawer(chosen, self._count, x_0_variances=variances)
+    chosen, estimates = fitted.fit(chosen, self.weights, self._workdir)
+    drawer = build.drawer(chosen, self._count, estimates=estimates)
     images = []
     for first in range(0, self._count, drawer.sizes.global_):
       ids = np.minimum(np.arange(first, first + drawer.sizes.global_), self._count - 1)

@@ -775,12 +775,12 @@ class Model:
     pattern = self._pattern(labels, num, config)
     config.sample.labels = None
     checks.check_sample(config)
-    config, variances = fitted.fit(config, self._weights, self._name, network=self._network)
+    config, estimates = fitted.fit(config, self._weights, self._name, network=self._network)
     size = devices.fitting_batch_sizes(config.sample.batch_size, num).global_
     of_program = {**config.sample.to_dict(), 'batch_size': size, 'seed': None, 'num_samples': None}
     drawer = self._keep(
       ('sample', str(of_program)),
-      lambda: build.drawer(config, num, self._network, self.class_names, variances),
+      lambda: build.drawer(config, num, self._network, self.class_names, estimates),
     )
     key = devices.replicate(build.key(seed, 'sample'))
     return config, dataclasses.replace(drawer, key=key, pattern=pattern)

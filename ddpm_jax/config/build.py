@@ -7,8 +7,9 @@ import importlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -786,6 +787,8 @@ def restore_weights(
 
 ANALYTIC = 'analytic'
 FITTED_SPACINGS = ('least_bound', 'least_error')  # see config.fitted
+Estimates: TypeAlias = Mapping[str, np.ndarray]  # of a checkpoint
+NO_ESTIMATES: Estimates = MappingProxyType({})
 
 
 def is_fitted(config: ConfigDict) -> bool:
@@ -859,9 +862,9 @@ def chain(config: ConfigDict) -> functools.partial[Chain]:
   return functools.partial(CHAINS[config.sample.sampler], **choices)
 
 
-def check_fit(config: ConfigDict, x_0_variances: np.ndarray | None = None) -> None:
+def check_fit(config: ConfigDict, estimates: Estimates = NO_ESTIMATES) -> None:
   """Raises a UserError if what is fitted to a checkpoint is asked for, and not given."""
-  needs = config.sample.variance == ANALYTIC and x_0_variances is None
+  needs = config.sample.variance == ANALYTIC and 'x_0_variances' not in estimates
   if needs or (is_fitted(config) and config.sample.timesteps is None):
     what = 'variance=analytic' if needs else f'spacing={config.sample.spacing}'
     raise UserError(
@@ -870,8 +873,8 @@ def check_fit(config: ConfigDict, x_0_variances: np.ndarray | None = None) -> No
     )
 
 
-def _digest(variances):
-  return hashlib.sha256(np.float64(variances).tobytes()).hexdigest()
+def _digest(array):
+  return hashlib.sha256(np.float64(array).tobytes()).hexdigest()
 
 
 def churn_choices(config: ConfigDict) -> dict[str, Any]:
@@ -958,7 +961,7 @@ def drawer(
   max_samples: int,
   network: OwnNetwork | None = None,
   names: Sequence[str] | None = None,
-  x_0_variances: np.ndarray | None = None,
+  estimates: Estimates = NO_ESTIMATES,
 ) -> Drawer:
   """The compiled sampler of config.sample.
 
@@ -967,12 +970,12 @@ def drawer(
     max_samples: samples that are asked for at once; sample.batch_size at most go through together.
     network: as denoiser_of.
     names: of the classes, of a model with labels; None for their numbers.
-    x_0_variances: as config.fitted.Fit, for sample.variance=analytic.
+    estimates: of the checkpoint, as config.fitted.Fit has it.
 
   Raises:
     UserError: what is fitted to a checkpoint is asked for and not given.
   """
-  check_fit(config, x_0_variances)
+  check_fit(config, estimates)
   make_chain, noise_schedule = chain(config), sample_schedule(config)
   away_from, found = guide(config), sample_labels(config, names)
   facts, words = guidance_facts(config, away_from), [sampler_words(config)]
@@ -986,13 +989,14 @@ def drawer(
   identity = samples_identity(config)
   denoiser_of = guided_denoiser_of(config, network, away_from)
 
-  if x_0_variances is not None:
-    facts['x_0_variances'] = _digest(x_0_variances)
-    of_rows = np.interp(times(noise_schedule), np.arange(len(x_0_variances)), x_0_variances)
+  facts |= {name: _digest(array) for name, array in estimates.items()}
+  variances = estimates.get('x_0_variances')
+  if variances is not None:
+    variances = np.interp(times(noise_schedule), np.arange(len(variances)), variances)
 
   def clipped_of(*of):
     denoiser = clipped(denoiser_of(*of), config.sample.clip)
-    return denoiser if x_0_variances is None else with_analytic_variance(denoiser, of_rows)
+    return denoiser if variances is None else with_analytic_variance(denoiser, variances)
 
   rows = make_chain(noise_schedule, None, None).timesteps
   work = make_chain_fns(clipped_of, noise_schedule, image_shape(config), make_chain)
@@ -1445,14 +1449,14 @@ def measured_splits(
 def evaluator(
   config: ConfigDict,
   path: pathlib.Path | None = None,
-  x_0_variances: np.ndarray | None = None,
+  estimates: Estimates = NO_ESTIMATES,
 ) -> Evaluator:
   """All measurements that config.eval names.
 
   Args:
     config: ConfigDict.
     path: WORKDIR, whose run says what was trained on; None for the config to say that.
-    x_0_variances: as drawer.
+    estimates: as drawer.
   """
   metrics = names(config.eval.metrics)
   likelihoods = [metric for metric in metrics if metric in LIKELIHOODS]
@@ -1475,9 +1479,7 @@ def evaluator(
   facts = {bound.split: bound.identity.data for bound in bounds_of}
   if of_images:
     images_scorer = scorer(config, of_images)
-    images_drawer = drawer(
-      config, config.eval.num_samples, names=classes_of, x_0_variances=x_0_variances
-    )
+    images_drawer = drawer(config, config.eval.num_samples, names=classes_of, estimates=estimates)
     of_scorer = images_scorer.identity()
     identity = images_drawer.identity.but(network=of_scorer['network'])
     facts |= of_scorer['data']

@@ -40,11 +40,11 @@ class Fit(NamedTuple):
 
   Attributes:
     config: with config.sample.timesteps, where the spacing is fitted.
-    x_0_variances: float64 [T], of the analytic variance; None where it is not asked for.
+    estimates: x_0_variances, float64 [T], where the analytic variance is asked for.
   """
 
   config: ConfigDict
-  x_0_variances: np.ndarray | None = None
+  estimates: build.Estimates = build.NO_ESTIMATES
 
 
 def needs_fit(config: ConfigDict) -> bool:
@@ -81,9 +81,9 @@ def fit(
       'out'
     )
   build.check_unconditional(config)
-  spacing, chosen, variances = config.sample.spacing, None, None
+  spacing, chosen, estimates = config.sample.spacing, None, {}
   if config.sample.variance == build.ANALYTIC:
-    variances = x_0_variances(config, weights, given, network=network, say=say)
+    estimates['x_0_variances'] = x_0_variances(config, weights, given, network=network, say=say)
   if spacing == 'least_bound':
     noise = build.sample_schedule(config)
     errors = _errors(noise, _moments_of(config, weights, given, network, say))
@@ -98,10 +98,10 @@ def fit(
     rows = least_error(FlowProducts(levels, **found), build.num_steps(config))
     chosen = levels.timesteps[rows][::-1]
   if chosen is None:
-    return Fit(config, variances)
+    return Fit(config, estimates)
   config = config.copy_and_resolve_references().unlock()
   config.sample.timesteps = tuple(build.times(build.sample_schedule(config))[chosen].tolist())
-  return Fit(config.lock(), variances)
+  return Fit(config.lock(), estimates)
 
 
 def x_0_variances(

@@ -4,7 +4,6 @@ import contextlib
 import pathlib
 from collections.abc import Iterator
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import processes
@@ -48,8 +47,8 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     elif config.eval.watch:
       folder = watch(config, path)
     else:
-      config, variances = fitted_config(config, path)
-      evaluator = make_evaluator(config, path, variances)
+      config, estimates = fitted_config(config, path)
+      evaluator = make_evaluator(config, path, estimates)
       folder = evaluate_step(config, evaluator, path, config.eval.step)
     processes.say(f'done: {folder / "report.md"}')
 
@@ -79,7 +78,7 @@ def restored(config: ConfigDict, path: pathlib.Path, step: int | None) -> Iterat
 
 
 def fitted_config(config: ConfigDict, path: pathlib.Path) -> Fit:
-  """The config, with what its sampler takes of the checkpoint, and the analytic variance."""
+  """The config, with what its sampler takes of the checkpoint, and what is measured for it."""
   if not needs_fit(config):
     return Fit(config)
   with restored(config, path, config.eval.step) as weights:
@@ -87,11 +86,11 @@ def fitted_config(config: ConfigDict, path: pathlib.Path) -> Fit:
 
 
 def make_evaluator(
-  config: ConfigDict, path: pathlib.Path, x_0_variances: np.ndarray | None = None
+  config: ConfigDict, path: pathlib.Path, estimates: build.Estimates = build.NO_ESTIMATES
 ) -> Evaluator:
   """The Evaluator of a config; what its reports note is said first."""
   with Terminal().waiting('opens pictures and networks'):
-    evaluator = build.evaluator(config, path, x_0_variances)
+    evaluator = build.evaluator(config, path, estimates)
   for line in evaluator.remarks():
     processes.say(line)
   return evaluator

@@ -31,9 +31,9 @@ def sample(config: ConfigDict, workdir: str) -> None:
     path, weights = find_weights(config, workdir)
   model = model_of(config, workdir)
   names = class_names(model)
-  config, variances = fit(config, weights, model, say=processes.say)
+  config, estimates = fit(config, weights, model, say=processes.say)
   count = build.num_samples(config, names)
-  drawer = build.drawer(config, count, names=names, x_0_variances=variances)
+  drawer = build.drawer(config, count, names=names, estimates=estimates)
   processes.say(
     f'{count} samples of step {weights.step}, seed {config.sample.seed}: {drawer.words}'
   )

@@ -62,7 +62,7 @@ def posterior_variance(schedule):
 
 def test_the_analytic_variance_makes_few_steps_right(model_of):
   model = model_of(variance='analytic', num_steps=4)
-  variances = fit(model).x_0_variances
+  variances = fit(model).estimates['x_0_variances']
   np.testing.assert_allclose(variances, posterior_variance(model.schedule), rtol=0.05)
 
   def std(**fields):
