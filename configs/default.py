@@ -131,12 +131,14 @@ def get_config():
         'batch_size': 64,  # images a compiled chain, over all devices
         'seed': 0,  # image i depends on (seed, i) alone
         # ancestral | ddim | dpmpp_2m | dpmpp_3m | dpmpp_2m_sde | dpmpp_3m_sde | heun | unipc_2 |
-        # unipc_3 | ipndm | deis_2 | deis_3
+        # unipc_3 | ipndm | deis_2 | deis_3 | bespoke, which is fitted to the checkpoint
         'sampler': 'ancestral',
-        # S of the T; none: all T for ancestral, 20 for the others. heun has 2 S - 1 evaluations
+        # S of the T; none: all T for ancestral, 10 for bespoke, 20 for the others. heun has 2 S - 1
+        # evaluations
         'num_steps': placeholder(int),
         # linspace | leading | trailing | quad | logsnr | karras, EDM's | least_bound | least_error,
-        # which are fitted to the checkpoint; none: karras for heun, trailing for the others
+        # which are fitted to the checkpoint; none: karras for heun, least_error for bespoke, and
+        # trailing for the others
         'spacing': placeholder(str),
         'timesteps': placeholder(tuple),  # in place of spacing: numbers in [0, T-1], increasing
         'timestep_parts': placeholder(int),  # of a timestep, that times are rounded to; none: 1

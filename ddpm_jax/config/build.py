@@ -786,6 +786,7 @@ def restore_weights(
 
 
 ANALYTIC = 'analytic'
+BESPOKE = 'bespoke'
 FITTED_SPACINGS = ('least_bound', 'least_error')  # see config.fitted
 Estimates: TypeAlias = Mapping[str, np.ndarray]  # of a checkpoint
 NO_ESTIMATES: Estimates = MappingProxyType({})
@@ -793,7 +794,7 @@ NO_ESTIMATES: Estimates = MappingProxyType({})
 
 def is_fitted(config: ConfigDict) -> bool:
   """Whether the timesteps of config.sample are fitted to a checkpoint."""
-  return config.sample.spacing in FITTED_SPACINGS
+  return spacing(config) in FITTED_SPACINGS
 
 
 def num_steps(config: ConfigDict) -> int:
@@ -838,9 +839,12 @@ def timesteps(config: ConfigDict) -> np.ndarray:
 
 def spacing(config: ConfigDict, sampler: str | None = None) -> str:
   """Where the timesteps lie of config.sample's sampler, or of another."""
-  if config.sample.timesteps is not None and not is_fitted(config):
+  if config.sample.spacing:
+    return str(config.sample.spacing)
+  if config.sample.timesteps is not None:
     return 'given'
-  return config.sample.spacing or default_spacing(sampler or config.sample.sampler)
+  name = sampler or config.sample.sampler
+  return 'least_error' if name == BESPOKE else default_spacing(name)
 
 
 def sample_variance(config: ConfigDict) -> str | None:
@@ -851,25 +855,32 @@ def sample_variance(config: ConfigDict) -> str | None:
   return None if given == ANALYTIC else given
 
 
-def chain(config: ConfigDict) -> functools.partial[Chain]:
+def chain(config: ConfigDict, estimates: Estimates = NO_ESTIMATES) -> functools.partial[Chain]:
   """The sampler of config.sample: (schedule, denoiser, noise_fn) -> Chain."""
   choices: dict[str, Any] = {'timesteps': timesteps(config), 'variance': sample_variance(config)}
   if config.sample.stops_early:
     choices['stops_early'] = True
   if config.sample.eta is not None:
     choices['eta'] = config.sample.eta
+  if config.sample.sampler == BESPOKE:
+    choices['coefficients'] = estimates.get('coefficients')
   choices |= churn_choices(config)
   return functools.partial(CHAINS[config.sample.sampler], **choices)
 
 
 def check_fit(config: ConfigDict, estimates: Estimates = NO_ESTIMATES) -> None:
   """Raises a UserError if what is fitted to a checkpoint is asked for, and not given."""
-  needs = config.sample.variance == ANALYTIC and 'x_0_variances' not in estimates
-  if needs or (is_fitted(config) and config.sample.timesteps is None):
-    what = 'variance=analytic' if needs else f'spacing={config.sample.spacing}'
+  sample, missing = config.sample, []
+  if sample.variance == ANALYTIC and 'x_0_variances' not in estimates:
+    missing.append('variance=analytic')
+  if sample.sampler == BESPOKE and 'coefficients' not in estimates:
+    missing.append('sampler=bespoke')
+  if is_fitted(config) and sample.timesteps is None:
+    missing.append(f'spacing={spacing(config)}')
+  if missing:
     raise UserError(
-      f'sample.{what} is fitted to a checkpoint, which --mode=sample and --mode=eval of one step '
-      'do; training, eval.watch and --mode=edit do not: leave it out here'
+      f'sample.{missing[0]} is fitted to a checkpoint, which --mode=sample and --mode=eval of one '
+      'step do; training, eval.watch and --mode=edit do not: leave it out here'
     )
 
 
@@ -976,7 +987,7 @@ def drawer(
     UserError: what is fitted to a checkpoint is asked for and not given.
   """
   check_fit(config, estimates)
-  make_chain, noise_schedule = chain(config), sample_schedule(config)
+  make_chain, noise_schedule = chain(config, estimates), sample_schedule(config)
   away_from, found = guide(config), sample_labels(config, names)
   facts, words = guidance_facts(config, away_from), [sampler_words(config)]
   pattern = None

@@ -24,6 +24,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
 from ddpm_jax.evaluation.scores import METRICS, check_count
 from ddpm_jax.sampling import CLIPS, depth_timesteps
+from ddpm_jax.sampling.bespoke import MAX_STEPS
 from ddpm_jax.sampling.editing import METHODS, check_repaint
 from ddpm_jax.sampling.guidance import check_interval
 from ddpm_jax.sampling.solvers import MAX_HEUN_RATIO, check_sampler, heun_ratio
@@ -309,6 +310,16 @@ def _check_steps(config):
     raise UserError(
       f'sample.variance is {sample.variance}, of a step of ancestral, and sample.sampler is '
       f'{sample.sampler}: leave it out'
+    )
+  if sample.sampler == build.BESPOKE and (count := len(build.timesteps(config))) > MAX_STEPS:
+    raise UserError(
+      f'sample.num_steps is {count}; sample.sampler=bespoke, whose coefficients are fitted, has at '
+      f'most {MAX_STEPS} steps: take fewer, or another solver'
+    )
+  if sample.sampler == build.BESPOKE and sample.stops_early:
+    raise UserError(
+      'sample.stops_early ends at the least noise, and sample.sampler=bespoke is fitted to end at '
+      'x_0: leave one of them out'
     )
   if sample.sampler == 'ancestral' and sample.stops_early:
     raise UserError(

@@ -5,8 +5,10 @@ It is measured once and kept, in WORKDIR/fitted, or in the user's cache for a mo
   moments_KEY.npz  the mean squared error of x_0 as predicted of training data, at some timesteps
   flow_KEY.npz     of fine solutions of the probability flow, at some timesteps: the products that
                    the errors of steps follow from
+  bespoke_KEY.npz  the coefficients of a bespoke solver for some timesteps
 """
 
+import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,6 +23,7 @@ from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.nn.own import OwnNetwork
+from ddpm_jax.sampling.bespoke import fine_solution, fit_bespoke
 from ddpm_jax.sampling.optimised import FlowProducts, least_bound, least_error, solved_products
 from ddpm_jax.sampling.solvers import make_levels
 from ddpm_jax.storage.files import damaged, make_writable
@@ -29,6 +32,8 @@ from ddpm_jax.storage.npz import open_npz, write_npz
 MAX_TIMESTEPS = 128  # that are measured; between them, moments are interpolated
 FLOW_ELEMENTS = 2**18  # of the solutions' states, of 16 to 256 solutions
 FLOW_EXAMPLES = 16, 256
+BESPOKE_ELEMENTS = 2**17  # of the x_T of a bespoke solver, of 4 to 128 of them; half are held out
+BESPOKE_EXAMPLES = 4, 128
 SEED = 0
 
 Say = Callable[[str], None]
@@ -40,7 +45,8 @@ class Fit(NamedTuple):
 
   Attributes:
     config: with config.sample.timesteps, where the spacing is fitted.
-    estimates: x_0_variances, float64 [T], where the analytic variance is asked for.
+    estimates: x_0_variances, float64 [T], where the analytic variance is asked for; coefficients,
+      float64 [S, S + 1], of a bespoke solver.
   """
 
   config: ConfigDict
@@ -49,7 +55,9 @@ class Fit(NamedTuple):
 
 def needs_fit(config: ConfigDict) -> bool:
   """Whether config.sample asks for what is fitted to a checkpoint."""
-  return config.sample.variance == build.ANALYTIC or build.is_fitted(config)
+  sample = config.sample
+  is_bespoke = sample.sampler == build.BESPOKE
+  return sample.variance == build.ANALYTIC or is_bespoke or build.is_fitted(config)
 
 
 def fit(
@@ -76,12 +84,12 @@ def fit(
     return Fit(config)
   if build.parameterization(config.diffusion).is_step:
     raise UserError(
-      'this model predicts xprev, one step of the whole chain, and sample.variance=analytic and '
-      f'sample.spacing={" or ".join(build.FITTED_SPACINGS)} are of steps of any length: leave them '
-      'out'
+      'this model predicts xprev, one step of the whole chain, and sample.variance=analytic, '
+      f'sample.sampler=bespoke and sample.spacing={" or ".join(build.FITTED_SPACINGS)} are of '
+      'steps of any length: leave them out'
     )
   build.check_unconditional(config)
-  spacing, chosen, estimates = config.sample.spacing, None, {}
+  spacing, chosen, estimates = build.spacing(config), None, {}
   if config.sample.variance == build.ANALYTIC:
     estimates['x_0_variances'] = x_0_variances(config, weights, given, network=network, say=say)
   if spacing == 'least_bound':
@@ -97,11 +105,18 @@ def fit(
     levels = make_levels(build.sample_schedule(config), np.sort(found.pop('timesteps')))
     rows = least_error(FlowProducts(levels, **found), build.num_steps(config))
     chosen = levels.timesteps[rows][::-1]
-  if chosen is None:
-    return Fit(config, estimates)
-  config = config.copy_and_resolve_references().unlock()
-  config.sample.timesteps = tuple(build.times(build.sample_schedule(config))[chosen].tolist())
-  return Fit(config.lock(), estimates)
+  if chosen is not None:
+    config = config.copy_and_resolve_references().unlock()
+    config.sample.timesteps = tuple(build.times(build.sample_schedule(config))[chosen].tolist())
+    config.sample.spacing = spacing
+    config.lock()
+  if config.sample.sampler == build.BESPOKE:
+    asked = *build.timesteps(config).tolist(), config.sample.timestep_parts, config.sample.clip
+    name = f'bespoke_{_key(weights)}_{hashlib.sha256(str(asked).encode()).hexdigest()[:8]}.npz'
+    file = origins.kept_folder(given, 'fitted') / name
+    found = _kept(file, lambda: _bespoke(config, weights, network, say), say)
+    estimates['coefficients'] = found['coefficients']
+  return Fit(config, estimates)
 
 
 def x_0_variances(
@@ -151,14 +166,38 @@ def _moments(config, weights, network) -> Arrays:
 
 def _flow(config, weights, network) -> Arrays:
   """timesteps int [G], the noisiest first, and FlowProducts of DPM-Solver++(2M) on them."""
-  noise = build.sample_schedule(config)
-  predict = predict_of(config, weights, network, noise=noise)
-  timesteps = np.unique([*_some(noise), noise.num_timesteps - 1])
-  levels, shape = make_levels(noise, timesteps), build.image_shape(config)
-  count = int(np.clip(FLOW_ELEMENTS // np.prod(shape), *FLOW_EXAMPLES))
-  x_T = np.random.default_rng(SEED).standard_normal((count, *shape), np.float32)
-  found = solved_products(levels, predict, x_T)
+  levels = _fine_levels(config)
+  predict = predict_of(config, weights, network, noise=build.sample_schedule(config))
+  found = solved_products(levels, predict, _noise(config, FLOW_ELEMENTS, FLOW_EXAMPLES))
   return {'timesteps': levels.timesteps, 'xx': found.xx, 'xd': found.xd, 'dd': found.dd}
+
+
+def _bespoke(config, weights, network, say) -> Arrays:
+  """The coefficients of a bespoke solver [S, S + 1] and its held-out error, for the timesteps."""
+  noise, sample = build.sample_schedule(config), config.sample
+  levels = make_levels(noise, build.timesteps(config))
+  # In float32: the fit goes by small differences.
+  predict = predict_of(build.in_float32(config), weights, network, clip=sample.clip, noise=noise)
+  x_T = _noise(config, BESPOKE_ELEMENTS, BESPOKE_EXAMPLES)
+  x_0 = fine_solution(_fine_levels(config), predict, x_T)
+  found = fit_bespoke(levels, predict, x_T, x_0, num_held_out=len(x_T) // 2)
+  say(
+    f'x_0 differs from a fine solution by {found.error:.2g}, in units of [-1, 1], where dpmpp_2m '
+    f'at the same timesteps does by {found.before:.2g} (root mean squares, of x_T held out)'
+  )
+  return {'coefficients': found.coefficients, 'error': np.array(found.error)}
+
+
+def _fine_levels(config):
+  noise = build.sample_schedule(config)
+  return make_levels(noise, np.unique([*_some(noise), noise.num_timesteps - 1]))
+
+
+def _noise(config, num_elements, examples):
+  """Noise of at most so many elements, of (least, most) examples."""
+  shape = build.image_shape(config)
+  count = int(np.clip(num_elements // np.prod(shape), *examples))
+  return np.random.default_rng(SEED).standard_normal((count, *shape), np.float32)
 
 
 def _some(noise):

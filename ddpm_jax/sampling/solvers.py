@@ -33,7 +33,8 @@ from ddpm_jax.sampling.ancestral import (
 from ddpm_jax.sampling.guidance import check_interval
 
 QUADRATURE_POINTS = 32
-FEW_STEPS = 20  # of all samplers but ancestral, unless others are asked for
+FEW_STEPS = 20  # of all samplers but ancestral and bespoke, unless others are asked for
+BESPOKE_STEPS = 10  # likewise; the cost of a fit grows with their cube
 MAX_HEUN_RATIO = 100  # of sigma over heun's first step, whose slopes say nothing of a longer one
 
 # x_0; or with a trajectory (x_0, states)
@@ -391,6 +392,25 @@ def unipc_table(levels: Levels, order: int) -> Table:
   return table
 
 
+def bespoke_table(levels: Levels, coefficients: np.ndarray | None = None) -> Table:
+  """Any coefficients, such as those fitted to a model (Shaul et al. 2024); see sampling.bespoke.
+
+  Args:
+    levels: Levels of S steps.
+    coefficients: float64 [S, S + 1], of x_i and of the predictions at i, i - 1, ..., 0 in step i;
+      None for those of DPM-Solver++(2M), from which a fit starts.
+  """
+  num_steps = len(levels.timesteps)
+  table = Table(levels.timesteps, num_steps)
+  if coefficients is None:
+    start = dpm_table(levels, order=2)
+    used = min(2, num_steps)
+    table.scale, table.predict[:, :used] = start.scale, start.predict[:, :used]
+  else:
+    table.scale, table.predict = coefficients[:, 0].copy(), coefficients[:, 1:].copy()
+  return table
+
+
 def _noise_table(levels, used_at, weights_of):
   """x / alpha as a function of r = sigma / alpha, whose slope is the noise: a step adds to it the
   integral of the noises that are predicted, [used] weights each.
@@ -504,6 +524,7 @@ SAMPLERS: Mapping[str, Callable[..., Result]] = {
   'ipndm': Solver(functools.partial(ipndm_table, order=4)),
   'deis_2': Solver(functools.partial(deis_table, degree=2)),
   'deis_3': Solver(functools.partial(deis_table, degree=3)),
+  'bespoke': Solver(bespoke_table),
 }
 
 
@@ -566,7 +587,8 @@ def check_sampler(
 
 def default_num_steps(name: str, num_timesteps: int) -> int:
   """Steps of a sampler of SAMPLERS where no number is asked for."""
-  return num_timesteps if name == 'ancestral' else min(FEW_STEPS, num_timesteps)
+  counts = {'ancestral': num_timesteps, 'bespoke': BESPOKE_STEPS}
+  return min(counts.get(name, FEW_STEPS), num_timesteps)
 
 
 def default_spacing(name: str) -> str:

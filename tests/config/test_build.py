@@ -149,6 +149,7 @@ def test_few_steps_are_the_default_of_all_samplers_but_ancestral():
   assert {name: count(name) for name in SAMPLERS} == {
     **dict.fromkeys(SAMPLERS, 20),
     'ancestral': 1000,
+    'bespoke': 10,
   }
 
 

@@ -190,6 +190,22 @@ def test_a_chain_that_begins_below_the_noise_is_said():
   assert doubts(config) == []
 
 
+def test_a_bespoke_solver_has_few_steps_and_ends_at_x_0():
+  config = cifar10.get_config()
+  config.sample.update(sampler='bespoke', num_steps=20)
+  check(config)
+  config.sample.num_steps = 21
+  with pytest.raises(
+    UserError, match=r'num_steps is 21; sample\.sampler=bespoke.* at most 20 steps'
+  ):
+    check(config)
+  config.sample.update(num_steps=5, stops_early=True)
+  with pytest.raises(
+    UserError, match=r'sample\.sampler=bespoke is fitted to end at x_0: leave one'
+  ):
+    check(config)
+
+
 def test_heun_over_too_great_a_step_is_said():
   config = cifar10.get_config()
   config.diffusion.schedule = 'cosine'

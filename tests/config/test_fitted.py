@@ -94,6 +94,37 @@ def test_fitted_timesteps_are_taken_and_kept(model_of, monkeypatch):
   assert len(said) == 2
 
 
+def test_a_bespoke_solver_is_fitted_to_timesteps_that_are_fitted_too(model_of, monkeypatch):
+  model, said = model_of(sampler='bespoke', num_steps=3), []
+  found = fit(model, say=said.append)
+  assert found.config.sample.spacing == 'least_error'
+  assert len(found.config.sample.timesteps) == 3
+  assert found.estimates['coefficients'].shape == (3, 4)
+  assert any(line.startswith('x_0 differs from a fine solution by ') for line in said)
+  fine = model_of(sampler='dpmpp_2m', num_steps=T).sample(64).astype(float)
+
+  def far(model):
+    return np.abs(model.sample(64) - fine).mean()
+
+  error = far(model)
+  # Of Gaussian data all is linear, and so nothing is left but the fine solution's own error.
+  assert error < 0.25 * far(model_of(sampler='dpmpp_2m', spacing='least_error', num_steps=3))
+  assert error < 0.4  # of 255
+  given = model_of(sampler='bespoke', timesteps=(3, 15, 39))
+  assert far(given) < 0.4
+  assert build.spacing(fit(given).config) == 'given'
+
+  monkeypatch.setattr(fitted, 'predict_of', None)  # nothing is measured again
+  assert np.array_equal(fit(model).estimates['coefficients'], found.estimates['coefficients'])
+  with pytest.raises(TypeError):
+    fit(model_of(sampler='bespoke', num_steps=3, clip='none'))
+  drawer = build.drawer(found.config, 4, model._network, estimates=found.estimates)
+  facts = drawer.identity.facts()['sampler']
+  assert (facts['sampler'], facts['spacing'], facts['num_steps']) == ('bespoke', 'least_error', 3)
+  assert len(facts['coefficients']) == 64
+  assert drawer.words == 'bespoke, 3 of 40 steps (least_error)'
+
+
 def test_least_bound_takes_both_ends_and_real_times(model_of):
   model = model_of(spacing='least_bound', num_steps=6, timestep_parts=4)
   found = np.array(fit(model).config.sample.timesteps)
@@ -106,7 +137,11 @@ def test_least_bound_takes_both_ends_and_real_times(model_of):
 
 
 def test_what_is_fitted_is_not_had_without_a_checkpoint(model_of):
-  for fields in ({'spacing': 'least_error', 'num_steps': 3}, {'variance': 'analytic'}):
+  for fields in (
+    {'spacing': 'least_error', 'num_steps': 3},
+    {'sampler': 'bespoke', 'timesteps': (3, 15, 39)},
+    {'variance': 'analytic'},
+  ):
     config = model_of(**fields).config
     with pytest.raises(UserError, match='fitted to a checkpoint, which --mode=sample and'):
       build.drawer(config, 4)

@@ -627,7 +627,7 @@ def test_ddim_alone_has_an_eta():
 
 def test_all_samplers_but_ancestral_take_few_steps_unless_asked():
   for name in SAMPLERS:
-    assert default_num_steps(name, 1000) == (1000 if name == 'ancestral' else 20)
+    assert default_num_steps(name, 1000) == {'ancestral': 1000, 'bespoke': 10}.get(name, 20)
     assert default_num_steps(name, 7) == 7
 
 
