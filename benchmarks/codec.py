@@ -23,15 +23,8 @@ from worker import build, versions
 import ddpm_jax
 from ddpm_jax.codec import Search, parse_goal
 from ddpm_jax.codec.candidates import gaussian_pairs
-from ddpm_jax.codec.channel import (
-  BEYOND_NATS,
-  Pace,
-  Pieces,
-  codebook_key,
-  encode_step,
-  index_prices,
-  kl_of,
-)
+from ddpm_jax.codec.channel import Pace, Pieces, codebook_key, kl_of
+from ddpm_jax.codec.encoder import BEYOND_NATS, encode_step, index_prices
 from ddpm_jax.codec.range_coder import RangeEncoder
 
 SEARCH = Search()

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ddpm_jax.codec.channel import Drawn, Pace, Search, decode_step, encode_step
+from ddpm_jax.codec.channel import Drawn, Pace, Search, decode_step
+from ddpm_jax.codec.encoder import encode_step
 from ddpm_jax.codec.format import Compressed, Header
 from ddpm_jax.codec.range_coder import RangeDecoder, RangeEncoder
 from ddpm_jax.codec.table import Predict, Step, Table, errors_of, shuffled, step_coefficients

@@ -8,12 +8,11 @@ from ddpm_jax.codec.channel import (
   Pace,
   Pieces,
   Search,
-  _padded,
   codebook_key,
   decode_step,
-  encode_step,
   index_frequencies,
 )
+from ddpm_jax.codec.encoder import _padded, encode_step
 from ddpm_jax.codec.range_coder import RangeDecoder, RangeEncoder
 from ddpm_jax.errors import UserError
 
