@@ -22,7 +22,7 @@ from worker import build, versions
 
 import ddpm_jax
 from ddpm_jax.codec import Search, parse_goal
-from ddpm_jax.codec.candidates import gaussian_pairs
+from ddpm_jax.codec.candidates import FOLD, fold, gaussian_pairs
 from ddpm_jax.codec.channel import Pace, Pieces, codebook_key, kl_of
 from ddpm_jax.codec.encoder import BEYOND_NATS, encode_step, index_prices
 from ddpm_jax.codec.range_coder import RangeEncoder
@@ -106,10 +106,15 @@ def search(pieces, shift, scale, how=SEARCH):
 @jax.jit
 def best_of_all(key, linear, square, constant, most, prices):
   """The vector of greatest min(L, most) - price, of as many as there are prices."""
-  count = len(prices)
-  vectors, pairs = (jnp.arange(n, dtype=jnp.uint32) for n in (count, len(square) // 2))
-  z = jnp.stack(gaussian_pairs(jnp, (jnp.uint32(0), key), vectors[:, None], pairs[None]), axis=-1)
-  z = z.reshape(count, -1)
+  size, num_folds = len(square), -(-len(prices) // FOLD)
+  vectors, pairs, places, folds = (
+    jnp.arange(n, dtype=jnp.uint32) for n in (FOLD, size // 2, size, num_folds)
+  )
+  key = jnp.uint32(0), key
+  u = jnp.stack(gaussian_pairs(jnp, key, vectors[:, None], pairs[None]), axis=-1)
+  signs, taken = fold(jnp, key, folds[:, None], places[None], jnp.uint32(size))
+  z = signs[:, None] * u.reshape(FOLD, size)[:, taken].swapaxes(0, 1)
+  z = z.reshape(-1, size)[: len(prices)]
   values = z @ linear - z * z @ square + constant
   return jnp.argmax(jnp.minimum(values, most) - prices)
 
@@ -123,7 +128,7 @@ def search_plainly(pieces, shift, scale):
     kl = kl_of(m, s)
     prices = index_prices(kl, chunk, SEARCH)
     vectors[row] = best_of_all(
-      np.uint32(codebook_key(0, 0, 1)),
+      np.uint32(codebook_key(SEARCH, 0, 0, 1)),
       np.float32(m / s**2),
       np.float32((1 / s**2 - 1) / 2),
       np.float32((-(m**2) / (2 * s**2) - np.log(s)).sum()),

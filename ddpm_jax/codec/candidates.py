@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 GENERATOR = 1  # its number in files
+FOLD = 1 << 12  # vectors that a codebook is folded from
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 # Taylor's series of the sine and the cosine, highest powers first; exact to float32 up to pi / 4.
@@ -83,18 +84,52 @@ def _series(xp, coefficients, x):
   return value
 
 
-def gaussians(seed: int, key: np.ndarray, candidates: np.ndarray, places: np.ndarray) -> np.ndarray:
+def gaussians(
+  seed: int,
+  key: np.ndarray,
+  candidates: np.ndarray,
+  places: np.ndarray,
+  sizes: np.ndarray | int = 0,
+) -> np.ndarray:
   """One Gaussian for each address, float32; what the decoder draws.
 
   Args:
     seed: of the file.
     key: uint32, which codebook (channel.codebook_key).
     candidates: uint32, which of its vectors, 0, 1, ....
-    places: uint32, which element of the vector. All broadcast together.
+    places: uint32, which element of the vector.
+    sizes: of the vectors, where the codebook is folded: candidate FOLD f + a is vector a as `fold`
+      has it; 0 where it is not. All broadcast together.
   """
+  key, candidates, places, sizes = np.broadcast_arrays(
+    *(np.asarray(x, np.uint32) for x in (key, candidates, places, sizes))
+  )
+  folds, vectors = np.where(sizes, np.divmod(candidates, FOLD), (np.zeros_like(key), candidates))
   with np.errstate(over='ignore'):  # of scalars; sums of 32 bits wrap around
-    key, candidates, places = np.broadcast_arrays(
-      *(np.asarray(x, np.uint32) for x in (key, candidates, places))
-    )
-    even, odd = gaussian_pairs(np, (np.uint32(seed), key), candidates, places >> np.uint32(1))
-  return np.where(places & np.uint32(1), odd, even)
+    signs, places = fold(np, (np.uint32(seed), key), folds, places, np.maximum(sizes, places + 1))
+    even, odd = gaussian_pairs(np, (np.uint32(seed), key), vectors, places >> np.uint32(1))
+  return np.where(places & np.uint32(1), odd, even) * signs
+
+
+def fold(
+  xp: ModuleType, key: tuple[Any, Any], folds: Any, places: Any, sizes: Any
+) -> tuple[Any, Any]:
+  """What a fold of a vector u has at some places: signs * u[from].
+
+  Args:
+    xp: numpy or jax.numpy.
+    key: pair of uint32 arrays.
+    folds: uint32, which of them; 0 is u itself.
+    places: uint32.
+    sizes: uint32, of the vectors. All broadcast together.
+
+  Returns:
+    (signs float32, 1 or -1, from uint32): a shift by some places, round and round.
+  """
+  counter, word = folds | xp.uint32(1 << 31), places >> xp.uint32(5)
+  shift, _ = threefry(xp, key, (counter, xp.uint32(0)))
+  words = threefry(xp, key, (counter, xp.uint32(1) + (word >> xp.uint32(1))))
+  bits = xp.where(word & xp.uint32(1), words[1], words[0]) >> (places & xp.uint32(31))
+  is_turned = (folds > 0) & (bits & xp.uint32(1) == 1)
+  shift = xp.where(folds > 0, shift % sizes, xp.uint32(0))
+  return xp.where(is_turned, xp.float32(-1), xp.float32(1)), (places + shift) % sizes

@@ -9,7 +9,7 @@ the one of least T_i / r_i (the Poisson functional representation, Li & El Gamal
 import bisect
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,8 @@ from ddpm_jax.errors import UserError
 MAX_STEPS = 1 << 10
 MAX_CHUNKS = 1 << 14  # of a step
 MAX_NODES = 1 << 8  # of a chunk's tree
-FAST_BITS, EXACT_BITS = 14, 13  # of a chunk's KL, at most
+FAST_BITS, EXACT_BITS = 16, 13  # of a chunk's KL, at most
+LEAST_FOLDED = 16  # elements of a chunk whose codebook is folded
 MAX_EXPONENT = 30  # an index lies below 2^31
 _PRIOR, _LONGEST = 16 * 20, 16 * 160  # a pace's memory at first, and at most: sixteenths of bits
 # round(2^16 2^(-j / 16)), j = 0, ..., 15
@@ -106,12 +107,12 @@ class Pace:
     """What is to be expected where the table expects this."""
     return max(1, kl * min(max(self.found, self.usual >> 3), self.usual << 3) // self.usual)
 
-  def cut(self, pieces: Pieces, search: Search) -> Iterator[Chunk]:
-    """The chunks of a step, each to be told to `heed` before the next: of about equal KLs, as few
-    as have search.chunk_bits at most."""
+  def cut(self, pieces: Pieces, search: Search) -> list[Chunk]:
+    """The chunks of a step: of about equal KLs, as few as have search.chunk_bits at most."""
     sums = [0, *np.cumsum(pieces.kls, dtype=np.int64).tolist()]
     ends = [0, *pieces.ends.tolist()]
-    number = place = 0
+    chunks: list[Chunk] = []
+    place = 0
     while place < len(pieces.kls):
       left = sums[-1] - sums[place]
       count = -(-self.of(left) // (16 * search.chunk_bits))
@@ -122,25 +123,38 @@ class Pace:
       doubt = (
         200 * kl * kl // self.usual
       )  # a deviation of 0.4 of the KL at first, then 0.14 or more
-      yield Chunk(number, ends[place], ends[last], kl, usual, doubt)
-      number, place = number + 1, last
+      chunks.append(Chunk(len(chunks), ends[place], ends[last], kl, usual, doubt))
+      place = last
+    return chunks
 
-  def heed(self, chunk: Chunk, found: int) -> None:
-    """Learns what a chunk has taken, in sixteenths of a bit as its indices tell it."""
-    self.usual += chunk.usual
+  def heed(self, chunks: Sequence[Chunk], found: int) -> None:
+    """Learns what the chunks of a step took, in sixteenths of a bit as their indices tell it."""
+    self.usual += sum(chunk.usual for chunk in chunks)
     self.found = max(1, self.found + found)
     while self.usual > _LONGEST:
       self.usual, self.found = self.usual >> 1, max(1, self.found >> 1)
 
 
-def codebook_key(step: int, chunk: int, node: int) -> int:
-  """The number of a codebook, below 2^32: of a step, a chunk, and a node of the chunk's tree."""
+def codebook_key(search: Search, step: int, chunk: int, node: int) -> int:
+  """The number of a codebook, below 2^32: of a step, a chunk, and a node of the chunk's tree.
+
+  A fast search has one for all chunks of a step, so that what is drawn once is compared with all of
+  them, of all examples. In an exact one, what is sent of a chunk does not depend on the others.
+  """
   if step >= MAX_STEPS or chunk >= MAX_CHUNKS or node >= MAX_NODES:
     raise UserError(
       f'a step of {chunk + 1} chunks, or {step + 1} steps: the codec has at most {MAX_CHUNKS} and '
       f'{MAX_STEPS}; the examples are too large'
     )
-  return (step * MAX_CHUNKS + chunk) * MAX_NODES + node
+  return (step * MAX_CHUNKS + (chunk if search.is_exact else 0)) * MAX_NODES + node
+
+
+def is_folded(search: Search, size: int) -> bool:
+  """Whether the codebook of a chunk is folded from few vectors.
+
+  Those of an exact search have to be independent; a chunk of few elements has too few folds.
+  """
+  return not search.is_exact and size >= LEAST_FOLDED
 
 
 @functools.lru_cache(1 << 12)
@@ -210,23 +224,28 @@ def told_by(exponent: int, search: Search, depth: int = 0) -> int:
 class Drawn(NamedTuple):
   """The addresses of a step's numbers: of each element its codebook, and vector and place there.
 
-  All are uint32 [B, d].
+  All are uint32 [B, d]; sizes are those of chunks whose codebook is folded, else 0.
   """
 
   keys: np.ndarray
   vectors: np.ndarray
   places: np.ndarray
+  sizes: np.ndarray
 
   @classmethod
   def none(cls, batch: int, size: int) -> 'Drawn':
     """No address yet."""
-    return cls(*np.zeros((3, batch, size), np.uint32))
+    return cls(*np.zeros((4, batch, size), np.uint32))
 
-  def put(self, row: int, chunk: Chunk, first: int, last: int, key: int, index: int) -> None:
+  def put(
+    self, row: int, chunk: Chunk, first: int, last: int, key: int, index: int, search: Search
+  ) -> None:
     """Elements first, ..., last - 1 of a chunk of an example are those of a vector."""
     self.keys[row, first:last] = key
     self.vectors[row, first:last] = index
     self.places[row, first:last] = np.arange(first - chunk.first, last - chunk.first)
+    size = chunk.last - chunk.first
+    self.sizes[row, first:last] = size if is_folded(search, size) else 0
 
   def numbers(self, seed: int) -> np.ndarray:
     """z float32 [B, d]."""
@@ -243,8 +262,8 @@ def decode_step(
   """Reads the addresses of a step's numbers, of several examples; their paces go on."""
   drawn = Drawn.none(len(decoders), int(pieces.ends[-1]))
   for row, (decoder, pace) in enumerate(zip(decoders, paces, strict=True)):
-    for chunk in pace.cut(pieces, search):
-      told = 0
+    chunks, told = pace.cut(pieces, search), 0
+    for chunk in chunks:
       nodes = [(1, chunk.first, chunk.last)]
       while nodes:
         node, first, last = nodes.pop()
@@ -252,14 +271,15 @@ def decode_step(
         frequencies = index_frequencies(chunk.kl, chunk.doubt, search, depth)
         index = read_index(decoder, frequencies, search)
         if index is not None:
-          drawn.put(row, chunk, first, last, codebook_key(step, chunk.number, node), index)
+          key = codebook_key(search, step, chunk.number, node)
+          drawn.put(row, chunk, first, last, key, index, search)
           told += told_by(exponent_of(index), search, depth)
           continue
         if last - first < 2 or 2 * node >= MAX_NODES:
           raise UserError('the code is damaged')
         middle = (first + last) // 2
         nodes += [(2 * node + 1, middle, last), (2 * node, first, middle)]
-      pace.heed(chunk, told)
+    pace.heed(chunks, told)
   return drawn
 
 

@@ -1,21 +1,12 @@
-"""The encoder's side of reverse channel coding: the search for the vector whose number is sent.
+"""The encoder's side of reverse channel coding: the search for the vector whose number is sent."""
 
-All vectors are in units of p: z ~ N(0, I) under p, and z ~ N(shift, ratio^2) under q, elementwise,
-with 0 < ratio <= 1. The logarithm of r is that of Gaussians:
-
-  L(z) = sum_j z_j shift_j / ratio_j^2 - z_j^2 (1 / ratio_j^2 - 1) / 2 - shift_j^2 / (2 ratio_j^2)
-         - log ratio_j
-"""
-
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.codec.candidates import gaussian_pairs
 from ddpm_jax.codec.channel import (
   MAX_EXPONENT,
   MAX_NODES,
@@ -27,13 +18,24 @@ from ddpm_jax.codec.channel import (
   codebook_key,
   exponent_of,
   index_frequencies,
+  is_folded,
   kl_of,
   told_by,
   write_index,
 )
 from ddpm_jax.codec.range_coder import RangeEncoder
+from ddpm_jax.codec.search import (
+  DRAWING,
+  NUM_PRICES,
+  Targets,
+  best_of,
+  block_size,
+  draw,
+  fast_search,
+  padded,
+  padded_rows,
+)
 
-BLOCK_NUMBERS = 1 << 20  # that are drawn at once
 BEYOND_NATS = 2.0  # above the KL, up to which the fast search counts L
 _PRICE = 1.1  # nats of L for a nat of an index's code, at which the fast search looks for a vector
 _MAX_PRIVATE_DRAWS = 1 << 14
@@ -67,10 +69,10 @@ def encode_step(
     privates: the encoder's own random numbers, of each example.
   """
   sender = _Sender(encoders, step, search, seed, _Target(shift, ratio), privates)
-  walks = [pace.cut(pieces, search) for pace in paces]
-  while chunks := {row: chunk for row, walk in enumerate(walks) if (chunk := next(walk, None))}:
-    for row, told in sender.send(chunks).items():
-      paces[row].heed(chunks[row], told)
+  chunks = [pace.cut(pieces, search) for pace in paces]
+  sender.send(chunks)
+  for pace, of_row, told in zip(paces, chunks, sender.told, strict=True):
+    pace.heed(of_row, told)
   return sender.drawn
 
 
@@ -137,38 +139,17 @@ class _Times:
   """Logarithms of the times of a Poisson process, which vectors of equal ratios have to beat."""
 
   def __init__(self, seed, key):
-    self._draws, self.so_far = np.random.default_rng([seed, key]), 0.0
+    self._draws, self._so_far = np.random.default_rng([seed, key]), 0.0
 
-  def of_block(self, start, count, rows):
-    """[count, 1], of the next vectors."""
-    del start, rows
-    times = self.so_far + np.cumsum(self._draws.exponential(size=count))
-    self.so_far = float(times[-1])
-    return np.log(times)[:, None]
+  def of_next(self, count):
+    """[count], of the next vectors."""
+    times = self._so_far + np.cumsum(self._draws.exponential(size=count))
+    self._so_far = float(times[-1])
+    return np.log(times)
 
-  def least(self, start):
+  def least(self):
     """Of those that follow."""
-    del start
-    return np.log(max(self.so_far, 1e-9))
-
-
-class _Prices:
-  """What the indices of vectors cost, in nats of L, of chunks of these KLs in nats."""
-
-  def __init__(self, nodes, kls, search):
-    self._of_exponents = np.full((MAX_EXPONENT + 2, len(nodes)), np.inf)
-    for column, (node, kl) in enumerate(zip(nodes, kls, strict=True)):
-      prices = index_prices(kl, node.chunk, search)
-      self._of_exponents[: len(prices), column] = prices
-
-  def of_block(self, start, count, rows):
-    """[count, n], of the vectors from `start` on, for some nodes."""
-    exponents = np.frexp(np.arange(start + 1, start + count + 1))[1] - 1
-    return self._of_exponents[exponents[:, None], rows]
-
-  def least(self, start):
-    """[n], of the vectors from `start` on."""
-    return self._of_exponents[exponent_of(start) :].min(0)
+    return np.log(max(self._so_far, 1e-9))
 
 
 @dataclasses.dataclass
@@ -184,20 +165,23 @@ class _Sender:
 
   def __post_init__(self):
     self.drawn = Drawn.none(*self.target.shift.shape)
-    self._told = {}
+    self.told = [0] * len(self.drawn.keys)
 
   def send(self, chunks):
-    """Sends a chunk of each row {row: chunk}, all of one number; returns {row: the KL it told}."""
-    self._told = dict.fromkeys(chunks, 0)
-    nodes = [_Node(row, chunk, chunk.first, chunk.last) for row, chunk in chunks.items()]
-    if self.search.is_exact:
-      self._send_exactly(1, nodes)
-    else:
-      kls = np.array([self.target.kl(x.row, x.first, x.last) for x in nodes])
-      found, _ = self._find(1, nodes, kls + BEYOND_NATS, _Prices(nodes, kls, self.search))
-      for node, index in zip(nodes, found.tolist(), strict=True):
-        self._write(1, node, index)
-    return self._told
+    """Sends the chunks of each row; adds to `told` the KL that the indices tell."""
+    nodes = [_Node(row, x, x.first, x.last) for row, of_row in enumerate(chunks) for x in of_row]
+    if self.search.is_exact:  # one codebook after another
+      for number in range(max(map(len, chunks))):
+        self._send_exactly(1, [x for x in nodes if x.chunk.number == number])
+      return
+    found, kinds = np.zeros(len(nodes), np.int64), collections.defaultdict(list)
+    for place, node in enumerate(nodes):
+      size = node.last - node.first
+      kinds[2 * padded((size + 1) // 2, 2), is_folded(self.search, size)].append(place)
+    for (width, folded), places in kinds.items():
+      found[places] = self._find_fast([nodes[i] for i in places], width, folded)
+    for node, index in zip(nodes, found.tolist(), strict=True):
+      self._write(1, node, index)
 
   def _write(self, number, node, index):
     row, chunk = node.row, node.chunk
@@ -205,9 +189,12 @@ class _Sender:
     frequencies = index_frequencies(chunk.kl, chunk.doubt, self.search, depth)
     write_index(self.encoders[row], index, frequencies)
     if index is not None:
-      key = codebook_key(self.step, chunk.number, number)
-      self.drawn.put(row, chunk, node.first, node.last, key, index)
-      self._told[row] += told_by(exponent_of(index), self.search, depth)
+      key = self._key(node, number)
+      self.drawn.put(row, chunk, node.first, node.last, key, index, self.search)
+      self.told[row] += told_by(exponent_of(index), self.search, depth)
+
+  def _key(self, node, number):
+    return codebook_key(self.search, self.step, node.chunk.number, number)
 
   def _send_exactly(self, number, nodes):
     """Sends nodes of one number, drawn from q where L > least; returns L [n].
@@ -233,7 +220,7 @@ class _Sender:
     for places, count in ((single, few), (sent, _MOST_VECTORS)):
       if places:
         searched, tops = [nodes[i] for i in places], np.full(len(places), most)
-        indices, found[places] = self._find(number, searched, tops, count=count)
+        indices, found[places] = self._find_exactly(number, searched, tops, count=count)
         for node, index in zip(searched, indices.tolist(), strict=True):
           self._write(number, node, index)
     if split:
@@ -273,32 +260,30 @@ class _Sender:
       if drawn > _MAX_PRIVATE_DRAWS:
         return best[1]
 
-  def _find(self, number, nodes, most, prices=None, count=_MOST_VECTORS):
-    """The vectors of greatest min(L, most) - price where L > least, of nodes of one number.
-
-    Among the first `count`. Without prices they are those of the times, by which it is exact.
+  def _find_exactly(self, number, nodes, most, count):
+    """The vectors of greatest min(L, most) - log time where L > least, of nodes of one codebook.
 
     Returns:
-      (indices int64 [n], their L float64 [n]).
+      (indices int64 [n] below count, their L float64 [n]).
     """
-    key = codebook_key(self.step, nodes[0].chunk.number, number)
-    prices = prices or _Times(self.seed, key)
-    best = np.zeros(len(nodes), np.int64)
+    key = self._key(nodes[0], number)
+    times, best = _Times(self.seed, key), np.zeros(len(nodes), np.int64)
     score, ratios = np.full((2, len(nodes)), -np.inf)
-    start, packed = 0, None
+    start, shape = 0, None
     while start < count:
-      left = np.flatnonzero(score < most - prices.least(start))
+      left = np.flatnonzero(score < most - times.least())
       if not len(left):
         break
-      if packed is None or _is_worth(_shape_of([nodes[i] for i in left]), packed.shape):
-        packed = self._pack([nodes[i] for i in left], most[left])
-        rows = left
-      block = max(64, min(1 << self._likely_bits(), BLOCK_NUMBERS // (2 * packed.shape[1])))
+      if shape is None or _is_worth(_shape_of([nodes[i] for i in left]), shape):
+        rows, shape = left, _shape_of([nodes[i] for i in left])
+        pair = min(nodes[i].span[0] for i in left) // 2
+        targets = self._targets([nodes[i] for i in left], *shape, most[left], 2 * pair)
+      block = min(1 << self.search.bits + 2, block_size(shape[1], shape[0]))
       taken = min(block, count - start)
-      priced = np.full((block, packed.shape[0]), np.inf, np.float32)
-      priced[:taken, : len(rows)] = prices.of_block(start, taken, rows)
-      address = np.uint32([self.seed, key, start, packed.pair])
-      result = _best_of_block(address, *packed.of_ratio, priced)
+      prices = np.full((block, 1), np.inf, np.float32)
+      prices[:taken, 0] = times.of_next(taken)
+      z = draw(np.uint32([self.seed, key, start, pair]), block, shape[1] // 2)
+      result = best_of(z, targets, prices, np.arange(block, dtype=np.int32))
       indices, scores, values = (np.asarray(x)[: len(rows)] for x in result)
       is_better = scores > score[rows]
       better = rows[is_better]
@@ -307,78 +292,45 @@ class _Sender:
       start += taken
     if (none := np.flatnonzero(np.isneginf(score))).size:  # single elements far out: not split
       free = [nodes[i]._replace(least=-np.inf) for i in none]
-      best[none], ratios[none] = self._find(number, free, most[none], count=count)
+      best[none], ratios[none] = self._find_exactly(number, free, most[none], count)
     return best, ratios
 
-  def _likely_bits(self):
-    return self.search.bits + 2 if self.search.is_exact else self.search.chunk_bits
+  def _find_fast(self, nodes, width, folded):
+    """The vectors of greatest min(L, KL + a little) - price, of whole chunks: int64 [n]."""
+    kls = np.array([self.target.kl(x.row, x.first, x.last) for x in nodes])
+    prices = np.full((NUM_PRICES, len(nodes)), np.inf, np.float32)
+    for column, (node, kl) in enumerate(zip(nodes, kls, strict=True)):
+      known = index_prices(kl, node.chunk, self.search)
+      prices[: len(known), column] = known
+    targets = self._targets(nodes, len(nodes), width, kls + BEYOND_NATS)
+    sizes = np.array([x.last - x.first for x in nodes])
+    key = self._key(nodes[0], 1)
+    return fast_search(self.seed, key, targets, sizes, prices, is_folded=folded)
 
-  def _pack(self, nodes, most):
-    """What _best_of_block takes of nodes, padded to few shapes, each of which compiles once."""
-    spans, shape = [x.span for x in nodes], _shape_of(nodes)
-    pair = min(first for first, _ in spans) // 2
-    linear, square = np.zeros((2, shape[0], 2 * shape[1]), np.float32)
-    constant, least, tops = np.zeros((3, shape[0]), np.float32)
-    for i, (node, (first, last)) in enumerate(zip(nodes, spans, strict=True)):
-      place, part = slice(first - 2 * pair, last - 2 * pair), slice(node.first, node.last)
-      linear[i, place] = self.target.linear[node.row, part]
-      square[i, place] = self.target.square[part]
-      constant[i] = self.target.constant[node.row, part].sum()
-      least[i], tops[i] = node.least, most[i]
-    return _Packed(shape, pair, (linear, square, constant, least, tops))
-
-
-class _Packed(NamedTuple):
-  """Nodes as arrays: their padded (rows, pairs of elements), the first pair, and L's arrays."""
-
-  shape: tuple[int, int]
-  pair: int
-  of_ratio: tuple[np.ndarray, ...]
+  def _targets(self, nodes, rows, width, most, origin=0):
+    """The Targets of nodes, padded, from the place `origin` of their chunks on."""
+    found = Targets.zeros(rows, width)
+    found.most[: len(nodes)] = most
+    for i, node in enumerate(nodes):
+      first, last = node.span
+      place, part = slice(first - origin, last - origin), slice(node.first, node.last)
+      found.linear[i, place] = self.target.linear[node.row, part]
+      found.square[i, place] = self.target.square[part]
+      found.constant[i] = self.target.constant[node.row, part].sum()
+      found.least[i] = node.least
+    return found
 
 
 def _shape_of(nodes):
-  """(rows, pairs of elements) that nodes are padded to."""
+  """(rows, width) that nodes are padded to."""
   first, last = min(x.span[0] for x in nodes), max(x.span[1] for x in nodes)
-  rows = 1 << 2 * (((len(nodes) - 1).bit_length() + 1) // 2)  # a power of four
-  return rows, _padded((last + 1) // 2 - first // 2)
+  return padded_rows(len(nodes)), 2 * padded((last + 1) // 2 - first // 2, 3)
 
 
 def _is_worth(shape, packed):
-  """Whether another shape is so much smaller that it may be compiled."""
-  return shape[0] < packed[0] or 2 * shape[1] <= packed[1]
+  """Whether another shape takes so much less time that it may be compiled."""
 
+  def cost(shape):
+    return (DRAWING + shape[0]) * shape[1]
 
-def _padded(count):
-  """The next number of three binary digits before its zeros, from 4 on."""
-  unit = 1 << max(0, (count - 1).bit_length() - 3)
-  return max(4, -(-count // unit) * unit)
-
-
-@jax.jit
-def _best_of_block(address, linear, square, constant, least, most, prices):
-  """The best of some vectors, for each row.
-
-  Args:
-    address: uint32 [4]: seed, codebook, first vector, first pair of elements.
-    linear [B, 2 n], square [B, 2 n], constant [B]: of L.
-    least: [B]; vectors of L up to it are none.
-    most: [B]; L counts up to it.
-    prices: [N, B].
-
-  Returns:
-    (places in the block [B], scores [B], L [B]).
-  """
-  vectors = address[2] + jnp.arange(prices.shape[0], dtype=jnp.uint32)
-  pairs = address[3] + jnp.arange(square.shape[1] // 2, dtype=jnp.uint32)
-  z = gaussian_pairs(jnp, (address[0], address[1]), vectors[:, None], pairs[None])
-  of_ratio = sum(
-    jnp.matmul(x, linear[:, i::2].T, precision='highest')
-    - jnp.matmul(x * x, square[:, i::2].T, precision='highest')
-    for i, x in enumerate(z)
-  )
-  of_ratio = of_ratio + constant[None]
-  counted = jnp.where(of_ratio > least[None], jnp.minimum(of_ratio, most[None]), -jnp.inf)
-  scores = counted - prices
-  best = scores.argmax(0)
-  rows = jnp.arange(scores.shape[1])
-  return best, scores[best, rows], of_ratio[best, rows]
+  return cost(shape) < 0.6 * cost(packed)

@@ -12,8 +12,9 @@ from ddpm_jax.codec.channel import (
   decode_step,
   index_frequencies,
 )
-from ddpm_jax.codec.encoder import _padded, encode_step
+from ddpm_jax.codec.encoder import encode_step
 from ddpm_jax.codec.range_coder import RangeDecoder, RangeEncoder
+from ddpm_jax.codec.search import padded
 from ddpm_jax.errors import UserError
 
 SIZE, RATIO = 6, 0.8
@@ -106,9 +107,9 @@ def test_what_is_sent_fast_is_as_near_to_q_as_its_number_of_vectors_allows():
 
 
 def test_searches_are_of_few_shapes_that_waste_little():
-  padded = {count: _padded(count) for count in range(4, 5000)}
-  assert all(count <= size < 1.25 * count for count, size in padded.items())
-  assert len(set(padded.values())) < 50
+  sizes = {count: padded(count, 3) for count in range(4, 5000)}
+  assert all(count <= size < 1.25 * count for count, size in sizes.items())
+  assert len(set(sizes.values())) < 50
 
 
 @pytest.mark.parametrize('search', [Search(False, 2), Search(True, 6)])
@@ -148,36 +149,42 @@ def test_chunks_go_by_what_an_example_has_taken(search, share):
     meter.bits = 0
     drawn = encode_step([meter], step, parts, search, [pace], **known)
   assert abs(np.log(pace.found / pace.usual / share)) < (0.5 if search.is_exact else 0.3)
-  chunks = list(pace.cut(parts, search))
+  chunks = pace.cut(parts, search)
   assert [c.first for c in chunks] == [0, *(c.last for c in chunks[:-1])]
   assert chunks[-1].last == size
   assert all(c.kl <= 16 * search.chunk_bits for c in chunks)
   assert len(chunks) < 1.5 * share * 120 / search.chunk_bits + 1
   kl = kl_of(shift, ratio)
-  assert meter.bits < (2.2 if search.is_exact else 1.35) * kl
+  assert meter.bits < (2.8 if search.is_exact else 1.35) * kl
   z = drawn.numbers(3)[0]
-  assert abs(z @ shift[0] / (shift[0] @ shift[0]) - 1) < 0.2
+  square = shift[0] @ shift[0]  # of a vector of q, z @ shift has this mean and variance
+  most = 3 / np.sqrt(square) if search.is_exact else 0.25
+  assert abs(z @ shift[0] / square - 1) < most
 
 
 @pytest.mark.parametrize('told', [0, 1, 10**6])
 def test_a_pace_stays_within_eight_times_what_is_usual(told):
   parts, pace = pieces(range(5, 101, 5), [2] * 20), Pace()
   for _ in range(50):
-    chunks = []
-    for chunk in pace.cut(parts, Search()):
-      chunks.append(chunk)
-      pace.heed(chunk, told)
+    chunks = pace.cut(parts, Search())
+    pace.heed(chunks, told * len(chunks))
     assert chunks[-1].last == 100
     assert all(1 <= c.kl <= 16 * (Search().chunk_bits + 16) for c in chunks)
   assert pace.of(800) == {0: 100, 1: 100, 10**6: 6400}[told]
 
 
 def test_codebooks_have_numbers_of_their_own():
-  keys = {codebook_key(s, c, n) for s in (0, 1, 1023) for c in (0, 1, 16383) for n in (1, 2, 255)}
+  keys = {
+    codebook_key(Search(True), s, c, n)
+    for s in (0, 1, 1023)
+    for c in (0, 1, 16383)
+    for n in (1, 2, 255)
+  }
   assert len(keys) == 27
   assert max(keys) < 2**32
+  assert len({codebook_key(Search(), 5, c, 1) for c in range(9)}) == 1  # of all chunks of a step
   with pytest.raises(UserError, match='too large'):
-    codebook_key(0, 16384, 1)
+    codebook_key(Search(), 0, 16384, 1)
 
 
 @pytest.mark.parametrize('search', [Search(False, 3), Search(True, 14)])

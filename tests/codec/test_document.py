@@ -75,6 +75,17 @@ def gaussian_at(seed, key, vector, place):
   return r * (math.sin(w) if place % 2 else math.cos(w))
 
 
+def folded_at(seed, key, vector, place, size):
+  """Of a fast chunk of `size` elements."""
+  fold, vector = divmod(vector, 4096)
+  if fold == 0 or size < 16:
+    return gaussian_at(seed, key, 4096 * fold + vector, place)
+  shift = threefry((seed, key), (2**31 + fold, 0))[0]
+  word = threefry((seed, key), (2**31 + fold, 1 + place // 64))[place % 64 // 32]
+  z = gaussian_at(seed, key, vector, (place + shift) % size)
+  return -z if word >> place % 32 & 1 else z
+
+
 def varint(data, place):
   value = shift = 0
   while True:
@@ -86,7 +97,7 @@ def varint(data, place):
 
 def parse(data):
   """(seed, is_exact, bits, margin_bits, shape, levels, sections)."""
-  assert (data[:4], data[4], data[17]) == (b'DDPC', 2, 1)
+  assert (data[:4], data[4], data[17]) == (b'DDPC', 3, 1)
   seed, search, margin_bits = int.from_bytes(data[18:22], 'big'), data[22], data[23]
   place, shape = 25, []
   for _ in range(data[24]):
@@ -118,7 +129,7 @@ def index_frequencies(c, doubt, depth, is_exact, bits):
   if is_exact:
     tail = [(f[e] >> 2 * (e - bits)) + 16 for e in range(bits + 1, 31)]
     return [*f[: bits + 1], *tail, sum(f[bits + 1 :])]
-  return f[: min(min(-(-c // 16), 18) + bits, 31)]
+  return f[: min(min(-(-c // 16), 20) + bits, 31)]
 
 
 def decode(data, table, alphas_cumprod, network):
@@ -147,16 +158,16 @@ def decode(data, table, alphas_cumprod, network):
     if section == len(sections):
       break
     z = np.zeros(d)
-    first = chunk = 0
-    of_step = done + counts[k]
+    first = chunk = told = 0
+    of_step, at_first = done + counts[k], done
     while done < of_step:
       left = sum(kls[done:of_step])
-      wanted = left // math.ceil(expected(left) / (16 * (13 if is_exact else 14)))
+      wanted = left // math.ceil(expected(left) / (16 * (13 if is_exact else 16)))
       until = done + 1
       while until < of_step and sum(kls[done : until + 1]) <= wanted:
         until += 1
       last, kl = int(table['piece_ends'][until - 1]), sum(kls[done:until])
-      c, told = expected(kl), 0
+      c = expected(kl)
       doubt = 200 * c * c // usual
       nodes = [(1, 0, last - first)]
       while nodes:
@@ -169,13 +180,14 @@ def decode(data, table, alphas_cumprod, network):
           continue
         told += 16 * e + 26 if not is_exact else max(0, 16 * e - 8) if depth else 16 * e + 20
         vector = 2**e + code.bits(e) - 1
-        key = (k * 2**14 + chunk) * 2**8 + node
+        key = (k * 2**14 + (chunk if is_exact else 0)) * 2**8 + node
+        at, size = (gaussian_at, ()) if is_exact else (folded_at, (last - first,))
         for place in range(a, b):
-          z[order[first + place]] = gaussian_at(seed, key, vector, place)
+          z[order[first + place]] = at(seed, key, vector, place, *size)
       first, done, chunk = last, until, chunk + 1
-      usual, found = usual + kl, max(1, found + told)
-      while usual > 2560:
-        usual, found = usual // 2, max(1, found // 2)
+    usual, found = usual + sum(kls[at_first:done]), max(1, found + told)
+    while usual > 2560:
+      usual, found = usual // 2, max(1, found // 2)
     s = int(table['timesteps'][row])
     A = alphas_cumprod[s]
     if k == 0:

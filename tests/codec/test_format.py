@@ -76,7 +76,7 @@ def test_bytes_of_any_kind_are_refused_in_one_line():
 
 
 @pytest.mark.parametrize(
-  ('place', 'value', 'words'), [(4, 3, 'version 3'), (17, 9, 'damaged'), (0, 0x89, 'no compressed')]
+  ('place', 'value', 'words'), [(4, 9, 'version 9'), (17, 9, 'damaged'), (0, 0x89, 'no compressed')]
 )
 def test_foreign_files_are_named(place, value, words):
   data = bytearray(FILE.to_bytes())
