@@ -122,7 +122,7 @@ def best_of_all(key, linear, square, constant, most, prices):
 def search_plainly(pieces, shift, scale):
   """As search: one example after the other, all candidates at once."""
   vectors = np.zeros(shift.shape, np.uint32)
-  (chunk,) = Pace().cut(pieces, SEARCH)
+  ((chunk,),) = Pace().cut(pieces, SEARCH)
   for row, mean in enumerate(shift):
     m, s = mean.astype(np.float64), scale.astype(np.float64)
     kl = kl_of(m, s)

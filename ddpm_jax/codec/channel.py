@@ -9,7 +9,7 @@ the one of least T_i / r_i (the Poisson functional representation, Li & El Gamal
 import bisect
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ MAX_STEPS = 1 << 10
 MAX_CHUNKS = 1 << 14  # of a step
 MAX_NODES = 1 << 8  # of a chunk's tree
 FAST_BITS, EXACT_BITS = 16, 13  # of a chunk's KL, at most
+ROUND = 4  # chunks of a step, between which a pace stays as it is
 LEAST_FOLDED = 16  # elements of a chunk whose codebook is folded
 MAX_EXPONENT = 30  # an index lies below 2^31
 _PRIOR, _LONGEST = 16 * 20, 16 * 160  # a pace's memory at first, and at most: sixteenths of bits
@@ -107,12 +108,16 @@ class Pace:
     """What is to be expected where the table expects this."""
     return max(1, kl * min(max(self.found, self.usual >> 3), self.usual << 3) // self.usual)
 
-  def cut(self, pieces: Pieces, search: Search) -> list[Chunk]:
-    """The chunks of a step: of about equal KLs, as few as have search.chunk_bits at most."""
+  def cut(self, pieces: Pieces, search: Search) -> Iterator[list[Chunk]]:
+    """The chunks of a step: of about equal KLs, as few as have search.chunk_bits at most.
+
+    Yields:
+      some of them, of which `heed` is to learn before the next.
+    """
     sums = [0, *np.cumsum(pieces.kls, dtype=np.int64).tolist()]
     ends = [0, *pieces.ends.tolist()]
     chunks: list[Chunk] = []
-    place = 0
+    number = place = 0
     while place < len(pieces.kls):
       left = sums[-1] - sums[place]
       count = -(-self.of(left) // (16 * search.chunk_bits))
@@ -120,15 +125,16 @@ class Pace:
       last = max(place + 1, bisect.bisect_right(sums, wanted) - 1)
       usual = sums[last] - sums[place]
       kl = self.of(usual)
-      doubt = (
-        200 * kl * kl // self.usual
-      )  # a deviation of 0.4 of the KL at first, then 0.14 or more
-      chunks.append(Chunk(len(chunks), ends[place], ends[last], kl, usual, doubt))
-      place = last
-    return chunks
+      # A deviation of 0.4 of the KL at first, then 0.14 or more.
+      doubt = 200 * kl * kl // self.usual
+      chunks.append(Chunk(number, ends[place], ends[last], kl, usual, doubt))
+      number, place = number + 1, last
+      if len(chunks) == ROUND or place == len(pieces.kls):
+        yield chunks
+        chunks = []
 
   def heed(self, chunks: Sequence[Chunk], found: int) -> None:
-    """Learns what the chunks of a step took, in sixteenths of a bit as their indices tell it."""
+    """Learns what some chunks have taken, in sixteenths of a bit as their indices tell it."""
     self.usual += sum(chunk.usual for chunk in chunks)
     self.found = max(1, self.found + found)
     while self.usual > _LONGEST:
@@ -262,25 +268,30 @@ def decode_step(
   """Reads the addresses of a step's numbers, of several examples; their paces go on."""
   drawn = Drawn.none(len(decoders), int(pieces.ends[-1]))
   for row, (decoder, pace) in enumerate(zip(decoders, paces, strict=True)):
-    chunks, told = pace.cut(pieces, search), 0
-    for chunk in chunks:
-      nodes = [(1, chunk.first, chunk.last)]
-      while nodes:
-        node, first, last = nodes.pop()
-        depth = node.bit_length() - 1
-        frequencies = index_frequencies(chunk.kl, chunk.doubt, search, depth)
-        index = read_index(decoder, frequencies, search)
-        if index is not None:
-          key = codebook_key(search, step, chunk.number, node)
-          drawn.put(row, chunk, first, last, key, index, search)
-          told += told_by(exponent_of(index), search, depth)
-          continue
-        if last - first < 2 or 2 * node >= MAX_NODES:
-          raise UserError('the code is damaged')
-        middle = (first + last) // 2
-        nodes += [(2 * node + 1, middle, last), (2 * node, first, middle)]
-    pace.heed(chunks, told)
+    for chunks in pace.cut(pieces, search):
+      told = sum(_decode_chunk(decoder, step, chunk, search, drawn, row) for chunk in chunks)
+      pace.heed(chunks, told)
   return drawn
+
+
+def _decode_chunk(decoder, step, chunk, search, drawn, row):
+  """Reads the addresses of a chunk's numbers into `drawn`; returns the KL that its indices tell."""
+  told, nodes = 0, [(1, chunk.first, chunk.last)]
+  while nodes:
+    node, first, last = nodes.pop()
+    depth = node.bit_length() - 1
+    frequencies = index_frequencies(chunk.kl, chunk.doubt, search, depth)
+    index = read_index(decoder, frequencies, search)
+    if index is not None:
+      key = codebook_key(search, step, chunk.number, node)
+      drawn.put(row, chunk, first, last, key, index, search)
+      told += told_by(exponent_of(index), search, depth)
+      continue
+    if last - first < 2 or 2 * node >= MAX_NODES:
+      raise UserError('the code is damaged')
+    middle = (first + last) // 2
+    nodes += [(2 * node + 1, middle, last), (2 * node, first, middle)]
+  return told
 
 
 def kl_of(shift: np.ndarray, ratio: np.ndarray) -> np.ndarray:

@@ -69,10 +69,11 @@ def encode_step(
     privates: the encoder's own random numbers, of each example.
   """
   sender = _Sender(encoders, step, search, seed, _Target(shift, ratio), privates)
-  chunks = [pace.cut(pieces, search) for pace in paces]
-  sender.send(chunks)
-  for pace, of_row, told in zip(paces, chunks, sender.told, strict=True):
-    pace.heed(of_row, told)
+  walks = [pace.cut(pieces, search) for pace in paces]
+  while any(chunks := [next(walk, []) for walk in walks]):
+    told = sender.send(chunks)
+    for pace, of_row, of_them in zip(paces, chunks, told, strict=True):
+      pace.heed(of_row, of_them)
   return sender.drawn
 
 
@@ -165,15 +166,16 @@ class _Sender:
 
   def __post_init__(self):
     self.drawn = Drawn.none(*self.target.shift.shape)
-    self.told = [0] * len(self.drawn.keys)
+    self._told = []
 
   def send(self, chunks):
-    """Sends the chunks of each row; adds to `told` the KL that the indices tell."""
+    """Sends chunks of each row; returns the KL that the indices of each row tell."""
+    self._told = [0] * len(chunks)
     nodes = [_Node(row, x, x.first, x.last) for row, of_row in enumerate(chunks) for x in of_row]
     if self.search.is_exact:  # one codebook after another
-      for number in range(max(map(len, chunks))):
+      for number in sorted({x.chunk.number for x in nodes}):
         self._send_exactly(1, [x for x in nodes if x.chunk.number == number])
-      return
+      return self._told
     found, kinds = np.zeros(len(nodes), np.int64), collections.defaultdict(list)
     for place, node in enumerate(nodes):
       size = node.last - node.first
@@ -182,6 +184,7 @@ class _Sender:
       found[places] = self._find_fast([nodes[i] for i in places], width, folded)
     for node, index in zip(nodes, found.tolist(), strict=True):
       self._write(1, node, index)
+    return self._told
 
   def _write(self, number, node, index):
     row, chunk = node.row, node.chunk
@@ -191,7 +194,7 @@ class _Sender:
     if index is not None:
       key = self._key(node, number)
       self.drawn.put(row, chunk, node.first, node.last, key, index, self.search)
-      self.told[row] += told_by(exponent_of(index), self.search, depth)
+      self._told[row] += told_by(exponent_of(index), self.search, depth)
 
   def _key(self, node, number):
     return codebook_key(self.search, self.step, node.chunk.number, number)

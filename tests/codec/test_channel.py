@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from ddpm_jax.codec.channel import (
+  ROUND,
   Pace,
   Pieces,
   Search,
@@ -149,7 +150,7 @@ def test_chunks_go_by_what_an_example_has_taken(search, share):
     meter.bits = 0
     drawn = encode_step([meter], step, parts, search, [pace], **known)
   assert abs(np.log(pace.found / pace.usual / share)) < (0.5 if search.is_exact else 0.3)
-  chunks = pace.cut(parts, search)
+  chunks = [chunk for some in pace.cut(parts, search) for chunk in some]
   assert [c.first for c in chunks] == [0, *(c.last for c in chunks[:-1])]
   assert chunks[-1].last == size
   assert all(c.kl <= 16 * search.chunk_bits for c in chunks)
@@ -166,8 +167,11 @@ def test_chunks_go_by_what_an_example_has_taken(search, share):
 def test_a_pace_stays_within_eight_times_what_is_usual(told):
   parts, pace = pieces(range(5, 101, 5), [2] * 20), Pace()
   for _ in range(50):
-    chunks = pace.cut(parts, Search())
-    pace.heed(chunks, told * len(chunks))
+    chunks = []
+    for some in pace.cut(parts, Search()):
+      assert len(some) <= ROUND
+      chunks += some
+      pace.heed(some, told * len(some))
     assert chunks[-1].last == 100
     assert all(1 <= c.kl <= 16 * (Search().chunk_bits + 16) for c in chunks)
   assert pace.of(800) == {0: 100, 1: 100, 10**6: 6400}[told]

@@ -9,7 +9,9 @@ import zlib
 import numpy as np
 import pytest
 
-from ddpm_jax.codec import Codec, Goal, Search, fit_table
+from ddpm_jax.codec import Codec, Goal, Search, Table, fit_table
+from ddpm_jax.codec.channel import Pace
+from ddpm_jax.codec.table import plan_pieces
 from tests.codec import gaussian
 from tests.codec.gaussian import SCHEDULE, SHAPE
 
@@ -159,7 +161,7 @@ def decode(data, table, alphas_cumprod, network):
       break
     z = np.zeros(d)
     first = chunk = told = 0
-    of_step, at_first = done + counts[k], done
+    of_step, since = done + counts[k], done
     while done < of_step:
       left = sum(kls[done:of_step])
       wanted = left // math.ceil(expected(left) / (16 * (13 if is_exact else 16)))
@@ -185,9 +187,11 @@ def decode(data, table, alphas_cumprod, network):
         for place in range(a, b):
           z[order[first + place]] = at(seed, key, vector, place, *size)
       first, done, chunk = last, until, chunk + 1
-    usual, found = usual + sum(kls[at_first:done]), max(1, found + told)
-    while usual > 2560:
-      usual, found = usual // 2, max(1, found // 2)
+      if chunk % 4 == 0 or done == of_step:
+        usual, found = usual + sum(kls[since:done]), max(1, found + told)
+        while usual > 2560:
+          usual, found = usual // 2, max(1, found // 2)
+        told, since = 0, done
     s = int(table['timesteps'][row])
     A = alphas_cumprod[s]
     if k == 0:
@@ -250,11 +254,33 @@ def decode(data, table, alphas_cumprod, network):
   return picture, x_0_hat.reshape(shape)
 
 
+def with_long_steps(table):
+  """A table of two steps, of more chunks than a pace stays for, and of chunks of any size."""
+  timesteps, codes = table.arrays['timesteps'], table.arrays['errors']
+  path = [int(np.abs(timesteps - t).argmin()) for t in (60, 6)]
+  pieces = plan_pieces(SCHEDULE, timesteps, codes, path)
+  return Table({**table.arrays, 'path': np.array(path, np.int32), **pieces})
+
+
 @pytest.mark.parametrize(
-  ('levels', 'search'), [(256, Search()), (256, Search(True, 11)), (1024, Search(False, 2))]
+  ('levels', 'search', 'is_long'),
+  [
+    (256, Search(), False),
+    (256, Search(True, 11), False),
+    (1024, Search(False, 2), False),
+    (256, Search(False, 5), True),
+    (256, Search(True, 11), True),
+  ],
 )
-def test_the_page_suffices_to_decode(levels, search):
+def test_the_page_suffices_to_decode(levels, search, is_long):
   table = fit_table(SCHEDULE, predict, gaussian.examples(60, levels=levels), levels=levels)
+  if is_long:
+    table = with_long_steps(table)
+    chunks = [list(Pace().cut(step.pieces, search)) for step in table.steps(SCHEDULE)]
+    assert len(chunks[-1]) > 1
+    if not search.is_exact:
+      sizes = [c.last - c.first for step in chunks for some in step for c in some]
+      assert min(sizes) < 16 <= max(sizes)
   codec = Codec(SCHEDULE, table, predict, SHAPE, b'gaussian')
   examples = gaussian.examples(2, seed=3, levels=levels)
   for file, example in zip(codec.encode(examples, Goal(), seed=5, search=search), examples,
