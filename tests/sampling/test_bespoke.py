@@ -115,3 +115,16 @@ def test_without_coefficients_it_is_where_a_fit_starts():
   timesteps = timestep_subsequence(SCHEDULE, 5, 'trailing')
   of = [run(name, SCHEDULE, denoiser, x_T, timesteps=timesteps) for name in ('bespoke', 'dpmpp_2m')]
   np.testing.assert_allclose(*of, atol=1e-6)
+
+
+@pytest.mark.parametrize('seed', [0, 2])
+def test_what_suits_the_fitted_examples_alone_is_not_kept(predict_of, seed):
+  # Three examples decide nothing of 44 coefficients.
+  predict = predict_of(MIXTURE)
+  levels = make_levels(SCHEDULE, timestep_subsequence(SCHEDULE, 8, 'logsnr'))
+  x_T = np.random.default_rng(seed).standard_normal((103, 1))
+  x_0 = fine_solution(fine_levels(), predict, x_T)
+  found = fit_bespoke(levels, predict, x_T, x_0, num_held_out=100)
+  assert found.error <= found.before
+  own = sampled(found, levels.timesteps[::-1], MIXTURE, x_T[3:])
+  assert root_mean_square(own - x_0[3:]) == pytest.approx(found.error, rel=1e-6)
