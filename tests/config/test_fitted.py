@@ -6,6 +6,7 @@ import pytest
 
 from ddpm_jax import devices
 from ddpm_jax.config import build, fitted, origins
+from ddpm_jax.config.predictions import predict_of
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.weights import make_weights
 from ddpm_jax.model import Model
@@ -116,8 +117,15 @@ def test_a_bespoke_solver_is_fitted_to_timesteps_that_are_fitted_too(model_of, m
 
   monkeypatch.setattr(fitted, 'predict_of', None)  # nothing is measured again
   assert np.array_equal(fit(model).estimates['coefficients'], found.estimates['coefficients'])
-  with pytest.raises(TypeError):
-    fit(model_of(sampler='bespoke', num_steps=3, clip='none'))
+  clips = []
+
+  def predict(*args, clip, **choices):
+    clips.append(clip)
+    return predict_of(*args, clip=clip, **choices)
+
+  monkeypatch.setattr(fitted, 'predict_of', predict)  # but for another clip
+  fit(model_of(sampler='bespoke', num_steps=3, clip='none'))
+  assert clips == ['none']
   drawer = build.drawer(found.config, 4, model._network, estimates=found.estimates)
   facts = drawer.identity.facts()['sampler']
   assert (facts['sampler'], facts['spacing'], facts['num_steps']) == ('bespoke', 'least_error', 3)
