@@ -31,10 +31,16 @@ def prices_of(exponents):
   return prices
 
 
-@pytest.mark.parametrize('is_folded', [True, False])
-def test_the_best_of_all_vectors_is_found(is_folded):
-  sizes, exponents = [20, 17, 24, 16], [15, 14, 12, 3]
-  targets, known = targets_of(sizes)
+@pytest.mark.parametrize(
+  ('sizes', 'exponents', 'is_folded'),
+  [
+    ([20, 17, 24, 16], [15, 14, 12, 3], True),
+    ([20, 17, 24, 16], [15, 14, 12, 3], False),
+    ([520, 560], [12, 13], True),  # in several blocks
+  ],
+)
+def test_the_best_of_all_vectors_is_found(sizes, exponents, is_folded):
+  targets, known = targets_of(sizes, seed=4)
   prices = prices_of(exponents)
   found = fast_search(SEED, KEY, targets, np.array(sizes), prices, is_folded=is_folded)
   for i, (size, (shift, ratio)) in enumerate(zip(sizes, known, strict=True)):
