@@ -8,11 +8,11 @@ DPM-Solver++(2M) on. Derivatives are differences of chains, so that any network 
 examples say when to stop.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_jax.sampling.optimised import Predict, coefficients_of, solve
 from ddpm_jax.sampling.solvers import Levels, bespoke_table, dpm_table
 
 MAX_STEPS = 20  # that are fitted
@@ -23,8 +23,6 @@ PATIENCE = 3
 # follows: longer than that of smooth functions, 1/2, as a network's rounding errors add up.
 DIFFERENCE = 0.4
 TRIALS = 8  # of longer and longer dampings, in a round
-
-Predict = Callable[[np.ndarray, int], np.ndarray]  # (x_t [N, ...], t) -> x_0 [N, ...]
 
 
 class Bespoke(NamedTuple):
@@ -43,8 +41,7 @@ class Bespoke(NamedTuple):
 
 def fine_solution(levels: Levels, predict: Predict, x_T: np.ndarray) -> np.ndarray:
   """x_0 of x_T [N, ...], by DPM-Solver++ of order 3 on all the levels."""
-  table = dpm_table(levels, order=3)
-  return _solve(np.column_stack([table.scale, table.predict]), levels.timesteps, predict, x_T)
+  return solve(coefficients_of(dpm_table(levels, order=3)), levels.timesteps, predict, x_T)[0]
 
 
 def fit_bespoke(
@@ -59,12 +56,11 @@ def fit_bespoke(
     num_held_out: of the N, the last, which are not fitted to and say when to stop.
   """
   count, timesteps = len(x_T) - num_held_out, levels.timesteps
-  table = bespoke_table(levels)
-  found = np.column_stack([table.scale, table.predict])
+  found = coefficients_of(bespoke_table(levels))
   used = np.tri(len(found), len(found) + 1, k=1, dtype=bool)
 
   def errors(coefficients):
-    squares = np.square(_solve(coefficients, timesteps, predict, x_T).astype(np.float64) - x_0)
+    squares = np.square(solve(coefficients, timesteps, predict, x_T)[0].astype(np.float64) - x_0)
     return np.sqrt([squares[:count].mean(), squares[count:].mean()])
 
   now = before = errors(found)
@@ -92,15 +88,6 @@ def fit_bespoke(
     if waited == PATIENCE:
       return best
   return best
-
-
-def _solve(coefficients, timesteps, predict, x):
-  """x_0 [N, ...] by coefficients [S, 1 + K], of x and of the last K predictions."""
-  predictions = []
-  for row, t in zip(coefficients.astype(x.dtype), timesteps.tolist(), strict=True):
-    predictions = [predict(x, t), *predictions]
-    x = row[0] * x + sum(c * d for c, d in zip(row[1:], predictions, strict=False) if c)
-  return x
 
 
 def _slopes(coefficients, timesteps, predict, x):

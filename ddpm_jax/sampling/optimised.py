@@ -13,7 +13,9 @@ import numpy as np
 
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.errors import UserError
-from ddpm_jax.sampling.solvers import Levels, dpm_table
+from ddpm_jax.sampling.solvers import Levels, Table, dpm_table
+
+Predict = Callable[[np.ndarray, int], np.ndarray]  # (x_t [N, ...], t) -> x_0 [N, ...]
 
 # A step that few timesteps cannot have, such as one upwards.
 _NEVER = np.inf
@@ -101,9 +103,7 @@ def flow_products(levels: Levels, states: np.ndarray, predictions: np.ndarray) -
   return FlowProducts(levels, xx, xd, dd)
 
 
-def solved_products(
-  levels: Levels, predict: Callable[[np.ndarray, int], np.ndarray], x_T: np.ndarray
-) -> FlowProducts:
+def solved_products(levels: Levels, predict: Predict, x_T: np.ndarray) -> FlowProducts:
   """The FlowProducts of solutions by DPM-Solver++(2M) on all the levels.
 
   Args:
@@ -111,15 +111,37 @@ def solved_products(
     predict: (x_t [N, ...], t) -> x_0 [N, ...].
     x_T: [N, ...].
   """
-  table, x = dpm_table(levels, order=2), x_T
-  states, predictions = [], [np.zeros_like(x)]
-  for row, t in enumerate(levels.timesteps.tolist()):
+  coefficients = coefficients_of(dpm_table(levels, order=2))
+  _, states, predictions = solve(coefficients, levels.timesteps, predict, x_T)
+  return flow_products(levels, np.stack(states), np.stack(predictions))
+
+
+def coefficients_of(table: Table) -> np.ndarray:
+  """Those of a multistep solver without a corrector, as `solve` takes them."""
+  return np.column_stack([table.scale, table.predict])
+
+
+def solve(
+  coefficients: np.ndarray, timesteps: np.ndarray, predict: Predict, x_T: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+  """Runs a multistep solver outside of JAX.
+
+  Args:
+    coefficients: float64 [S, 1 + K], in each step of x and of the last K predictions, the newest
+      first; where there are fewer yet, the others are left out.
+    timesteps: int [S], of the evaluations.
+    predict: (x_t [N, ...], t) -> x_0 [N, ...].
+    x_T: [N, ...].
+
+  Returns:
+    (x_0, the states at the timesteps, the predictions there), each [N, ...].
+  """
+  x, states, predictions = x_T, [], []
+  for row, t in zip(coefficients.astype(x.dtype), timesteps.tolist(), strict=True):
     states.append(x)
     predictions.append(predict(x, t))
-    coefficients = (table.scale[row], *table.predict[row])
-    terms = (x, predictions[-1], predictions[-2])
-    x = sum(x.dtype.type(c) * term for c, term in zip(coefficients, terms, strict=True))
-  return flow_products(levels, np.stack(states), np.stack(predictions[1:]))
+    x = sum(c * term for c, term in zip(row, (x, *predictions[::-1]), strict=False))
+  return x, states, predictions
 
 
 def least_error(products: FlowProducts, num_steps: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax.diffusion import make_betas, make_schedule, timestep_subsequence
 from ddpm_jax.sampling.bespoke import _slopes, fine_solution, fit_bespoke
-from ddpm_jax.sampling.optimised import least_error, solved_products
+from ddpm_jax.sampling.optimised import coefficients_of, least_error, solved_products
 from ddpm_jax.sampling.solvers import bespoke_table, make_levels
 from tests.analytic import MIXTURE
 from tests.sampling.test_solvers import GAUSSIAN, mixture_denoiser, run, transported
@@ -16,16 +16,14 @@ SCHEDULE = make_schedule(make_betas('linear', 1000))
 
 
 @pytest.fixture
-def predict_of():
-  """(data, float64) -> (x, t) -> the exact mean of x_0."""
-  jax.config.update('jax_enable_x64', True)
+def predict_of(float64):
+  """(data) -> (x, t) -> the exact mean of x_0, in float64."""
 
   def make(data):
     predict = jax.jit(lambda x, t: mixture_denoiser(SCHEDULE, **data)(x, jnp.full(len(x), t)).x_0)
     return lambda x, t: np.asarray(predict(x, t))
 
-  yield make
-  jax.config.update('jax_enable_x64', False)
+  return make
 
 
 def exact(x_T, data, predict):
@@ -90,8 +88,7 @@ def test_slopes_are_the_derivatives_by_the_coefficients(predict_of):
   predict = predict_of(MIXTURE)
   timesteps = timestep_subsequence(SCHEDULE, 4, 'logsnr')
   levels = make_levels(SCHEDULE, timesteps)
-  table = bespoke_table(levels)
-  coefficients = np.column_stack([table.scale, table.predict])
+  coefficients = coefficients_of(bespoke_table(levels))
   coefficients[np.tri(4, 5, k=1, dtype=bool)] += 0.05 * np.random.default_rng(1).standard_normal(14)
   x_T = np.array([[-1.3], [-0.1], [0.4]])
   denoiser = mixture_denoiser(SCHEDULE, **MIXTURE)
