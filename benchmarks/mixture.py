@@ -78,12 +78,17 @@ def fitting(schedule):
   return levels, lambda x, t: np.asarray(predict(x, t)), x_T
 
 
-def coefficients_of(schedule, timesteps):
-  """Those of a bespoke solver."""
+def bespoke_of(schedule):
+  """timesteps -> the coefficients of a bespoke solver."""
   levels, predict, x_T = fitting(schedule)
   x_T = x_T[: 2 * NUM_BESPOKE]
   x_0 = fine_solution(levels, predict, x_T)
-  return fit_bespoke(make_levels(schedule, timesteps), predict, x_T, x_0, NUM_BESPOKE).coefficients
+
+  def coefficients(timesteps):
+    levels = make_levels(schedule, timesteps)
+    return fit_bespoke(levels, predict, x_T, x_0, NUM_BESPOKE).coefficients
+
+  return coefficients
 
 
 def main():
@@ -94,7 +99,7 @@ def main():
   fine = refined(whole, FINE_PARTS)
   exact = solved(fine, 'dpmpp_3m', from_the_end(fine, FINE_STEPS))
   schedule = whole if args.parts == 1 else refined(whole, args.parts)
-  products = solved_products(*fitting(schedule))
+  products, bespoke = solved_products(*fitting(schedule)), bespoke_of(schedule)
   fitted = np.sort(products.levels.timesteps[least_error(products, args.evaluations)])
   print_row(['Sampler', *SPACINGS])
   print_row(['---'] * (len(SPACINGS) + 1))
@@ -106,7 +111,7 @@ def main():
         timesteps = timestep_subsequence(schedule, args.evaluations, spacing)
       choices = {}
       if name == 'bespoke':
-        choices['coefficients'] = coefficients_of(schedule, timesteps)
+        choices['coefficients'] = bespoke(timesteps)
       found = solved(schedule, name, timesteps, **choices)
       cells.append(f'{np.sqrt(np.square(found - exact).mean()):.2g}')
     print_row([f'`{name}`', *cells])

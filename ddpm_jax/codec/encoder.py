@@ -277,10 +277,12 @@ class _Sender:
       left = np.flatnonzero(score < most - times.least())
       if not len(left):
         break
-      if shape is None or _is_worth(_shape_of([nodes[i] for i in left]), shape):
-        rows, shape = left, _shape_of([nodes[i] for i in left])
-        pair = min(nodes[i].span[0] for i in left) // 2
-        targets = self._targets([nodes[i] for i in left], *shape, most[left], 2 * pair)
+      of_left = [nodes[i] for i in left]
+      needed = _shape_of(of_left)
+      if shape is None or _is_worth(needed, shape):
+        rows, shape = left, needed
+        pair = min(x.span[0] for x in of_left) // 2
+        targets = self._targets(of_left, *shape, most[left], 2 * pair)
       block = min(1 << self.search.bits + 2, block_size(shape[1], shape[0]))
       taken = min(block, count - start)
       prices = np.full((block, 1), np.inf, np.float32)

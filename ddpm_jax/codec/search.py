@@ -141,12 +141,10 @@ def fast_search(
     for start in range(0, len(rows[0]), most_rows):
       of_fold, of_target = (x[start : start + most_rows] for x in rows)
       folded = codebook.fold(targets, sizes, of_fold, of_target)
-      for indices, scores in codebook.compare(folded, of_fold, prices[:, of_target], *within):
-        for i in np.unique(of_target):
-          own = np.flatnonzero(of_target == i)
-          top = own[scores[own].argmax()]
-          if scores[top] > score[i]:
-            found[i], score[i] = indices[top], scores[top]
+      indices, scores = codebook.compare(folded, of_fold, prices[:, of_target], *within)
+      for i, index, value in zip(of_target, indices, scores, strict=True):
+        if value > score[i]:
+          found[i], score[i] = index, value
     first, last = last, 4 * last
 
 
@@ -174,7 +172,7 @@ class _Codebook:
     return found
 
   def compare(self, targets, of_fold, prices, first, last):
-    """Yields (indices, scores) of the best of a block of the vectors first, ..., last - 1."""
+    """(indices, scores) of the best of the vectors first, ..., last - 1, in the folds."""
     count, rows = len(of_fold), len(targets.constant)
     block = min(block_size(self.width, _MOST_ROWS), last - first)
     priced = np.full((NUM_PRICES, rows), np.inf, np.float32)
@@ -185,14 +183,15 @@ class _Codebook:
         priced[row, :count] = prices[np.frexp(numbers)[1] - 1, np.arange(count)]
     else:
       priced[:, :count] = prices
-    targets, priced, found = Targets(*map(jnp.asarray, targets)), jnp.asarray(priced), {}
-    for start in range(first, last, block):
+    targets, priced, results = Targets(*map(jnp.asarray, targets)), jnp.asarray(priced), []
+    starts = np.arange(first, last, block)
+    for start in starts.tolist():
       vectors = np.arange(start, start + block)
       numbers = np.int32(vectors == FOLD - 1) if of_fold[0] else np.frexp(vectors + 1.0)[1] - 1
-      found[start] = best_of(self._block(start, block), targets, priced, np.int32(numbers))
-    for start, result in found.items():
-      places, scores, _ = (np.asarray(x)[:count] for x in result)
-      yield FOLD * of_fold + start + places, scores
+      results.append(best_of(self._block(start, block), targets, priced, np.int32(numbers)))
+    places, scores = (np.stack(x)[:, :count] for x in list(zip(*results, strict=True))[:2])
+    top = scores.argmax(0), np.arange(count)
+    return FOLD * of_fold + starts[top[0]] + places[top], scores[top]
 
   def _block(self, start, count):
     if self._kept is not None and (start, count) in self._kept:
