@@ -37,9 +37,9 @@ from ddpm_jax.codec.search import (
 )
 
 BEYOND_NATS = 2.0  # above the KL, up to which the fast search counts L
-_PRICE = 1.1  # nats of L for a nat of an index's code, at which the fast search looks for a vector
 _MAX_PRIVATE_DRAWS = 1 << 14
 _MOST_VECTORS = (1 << MAX_EXPONENT + 1) - 1
+_RARE_NATS = 3.0  # by which a search may be longer than one up to the greatest ratio
 _SINGLE_BITS = 14  # of the number of vectors that are tried for a single element
 
 
@@ -78,7 +78,7 @@ def encode_step(
 
 
 def index_prices(kl: float, chunk: Chunk, search: Search) -> np.ndarray:
-  """What a number i with floor(log2 i) = e costs a fast search, in nats of L: float64 [exponents].
+  """What a number i with floor(log2 i) = e costs a fast search, in nats: float64 [exponents].
 
   The code is that which suits the chunk's own KL, so that the index tells this one; what the table
   expects says only how many numbers there are.
@@ -90,7 +90,7 @@ def index_prices(kl: float, chunk: Chunk, search: Search) -> np.ndarray:
   """
   sizes = np.array(index_frequencies(max(1, round(16 * kl / np.log(2))), 0, search))
   sizes = sizes[: len(index_frequencies(chunk.kl, chunk.doubt, search))]
-  return _PRICE * np.log(2) * (np.arange(len(sizes)) - np.log2(sizes / sizes.sum()))
+  return np.log(2) * (np.arange(len(sizes)) - np.log2(sizes / sizes.sum()))
 
 
 class _Target:
@@ -204,16 +204,23 @@ class _Sender:
 
     A private draw decides whether it is a vector of r up to 2^bits (the share of q that min(r,
     2^bits) has), which is searched for until none that follows can be better; or beyond, where two
-    halves are sent, each given what the other must have at least.
+    halves are sent, each given what the other must have at least. Halves are sent as well where L >
+    least is so rare that the search would not end: how many draws it took tells nothing of the one
+    that was taken.
     """
     most, found = self.search.bits * np.log(2), np.zeros(len(nodes))
-    own = [self._draw(node) for node in nodes]
+    draws = [self._draw(node) for node in nodes]
+    own = [z for z, _ in draws]
     single, sent, split, beyond = [], [], [], []
-    for place, (node, z) in enumerate(zip(nodes, own, strict=True)):
+    for place, (node, (z, count)) in enumerate(zip(nodes, draws, strict=True)):
       of_own = self.target.log_ratio(z, node.row, node.first, node.last)
       limit = most + self.privates[node.row].exponential()
+      is_rare = node.least + np.log(count) > most + _RARE_NATS
       if node.last - node.first < 2 or 2 * number + 1 >= MAX_NODES:
         single.append(place)
+      elif is_rare:
+        split.append(place)
+        beyond.append(node.least)
       elif of_own <= limit and node.least < most:
         sent.append(place)
       else:
@@ -245,7 +252,7 @@ class _Sender:
     return found
 
   def _draw(self, node):
-    """z [n] from q where L > least."""
+    """(z [n] from q where L > least, how many draws it took)."""
     row, part = node.row, slice(node.first, node.last)
     shift, ratio = self.target.shift[row, part], self.target.ratio[part]
     count, drawn = 1, 0
@@ -255,13 +262,13 @@ class _Sender:
       values = self.target.log_ratio(z, row, node.first, node.last)
       above = np.flatnonzero(values > node.least)
       if len(above):
-        return z[above[0]]
+        return z[above[0]], drawn + int(above[0]) + 1
       top = int(values.argmax())
       if best is None or values[top] > best[0]:
         best = values[top], z[top]
       drawn, count = drawn + count, min(2 * count, 1024)
       if drawn > _MAX_PRIVATE_DRAWS:
-        return best[1]
+        return best[1], drawn
 
   def _find_exactly(self, number, nodes, most, count):
     """The vectors of greatest min(L, most) - log time where L > least, of nodes of one codebook.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ddpm_jax.codec import encoder
 from ddpm_jax.codec.channel import (
   ROUND,
   Pace,
@@ -82,15 +83,16 @@ def many(kl, search, count, **choices):
   return (z - shift) / ratio, bits, shift
 
 
-@pytest.mark.parametrize(('kl', 'bits'), [(2, 12), (4, 4)])
-def test_what_is_sent_exactly_has_the_law_of_q(kl, bits):
-  # With 4 bits, one chunk in three is split.
+@pytest.mark.parametrize(('kl', 'bits', 'rare'), [(2, 12, 3), (4, 4, 3), (4, 4, -2)])
+def test_what_is_sent_exactly_has_the_law_of_q(kl, bits, rare, monkeypatch):
+  # With 4 bits, one chunk in three is split; and halves again where what they must have is rare.
+  monkeypatch.setattr(encoder, '_RARE_NATS', rare)
   white, spent, shift = many(kl, Search(True, bits), 1000)
   along = white @ shift / np.linalg.norm(shift)
   for values in (*white.T, along):
     assert stats.kstest(values, 'norm').pvalue > 1e-3
   assert stats.kstest(np.square(white).sum(1), stats.chi2(SIZE).cdf).pvalue > 1e-3
-  assert kl < spent.mean() < kl + np.log2(kl + 1) + 5 + (6 if bits < 12 else 0)
+  assert kl < spent.mean() < kl + np.log2(kl + 1) + 5 + (0 if bits == 12 else 6 if rare > 0 else 9)
 
 
 def test_what_is_sent_fast_is_as_near_to_q_as_its_number_of_vectors_allows():
