@@ -9,7 +9,7 @@ from ddpm_jax.codec.channel import Search
 from ddpm_jax.errors import UserError
 
 FILE_MAGIC, ARCHIVE_MAGIC = b'DDPC', b'DDPA'
-VERSION = 3
+VERSION = 4
 MODEL_ID_BYTES, TABLE_ID_BYTES = 8, 4
 _MAX_VARINT_BYTES = 5
 _CHECK_BYTES = 2

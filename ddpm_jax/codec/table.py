@@ -27,7 +27,7 @@ from ddpm_jax.diffusion.forward import scale_levels
 from ddpm_jax.diffusion.schedules import NoiseSchedule
 from ddpm_jax.errors import UserError
 
-VERSION = 2
+VERSION = 3
 GRID = 64  # noise levels at which predictions are measured
 MARGIN_BITS = 15  # the margin at which the tail's cost is measured
 STEP_BITS = 0.5  # what an evaluation of the network is worth in the plan

@@ -99,7 +99,7 @@ def varint(data, place):
 
 def parse(data):
   """(seed, is_exact, bits, margin_bits, shape, levels, sections)."""
-  assert (data[:4], data[4], data[17]) == (b'DDPC', 3, 1)
+  assert (data[:4], data[4], data[17]) == (b'DDPC', 4, 1)
   seed, search, margin_bits = int.from_bytes(data[18:22], 'big'), data[22], data[23]
   place, shape = 25, []
   for _ in range(data[24]):
@@ -208,15 +208,15 @@ def decode(data, table, alphas_cumprod, network):
     section += ends_section[k]
   if not is_whole:
     return None, x_0_hat.reshape(shape)
-  unit = 1
-  while 16 * (levels - 1) > unit << margin_bits:
+  parts, unit = 8 if levels <= 256 else 1, 1
+  most = parts * (levels - 1)
+  while 64 * most > unit << margin_bits:
     unit *= 2
-  share = (unit << margin_bits) // (levels - 1)
-  block = min(max(2 ** int(math.log2(share)), 8), 256)
+  block = min(2 ** int(math.log2((unit << margin_bits) // most)), 256)
   f = [max(16, 65536 * 5**j // 8**j) for j in range(64)]
   offsets = [code.symbol(f) for _ in range(-(-d // block))]
   n = len(shape)
-  reach = [4 if n == 2 else 1] * (n - 1) + [min(4, shape[-1] - 1)]
+  reach = [4 if n == 2 else 2] * (n - 1) + [min(4, shape[-1] - 1)]
   away = [[0]]
   for r in reach:
     away = [[*a, step] for a in away for step in range(-r, r + 1)]
@@ -224,19 +224,19 @@ def decode(data, table, alphas_cumprod, network):
   values, differences, amounts = [], {}, {}
   for i, place in enumerate(itertools.product(*map(range, shape))):
     offset = ((79 * offsets[i // block] + 64) % 128 - 64) / 128
-    m = unit * math.floor((x_0_hat[i] + 1) * (levels - 1) / (2 * unit) + 0.5 + offset)
-    rounded, c = min(max(m, 0), levels - 1), int(table['classes'][i])
+    m = unit * math.floor((x_0_hat[i] + 1) * most / (2 * unit) + 0.5 + offset)
+    rounded, c = min(max(m, 0), most), int(table['classes'][i])
     near = [tuple(p + q for p, q in zip(place, a, strict=True)) for a in away]
     weights = table['filter'][place[-1]].tolist()
     total = sum(w * differences.get(p, 0) for w, p in zip(weights, near, strict=True))
-    m = min(max(rounded + math.floor((total + 128) / 256), 0), levels - 1)
+    m = min(max(rounded + math.floor((total + 128) / 256), 0), most)
     amount = sum(amounts.get(p, 0) for p in near)
     context = sum(edge <= amount for edge in table['edges'][place[-1]].tolist())
     if levels <= 256:
       mixed = [0] * levels
-      for k, weight in enumerate(table['weights'][c, context, 8 * m // levels].tolist()):
+      for k, weight in enumerate(table['weights'][c, context, m // levels].tolist()):
         g = [
-          int(table['shapes'][k][level - m + 255]) * int(table['prior'][c][level])
+          int(table['shapes'][k][abs(8 * level - m)]) * int(table['prior'][c][level])
           for level in range(levels)
         ]
         total = sum(g)
@@ -248,7 +248,8 @@ def decode(data, table, alphas_cumprod, network):
       n = max(0, p // 4 - 1)
       difference = ((p - 4 * n) << n) + code.bits(n)
       values.append(m + (difference if y % 2 else -difference))
-    differences[place], amounts[place] = values[-1] - rounded, abs(values[-1] - m)
+    value = parts * values[-1]
+    differences[place], amounts[place] = value - rounded, abs(value - m)
   picture = np.array(values).reshape(shape)
   assert zlib.crc32(picture.astype('>u2').tobytes()) == int.from_bytes(joined[-4:], 'big')
   return picture, x_0_hat.reshape(shape)
@@ -295,7 +296,7 @@ def test_the_page_suffices_to_decode(levels, search, is_long):
 
 def test_the_id_of_a_table_is_what_the_page_says():
   arrays = fit_table(SCHEDULE, predict, gaussian.examples(20), levels=256).arrays
-  digest = hashlib.sha256(b'ddpm_jax codec table 2')
+  digest = hashlib.sha256(b'ddpm_jax codec table 3')
   for name in sorted(arrays):
     x = arrays[name]
     digest.update(f'\n{name} {x.dtype.str} {" ".join(map(str, x.shape))}\n'.encode() + x.tobytes())
