@@ -115,12 +115,11 @@ def test_full_size_networks_have_the_same_tensors(config):
 
 @pytest.mark.parametrize('schedule', list(schedules.SCHEDULES))
 def test_schedules_are_the_same(pipeline_config, schedule):
-  diffusion = pipeline_config.diffusion.copy_and_resolve_references()
-  diffusion.update(schedule=schedule, num_timesteps=100)
-  settings = diffusers.scheduler_settings(diffusion)
+  config = pipeline_config.copy_and_resolve_references()
+  config.diffusion.update(schedule=schedule, num_timesteps=100)
+  settings = diffusers.scheduler_settings(config.diffusion)
   scheduler = library.DDPMScheduler.from_config(settings)
-  betas = schedules.make_betas(schedule, 100)
-  np.testing.assert_allclose(scheduler.betas, betas, rtol=1e-6)
+  np.testing.assert_allclose(scheduler.betas, build.betas(config), rtol=1e-6)
 
 
 @pytest.mark.parametrize('mean_type', ['eps', 'xstart', 'v'])
