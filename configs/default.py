@@ -59,7 +59,7 @@ def get_config():
         'beta_start': placeholder(float),  # none: 1e-4; of logsnr the square of a level's width
         'beta_end': 0.02,
         'mean_type': 'eps',  # eps | xstart | xprev | v | edm
-        'sigma_data': placeholder(float),  # deviation of x_0, for edm and logsnr; none: 0.5
+        'sigma_data': placeholder(float),  # deviation of x_0, for mean_type=edm; none: 0.5
         'var_type': 'fixedlarge',  # fixedsmall | fixedlarge | learned | learned_range
         'loss_type': 'mse',  # mse | kl | hybrid, which trains a learned variance
       },

@@ -9,7 +9,7 @@ import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -742,7 +742,15 @@ def run_log(config: ConfigDict, path: pathlib.Path, start_step: int, terminal: T
 
 def _own_logger(config, path, start_step) -> Logger | None:
   make = logger_maker(config)
-  return None if make is None else make(str(path), config_dict(config), start_step)
+  if make is None:
+    return None
+  made = make(str(path), config_dict(config), start_step)
+  if not callable(made):
+    raise UserError(
+      f'train.logger={config.train.logger} returned {made!r:.80}; it must return a function that '
+      'takes a step and its figures'
+    )
+  return made
 
 
 def logger_maker(config: ConfigDict) -> Callable[[str, dict[str, Any], int], Logger] | None:
@@ -756,12 +764,16 @@ def logger_maker(config: ConfigDict) -> Callable[[str, dict[str, Any], int], Log
     return None
   module, _, name = given.partition(':')
   try:
-    return getattr(importlib.import_module(module), name)
-  except (ImportError, AttributeError, ValueError) as error:
+    found = getattr(importlib.import_module(module), name)
+  except Exception as error:  # whatever a user's module raises
+    why = f'{type(error).__name__}: {error}'[:MAX_REASON]
     raise UserError(
-      f'train.logger={given}: {str(error)[:MAX_REASON]}; give MODULE:FUNCTION, of a module that '
-      'Python finds (PYTHONPATH names folders)'
+      f'train.logger={given}: {why}; give MODULE:FUNCTION, of a module that Python finds and '
+      'imports (PYTHONPATH names folders)'
     ) from error
+  if not callable(found):
+    raise UserError(f'train.logger={given}: that is no function; give MODULE:FUNCTION')
+  return cast(Callable[[str, dict[str, Any], int], Logger], found)
 
 
 def restore_weights(
@@ -1312,12 +1324,8 @@ def flow_fns(
     num_probes: as make_flow_fns.
     network: as denoiser_of.
   """
+  check_flow(config)
   noise = schedule(config)
-  if parameterization(config.diffusion).is_step or not noise.alphas_cumprod[-1]:
-    raise UserError(
-      'the likelihood of the flow takes a model that predicts x_0 or noise, not one step alone, '
-      'on a schedule that keeps some signal: leave flow out of eval.metrics'
-    )
   steps = timestep_subsequence(noise, num_steps + 1, 'logsnr')
   steps[-1] = noise.num_timesteps - 1
   return stepwise.compiled(
@@ -1329,6 +1337,15 @@ def flow_fns(
       levels=levels(config),
     )
   )
+
+
+def check_flow(config: ConfigDict) -> None:
+  """Raises a UserError for a model whose flow has no likelihood."""
+  if parameterization(config.diffusion).is_step or not schedule(config).alphas_cumprod[-1]:
+    raise UserError(
+      'the likelihood of the flow takes a model that predicts x_0 or noise, not one step alone, '
+      'on a schedule that keeps some signal: leave flow out of eval.metrics'
+    )
 
 
 def num_flow_steps(config: ConfigDict) -> int:

@@ -12,13 +12,14 @@ from ddpm_jax import devices, numerics, processes
 from ddpm_jax.codec import COMPLETIONS, parse_goal
 from ddpm_jax.config import build
 from ddpm_jax.config.fields import AUTO, DATA, check_fields
+from ddpm_jax.config.fitted import check_needs
 from ddpm_jax.data.encoding import CONTINUOUS, STORED_DTYPES
 from ddpm_jax.data.pictures import check_picture_size
 from ddpm_jax.data.sources import takes_pictures
 from ddpm_jax.diffusion import make_betas
 from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.prediction import check_choice, check_sigma_data
-from ddpm_jax.diffusion.schedules import prior_bpd_range
+from ddpm_jax.diffusion.schedules import SPACINGS, prior_bpd_range
 from ddpm_jax.diffusion.timesteps import DRAWS
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.figures import FIGURES
@@ -84,6 +85,13 @@ def check(config: ConfigDict, *, trains: bool = True) -> None:
   _check_optim(config.optim)
   check_sample(config)
   if trains:
+    for field in ('width', 'decay'):
+      if config.ema[field] is not None:
+        raise UserError(
+          f'ema.{field} is {config.ema[field]}, and training would change the average that '
+          '--mode=ema made: train in the run that it was made of, or in another workdir that '
+          'begins with this one (--config.init_from)'
+        )
     _check_batch(config.train)
     build.logger_maker(config)
   build.steps_per_dispatch(config)
@@ -281,6 +289,7 @@ def check_sample(config: ConfigDict) -> None:
   """Raises a UserError for a config.sample that cannot run."""
   sample = config.sample
   check_choice('sample.clip', sample.clip, CLIPS)
+  check_needs(config)
   check_choice('sample.files', sample.files, (None, 'png'))
   if sample.clip == 'dynamic' and build.parameterization(config.diffusion).is_step:
     raise UserError(
@@ -306,6 +315,7 @@ def _check_steps(config):
   check_choice(
     'sample.variance', sample.variance, (None, 'fixedsmall', 'fixedlarge', build.ANALYTIC)
   )
+  check_choice('sample.spacing', sample.spacing, (None, *SPACINGS, *build.FITTED_SPACINGS))
   if sample.sampler != 'ancestral' and sample.variance is not None:
     raise UserError(
       f'sample.variance is {sample.variance}, of a step of ancestral, and sample.sampler is '
@@ -408,6 +418,8 @@ def _check_labels(config):
 def _check_eval(config):
   for metric in build.names(config.eval.metrics):
     check_choice('eval.metrics', metric, (*build.LIKELIHOODS, *METRICS))
+    if metric == 'flow':
+      build.check_flow(config)
   check_count('eval.num_samples says', config.eval.num_samples, build.names(config.eval.metrics))
   if config.train.eval_every_steps:
     check_metrics(build.names(config.eval.metrics))

@@ -24,7 +24,14 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.weights import Weights
 from ddpm_jax.nn.own import OwnNetwork
 from ddpm_jax.sampling.bespoke import fine_solution, fit_bespoke
-from ddpm_jax.sampling.optimised import FlowProducts, least_bound, least_error, solved_products
+from ddpm_jax.sampling.optimised import (
+  FlowProducts,
+  check_least_bound,
+  check_least_error,
+  least_bound,
+  least_error,
+  solved_products,
+)
 from ddpm_jax.sampling.solvers import make_levels
 from ddpm_jax.storage.files import damaged, make_writable
 from ddpm_jax.storage.npz import open_npz, write_npz
@@ -60,6 +67,29 @@ def needs_fit(config: ConfigDict) -> bool:
   return sample.variance == build.ANALYTIC or is_bespoke or build.is_fitted(config)
 
 
+def check_needs(config: ConfigDict) -> None:
+  """Raises a UserError where config.sample asks for a fit that no checkpoint of the model has."""
+  if not needs_fit(config):
+    return
+  if build.parameterization(config.diffusion).is_step:
+    raise UserError(
+      'this model predicts xprev, one step of the whole chain, and sample.variance=analytic, '
+      f'sample.sampler=bespoke and sample.spacing={" or ".join(build.FITTED_SPACINGS)} are of '
+      'steps of any length: leave them out'
+    )
+  if not build.is_fitted(config) or config.sample.timesteps is not None:
+    return
+  noise, count, spacing = (
+    build.sample_schedule(config),
+    build.num_steps(config),
+    build.spacing(config),
+  )
+  if spacing == 'least_bound':
+    check_least_bound(noise, count)
+  else:
+    check_least_error(len(_fine_timesteps(noise)), count)
+
+
 def fit(
   config: ConfigDict,
   weights: Weights,
@@ -82,12 +112,7 @@ def fit(
   """
   if not needs_fit(config):
     return Fit(config)
-  if build.parameterization(config.diffusion).is_step:
-    raise UserError(
-      'this model predicts xprev, one step of the whole chain, and sample.variance=analytic, '
-      f'sample.sampler=bespoke and sample.spacing={" or ".join(build.FITTED_SPACINGS)} are of '
-      'steps of any length: leave them out'
-    )
+  check_needs(config)
   build.check_unconditional(config)
   spacing, chosen, estimates = build.spacing(config), None, {}
   if config.sample.variance == build.ANALYTIC:
@@ -190,7 +215,11 @@ def _bespoke(config, weights, network, say) -> Arrays:
 
 def _fine_levels(config):
   noise = build.sample_schedule(config)
-  return make_levels(noise, np.unique([*_some(noise), noise.num_timesteps - 1]))
+  return make_levels(noise, _fine_timesteps(noise))
+
+
+def _fine_timesteps(noise):
+  return np.unique([*_some(noise), noise.num_timesteps - 1])
 
 
 def _noise(config, num_elements, examples):

@@ -39,6 +39,7 @@ from ddpm_jax.storage.files import damaged, default_cache_dir, read_json, read_o
 from ddpm_jax.storage.workdir import (
   ENCODING_FIELDS,
   check_format,
+  config_dict,
   differences,
   flatten,
   has_begun,
@@ -260,7 +261,13 @@ def read_start(given: str, config: ConfigDict, *, optimizer_state: bool) -> Star
   if not optimizer_state:
     return dataclasses.replace(start, opt_state=None)
   ours = jax.eval_shape(build.optimizer(config).init, like)
-  assert jax.tree.structure(ours) == jax.tree.structure(start.opt_state)
+  if jax.tree.structure(ours) != jax.tree.structure(start.opt_state):
+    one, other = (flatten({'optim': config_dict(x)['optim']}) for x in (theirs, config))
+    differing = '; '.join(differences(one, other, ('there', 'here')))
+    raise UserError(
+      f'init_optimizer is True, but {name} has the state of another optimizer ({differing}): leave '
+      'init_optimizer out, or give the fields of that one'
+    )
   return start
 
 
@@ -436,10 +443,10 @@ def _has_model(folder):
 
 
 def settled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-  """The config with init_from as the run in this workdir has it, if there is one.
+  """The config with init_from and the average of --mode=ema as the run in this workdir has them.
 
   Raises:
-    UserError: the run began from another model.
+    UserError: the run began from another model, or has another average.
   """
   config = config.copy_and_resolve_references()
   given = config.init_from
@@ -449,6 +456,17 @@ def settled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   file = workdir / CONFIG_FILE
   stored = read_object(file) if processes.is_primary() and file.exists() else None
   stored = json.loads(processes.from_primary(json.dumps(stored)))
+  averages = (stored or {}).get('ema') or {}
+  if not isinstance(averages, dict):
+    raise damaged(file, f'ema is {averages!r}')
+  for field, asked in config.ema.items():
+    own = averages.get(field)
+    if asked not in (None, own):
+      raise UserError(
+        f'ema.{field} is {asked}, which makes another workdir with --mode=ema, and the average of '
+        f'{workdir} has {own}: leave it out'
+      )
+    config.ema[field] = own
   if stored is not None:
     begun_from = stored.get('init_from')
     if not isinstance(begun_from, str | None):

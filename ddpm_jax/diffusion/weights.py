@@ -41,10 +41,12 @@ class Weight(NamedTuple):
   Attributes:
     function: (Level, number) -> [B].
     number: its parameter where none is given; None for a weight without.
+    is_positive: whether the parameter must be above 0.
   """
 
   function: Callable[[Level, float], jax.Array]
   number: float | None = None
+  is_positive: bool = False
 
 
 WEIGHTS: Mapping[str, Weight] = {
@@ -52,9 +54,9 @@ WEIGHTS: Mapping[str, Weight] = {
   'simple': Weight(lambda at, _: at.snr),
   'kl': Weight(lambda at, _: at.kl),
   # Hang et al. 2023; its gamma.
-  'min_snr': Weight(lambda at, gamma: jnp.minimum(at.snr, gamma), 5.0),
+  'min_snr': Weight(lambda at, gamma: jnp.minimum(at.snr, gamma), 5.0, is_positive=True),
   # Choi et al. 2022, with k = 1; its gamma.
-  'p2': Weight(lambda at, gamma: at.snr / (1 + at.snr) ** gamma, 1.0),
+  'p2': Weight(lambda at, gamma: at.snr / (1 + at.snr) ** gamma, 1.0, is_positive=True),
   # sigmoid(b - log snr) in the weighted bound (Kingma & Gao 2023); its bias b.
   'sigmoid': Weight(lambda at, bias: at.kl * jax.nn.sigmoid(bias - jnp.log(at.snr)), 2.0),
   # Table 1, Karras et al. 2022: 1 / c_out^2, with log-normal noise.
@@ -75,6 +77,10 @@ def check_weight(parameterization: Parameterization, name: str, number: float | 
     raise UserError(
       f'train.loss_weight_number is {number}, but train.loss_weight={name} has none; it goes with '
       f'{known}'
+    )
+  if number is not None and WEIGHTS[name].is_positive and number <= 0:
+    raise UserError(
+      f'train.loss_weight_number is {number}; gamma of train.loss_weight={name} must be above 0'
     )
 
 

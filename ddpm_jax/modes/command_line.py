@@ -91,6 +91,9 @@ def _parse(argv):
       )
   values = {field: _value_of(field, text) for field, text in overrides}
   config = _find_config(given.config, given.workdir, values)
+  averages = [field for field in values if field.startswith('ema.')]
+  if averages and given.mode != 'ema':
+    raise UserError(f'config.{averages[0]} goes with --mode=ema alone: leave it out')
   for field, value in values.items():
     _set(config, field, value)
   given.config = config.lock()
@@ -190,13 +193,15 @@ def _find_config(given, workdir, values):
     origin = imported
   # A first command that failed leaves a config, which does not stand above what another names.
   has_begun = any(folder.glob('checkpoints/[0-9]*'))
-  if not ((folder / CONFIG_FILE).is_file() and (has_begun or not origin)):
-    workdir = origin
-  if not workdir:
+  is_new = not ((folder / CONFIG_FILE).is_file() and (has_begun or not origin))
+  if is_new and not origin:
     return load_config(str(CONFIGS / 'digits.py'))
   from ddpm_jax.config.origins import config_of  # not before: jax takes a second
 
-  return config_of(workdir)
+  config = config_of(origin if is_new else workdir)
+  if is_new:  # and has the average that it trains
+    config.ema.update(width=None, decay=None)
+  return config
 
 
 def _print_help():

@@ -41,12 +41,7 @@ def least_bound(
   Raises:
     UserError: fewer than two steps, or more than T.
   """
-  total = schedule.num_timesteps
-  if not min(2, total) <= num_steps <= total:
-    raise UserError(
-      f'sample.num_steps is {num_steps}; of sample.spacing=least_bound it must lie in '
-      f'[{min(2, total)}, {total}], since t = 0 and T-1 are among its timesteps'
-    )
+  check_least_bound(schedule, num_steps)
   costs = bound_of_step(schedule, errors, variance=variance)
   best, came_from = costs[:, -1], []  # of chains that have gone from T-1 to s
   for _ in range(num_steps - 2):
@@ -56,7 +51,7 @@ def least_bound(
   found = [0]
   for previous in reversed(came_from):
     found.append(int(previous[found[-1]]))
-  return np.unique([*found, total - 1])
+  return np.unique([*found, schedule.num_timesteps - 1])
 
 
 def bound_of_step(
@@ -78,6 +73,25 @@ def bound_of_step(
     chosen = {'fixedsmall': posterior, 'fixedlarge': beta, None: posterior + excess}[variance]
     nats = 0.5 * (np.log(chosen / posterior) + (posterior + excess) / chosen - 1)
   return np.where(np.tri(len(signal), k=0, dtype=bool), _NEVER, nats)
+
+
+def check_least_bound(schedule: NoiseSchedule, num_steps: int) -> None:
+  """Raises a UserError where least_bound has no chain of so many steps."""
+  total = schedule.num_timesteps
+  if not min(2, total) <= num_steps <= total:
+    raise UserError(
+      f'sample.num_steps is {num_steps}; of sample.spacing=least_bound it must lie in '
+      f'[{min(2, total)}, {total}], since t = 0 and T-1 are among its timesteps'
+    )
+
+
+def check_least_error(num_levels: int, num_steps: int) -> None:
+  """Raises a UserError where least_error has no steps of so many between so many levels."""
+  if not 1 <= num_steps <= num_levels:
+    raise UserError(
+      f'sample.num_steps is {num_steps}; of sample.spacing=least_error it must lie in '
+      f'[1, {num_levels}]'
+    )
 
 
 class FlowProducts(NamedTuple):
@@ -161,10 +175,7 @@ def least_error(products: FlowProducts, num_steps: int) -> np.ndarray:
     UserError: more steps than levels.
   """
   count = len(products.xx)
-  if not 1 <= num_steps <= count:
-    raise UserError(
-      f'sample.num_steps is {num_steps}; of sample.spacing=least_error it must lie in [1, {count}]'
-    )
+  check_least_error(count, num_steps)
   if num_steps == 1:
     return np.array([0])
   first, later, last = _step_errors(products)
@@ -207,8 +218,9 @@ def _step_errors(products):
     return np.sqrt(np.maximum(square, 0)) * carried[i]
 
   j, i = order[:, None], order[None]
-  h = lambda_[i] - lambda_[j]
-  whole = alpha[i] * -np.expm1(-h)
+  with np.errstate(invalid='ignore'):  # without signal, and not a step
+    h = lambda_[i] - lambda_[j]
+    whole = alpha[i] * -np.expm1(-h)
   first = np.where(i > j, norm(j, i, whole), _NEVER)
   j, k, i = order[:, None, None], order[None, :, None], order[None, None]
   with np.errstate(divide='ignore', invalid='ignore'):

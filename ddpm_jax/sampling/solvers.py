@@ -603,7 +603,8 @@ def default_spacing(name: str) -> str:
 def heun_ratio(schedule: NoiseSchedule, timesteps: np.ndarray) -> float:
   """The ratio of sigma over the first step."""
   chosen = sigmas(schedule)[timesteps[-2:]]
-  return float(chosen[-1] / chosen[0])
+  with np.errstate(invalid='ignore'):  # of a single step, without signal
+    return float(chosen[-1] / chosen[0])
 
 
 def num_evaluations(name: str, num_steps: int) -> int:

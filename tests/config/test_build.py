@@ -15,6 +15,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import features
 from ddpm_jax.modes.reproduce import reproduce
 from ddpm_jax.sampling import SAMPLERS
+from ddpm_jax.storage.logs import Terminal
 from ddpm_jax.storage.workdir import config_dict
 from tests.tiny import tiny_config
 
@@ -219,6 +220,33 @@ def test_a_logger_of_ones_own_is_made_of_the_run_or_named(tmp_path, monkeypatch)
   for given in ('my_logger', 'my_logger:other', 'no_logger:make', ':make'):
     with pytest.raises(UserError, match=rf'train\.logger={given}: .*; give MODULE:FUNCTION'):
       check(tiny_config(**{'train.logger': given}))
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('make = 3', 'that is no function'),
+    ('def make(', 'SyntaxError: '),
+    ('raise RuntimeError("not today")', 'RuntimeError: not today'),
+  ],
+)
+def test_a_logger_that_cannot_be_is_refused_in_one_line(text, message, tmp_path, monkeypatch):
+  name = f'logger_{len(text)}'
+  (tmp_path / f'{name}.py').write_text(f'{text}\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(UserError, match=f'train.logger={name}:make: {message}') as raised:
+    check(tiny_config(**{'train.logger': f'{name}:make'}))
+  assert '\n' not in str(raised.value)
+  with pytest.raises(UserError, match=r'train\.logger=\.\.x:make: TypeError: '):
+    check(tiny_config(**{'train.logger': '..x:make'}))
+
+
+def test_a_logger_that_makes_nothing_is_refused(tmp_path, monkeypatch):
+  (tmp_path / 'no_function.py').write_text('def make(workdir, config, start_step):\n  pass\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  config = tiny_config(**{'train.logger': 'no_function:make'})
+  with pytest.raises(UserError, match=r'train\.logger=no_function:make returned None; it must'):
+    build.run_log(config, tmp_path, start_step=0, terminal=Terminal())
 
 
 def test_decoded_pictures_are_kept_in_the_cache_folder(tmp_path):

@@ -77,7 +77,7 @@ from tests.tiny import tiny_config
     ('eval.batch_size', -1, 'eval.batch_size is -1; it must be at least 1'),
     ('sample.num_samples', 0, 'sample.num_samples is 0; it must be at least 1'),
     ('sample.sampler', 'plms', "sample.sampler is 'plms'; it must be one of ancestral, ddim, "),
-    ('sample.spacing', 'even', "sample.spacing is 'even'; it must be one of linspace, "),
+    ('sample.spacing', 'even', "sample.spacing is 'even'; it must be one of None, linspace, "),
     ('sample.num_steps', 11, r'sample.num_steps is 11; it must lie in \[1, 10\]'),
     ('sample.num_steps', 0, 'sample.num_steps is 0; it must be at least 1'),
     ('sample.eta', 0.5, 'sample.eta is 0.5, but sample.sampler=ancestral has none'),
@@ -96,6 +96,39 @@ def test_names_what_cannot_work(field, value, message):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=message) as raised:
     check(config)
+  assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (
+      {'diffusion.mean_type': 'xprev', 'eval.metrics': ('flow',)},
+      'the likelihood of the flow takes a model that predicts x_0 or noise, not one step alone',
+    ),
+    (
+      {
+        'diffusion.mean_type': 'v',
+        'diffusion.schedule': 'linear_zero_snr',
+        'eval.metrics': ('bpd', 'flow'),
+      },
+      'on a schedule that keeps some signal: leave flow out of eval.metrics',
+    ),
+    ({'diffusion.mean_type': 'xprev', 'sample.variance': 'analytic'}, 'this model predicts xprev'),
+    (
+      {'sample.sampler': 'ddim', 'sample.spacing': 'least_bound', 'sample.num_steps': 1},
+      r'is 1; of sample.spacing=least_bound it must lie in \[2, 10\]',
+    ),
+    (
+      {'diffusion.num_timesteps': 1000, 'sample.spacing': 'least_error'},
+      r'is 1000; of sample.spacing=least_error it must lie in \[1, 1\d\d\]',
+    ),
+    ({'ema.width': 0.1}, 'ema.width is 0.1, and training would change the average that --mode=ema'),
+  ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_built(fields, message):
+  with pytest.raises(UserError, match=message) as raised:
+    check(tiny_config(**fields))
   assert '\n' not in str(raised.value)
 
 

@@ -142,6 +142,8 @@ def test_the_noise_of_edm_is_log_normal(linear):
     ('eps', 'kl', 'min_snr', None, 'weights an mse, and diffusion.loss_type=kl has its weight'),
     ('eps', 'mse', 'kl', 2.0, 'number is 2.0, but .*=kl has none; it goes with min_snr, p2, sig'),
     ('eps', 'mse', None, 2.0, 'loss_weight_number is 2.0, but there is no train.loss_weight'),
+    ('eps', 'mse', 'min_snr', -5.0, 'is -5.0; gamma of train.loss_weight=min_snr must be above 0'),
+    ('v', 'mse', 'p2', 0.0, 'is 0.0; gamma of train.loss_weight=p2 must be above 0'),
   ],
 )
 def test_weights_that_mean_nothing_are_refused(mean, loss_type, weight, number, message):
@@ -149,3 +151,4 @@ def test_weights_that_mean_nothing_are_refused(mean, loss_type, weight, number, 
     check_loss(Parameterization(mean), loss_type, weight, number)
   assert '\n' not in str(raised.value)
   check_weight(Parameterization('v'), 'min_snr', 3.0)
+  check_weight(Parameterization('v'), 'sigmoid', -3.0)  # a bias

@@ -120,6 +120,10 @@ def test_mistake_of_the_first_command_does_not_take_the_workdir(origin, tmp_path
       {'init_from': 'digits', 'init_optimizer': True},
       'init_optimizer is True, but digits has no optimizer state; leave it out',
     ),
+    (
+      {'init_from': '{origin}', 'init_optimizer': True, 'optim.weight_decay': 0.01},
+      r'state of another optimizer \(optim.weight_decay: there None, here 0.01\): leave init_opt',
+    ),
   ],
 )
 def test_branch_that_cannot_be_is_named(fields, message, origin, tmp_path):

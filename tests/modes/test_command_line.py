@@ -46,6 +46,17 @@ def refusal(parse, *args, **kwargs):
   return info.value.code
 
 
+def test_an_average_is_asked_for_where_one_is_made_alone(parse, tmp_path):
+  assert 'config.ema.width goes with --mode=ema alone' in refusal(parse, '--config.ema.width=0.1')
+  origin = tmp_path / 'made'
+  (origin / 'checkpoints' / '3').mkdir(parents=True)
+  values = config_dict(tiny_config(**{'ema.width': 0.1}))
+  (origin / 'config.json').write_text(json.dumps(values))
+  (origin / 'format.json').write_text('{"format": 2}')
+  assert parse(workdir=origin).ema.width == 0.1
+  assert parse(f'--config.init_from={origin}').ema.width is None  # trains another average
+
+
 @pytest.mark.parametrize(
   ('arg', 'field', 'value'),
   [

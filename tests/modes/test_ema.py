@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.config import build
-from ddpm_jax.config.origins import config_of
+from ddpm_jax.config.origins import config_of, settled
 from ddpm_jax.errors import UserError
 from ddpm_jax.modes.ema import ema
 from ddpm_jax.modes.info import info
@@ -67,6 +67,16 @@ def test_an_average_of_another_width_is_the_one_kept_directly(runs, tmp_path, ca
   assert build.average_words(config) == 'power-function average of width 0.15'
   info(config, str(tmp_path))
   sample(tiny_config(**FIELDS, **{'ema.width': 0.15}), str(tmp_path))
+
+
+def test_an_average_is_named_after_what_was_made_alone(runs, tmp_path):
+  kept, _ = runs
+  make(kept, tmp_path, width=0.15)
+  assert settled(config_of(str(kept)), tmp_path).ema.width == 0.15
+  with pytest.raises(UserError, match=r'ema.width is 0.2, which makes another workdir .* has None'):
+    settled(tiny_config(**FIELDS, **{'ema.width': 0.2}), kept)
+  with pytest.raises(UserError, match='training would change the average that --mode=ema made'):
+    train(config_of(str(tmp_path)), tmp_path)
 
 
 def test_averages_that_were_kept_come_back_as_they_are(runs, tmp_path):
