@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import numbers
 import os
 import pathlib
 import sys
@@ -547,8 +548,12 @@ class Model:
     Raises:
       UserError: no files, or one of another model or kind.
     """
+    if isinstance(files, (bytes, bytearray, str)) or not all(isinstance(x, bytes) for x in files):
+      raise UserError('files are no list of bytes: give what compress returned, as in [file]')
     if not len(files):
       raise UserError('files are none: give one at least')
+    if not isinstance(realism, numbers.Real):
+      raise UserError(f'realism is {realism!r}; it must be a number in [0, 1]')
     config = self._config.copy_and_resolve_references()
     config.decompress.update(realism=float(realism), completion=completion, seed=seed)
     checks.check_decompress(config)

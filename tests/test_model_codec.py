@@ -74,3 +74,13 @@ def test_other_examples_and_files_are_refused(model, files):
     model.decompress([files[0], b'PNG'])
   with pytest.raises(UserError, match='realism'):
     model.decompress(files, realism=1.5)
+  with pytest.raises(UserError, match='realism is None; it must be a number'):
+    model.decompress(files, realism=None)
+  for given in (files[0], ['file.ddpc'], [5]):
+    with pytest.raises(UserError, match='files are no list of bytes: give what compress returned'):
+      model.decompress(given)
+  for target in (None, 5, b'lossless'):
+    with pytest.raises(UserError, match='it must be lossless, bytes:N'):
+      model.compress(DIGITS, target=target)
+  with pytest.raises(UserError, match=r'search_bits is 1; of compress\.search=exact it must be'):
+    model.compress(DIGITS, search='exact', search_bits=1)

@@ -57,12 +57,14 @@ class Compressed:
     sections: bytes of each whole section, parts of one code.
     is_cut: whether more sections are named than are whole.
     name: what to call it in errors.
+    beyond: what is amiss behind it in its archive; None if nothing is.
   """
 
   header: Header
   sections: tuple[bytes, ...]
   is_cut: bool = False
   name: str = 'the file'
+  beyond: str | None = None
 
   def to_bytes(self) -> bytes:
     """The file."""
@@ -111,7 +113,7 @@ def write_archive(files: Sequence[Compressed]) -> bytes:
 
 
 def read_archive(data: bytes, name: str = 'the archive') -> list[Compressed]:
-  """Reads an archive: the examples that are there, the last of them maybe cut.
+  """Reads an archive: the examples that are there, of which the last says how many are not.
 
   Raises:
     UserError: as read_file, or where no example is left.
@@ -130,8 +132,12 @@ def read_archive(data: bytes, name: str = 'the archive') -> list[Compressed]:
     found.append(_read_body(inner, header, inner.name))
   if not found:
     raise UserError(f'{name} is cut off: it has no example')
-  if len(found) < count:
-    found[-1] = dataclasses.replace(found[-1], is_cut=True)
+  beyond = None
+  if lost := count - len(found):
+    beyond = f'{name} is cut off or damaged: {lost} of its {count} examples are not there'
+  elif reader.left > 0:
+    beyond = f'{name} is damaged: {reader.left} bytes follow its end'
+  found[-1] = dataclasses.replace(found[-1], beyond=beyond)
   return found
 
 
@@ -181,8 +187,8 @@ def _read_header(reader, magic):
   found = reader.take(4)
   if found != magic:
     kinds = {FILE_MAGIC: 'a compressed example', ARCHIVE_MAGIC: 'an archive'}
-    what = kinds.get(found, 'no compressed example')
-    raise UserError(f'{reader.name} is {what}, not {kinds[magic]}: give a file of --mode=compress')
+    what = f'{kinds[found]}, not {kinds[magic]}' if found in kinds else 'no compressed example'
+    raise UserError(f'{reader.name} is {what}: give a file of --mode=compress')
   version = reader.take(1)
   if version is not None and version[0] != VERSION:
     raise UserError(

@@ -6,6 +6,7 @@ lossless end. Both sides run the same chain; only the encoder knows x_0.
 
 import dataclasses
 import hashlib
+import re
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -44,22 +45,24 @@ class Goal:
     return self.num_bytes is None and self.rmse is None
 
 
+_GOAL = re.compile(r'lossless|(bytes|rmse):([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|\.[0-9]+)')
+
+
 def parse_goal(given: str, field: str = 'target') -> Goal:
   """The Goal of 'lossless', 'bytes:400' or 'rmse:12'.
 
   Raises:
     UserError: none of these.
   """
-  kind, _, number = given.partition(':')
-  try:
-    if given == 'lossless':
+  match = _GOAL.fullmatch(given) if isinstance(given, str) else None
+  if match is not None:
+    kind, number = match.groups()
+    if kind is None:
       return Goal()
-    if kind == 'bytes' and int(number) > 0:
+    if kind == 'bytes' and number.isdigit() and int(number) > 0:
       return Goal(num_bytes=int(number))
     if kind == 'rmse' and 0 < float(number) < float('inf'):
       return Goal(rmse=float(number))
-  except ValueError:
-    pass
   raise UserError(
     f'{field} is {given!r}; it must be lossless, bytes:N such as bytes:400, or rmse:R such as '
     'rmse:12'
@@ -124,7 +127,9 @@ class Codec:
     margin_bits: int = MARGIN_BITS,
     progress: Callable[[int, int], None] = lambda done, total: None,
   ) -> list[Compressed]:
-    """Compresses examples. A file depends on its example and the seed.
+    """Compresses examples. What a file says depends on its example and the seed.
+
+    Of a goal by error, the last bytes of a file may depend on how far others of the batch go.
 
     Args:
       examples: [N, ..., C] as scale_levels takes them.
@@ -219,12 +224,7 @@ class Codec:
     decoders = [RangeDecoder(_code(file, lossy)) for file in files]
     paces = [Pace() for _ in files]
     sections = np.array([min(len(file.sections), lossy) for file in files])
-    notes: list[str | None] = [
-      f'{file.name} is cut off or damaged: of its sections, {len(file.sections)} are whole'
-      if file.is_cut
-      else None
-      for file in files
-    ]
+    notes = [_note_on(file) for file in files]
     x = np.zeros((count, len(order)), np.float32)
     prediction = np.tile(self.table.means[order], (count, 1))
     at_steps(prediction[:, inverse].reshape(count, *self.shape))
@@ -359,7 +359,8 @@ class Codec:
       return None, (
         f'{file.name}: its last section does not give the picture that was compressed; either it '
         'is damaged, or this machine predicts other numbers than the one that wrote it by more '
-        f'than the margin, 2^-{file.header.margin_bits}: compress with a wider compress.margin_bits'
+        f'than the margin, 2^-{file.header.margin_bits}: compress with a wider margin, a smaller '
+        'compress.margin_bits'
       )
     return levels, None
 
@@ -412,3 +413,12 @@ def _trimmed(file, goal, rmse):
     lengths = [len(file.first(k).to_bytes()) for k in range(len(file.sections) + 1)]
     return file.first(max([k for k, x in enumerate(lengths) if x <= goal.num_bytes], default=0))
   return file
+
+
+def _note_on(file):
+  """What is amiss with a file as it is; None if nothing is."""
+  notes = [file.beyond] if file.beyond else []
+  if file.is_cut:
+    whole = f'of its sections, {len(file.sections)} are whole'
+    notes.insert(0, f'{file.name} is cut off or damaged: {whole}')
+  return '; '.join(notes) or None

@@ -36,6 +36,7 @@ from ddpm_jax.training.recipe import check_decay
 MAX_SIGNAL = 2e-3  # alphas_cumprod[T-1]; the paper's is 4e-5, that of quad 7e-4
 PAPER_SIGNAL = 4e-5
 MIN_SIGNAL = 1e-37  # least alphas_cumprod in float32, whose reciprocal samplers take
+LEAST_EXACT_BITS = 4
 NETWORKS = ('inception', 'efficientnet_lite0', 'digits', 'watch', 'random')  # of the features
 
 
@@ -218,6 +219,12 @@ def check_compress(config: ConfigDict) -> None:
   """Raises a UserError for a config.compress that cannot run, whatever the examples."""
   check_fields(config)
   check_choice('compress.search', config.compress.search, ('fast', 'exact'))
+  bits = config.compress.search_bits
+  if config.compress.search == 'exact' and bits is not None and bits < LEAST_EXACT_BITS:
+    raise UserError(
+      f'compress.search_bits is {bits}; of compress.search=exact it must be at least '
+      f'{LEAST_EXACT_BITS}, since chunks are split the more, and slowly, the fewer there are'
+    )
   parse_goal(config.compress.target, 'compress.target')
 
 

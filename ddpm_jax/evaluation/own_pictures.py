@@ -15,6 +15,7 @@ from ddpm_jax.paths import expanded
 from ddpm_jax.refusals import raise_refusal
 
 _OPAQUE = 255
+_MODES_OF_8_BITS = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA')
 _WHITE = 128  # and above, in a mask
 
 
@@ -26,12 +27,14 @@ class OwnPictures(NamedTuple):
     images: uint8 [N, H, W, C].
     opaque: bool [N, H, W], False where a picture is transparent; None where none is.
     remarks: lines on files that were left out.
+    converted: files of which the images have less: colour, transparency, or more than 8 bits.
   """
 
   names: list[str]
   images: np.ndarray
   opaque: np.ndarray | None
   remarks: tuple[str, ...]
+  converted: tuple[pathlib.Path, ...] = ()
 
 
 def read_pictures(
@@ -65,11 +68,19 @@ def read_pictures(
       'and resize the picture first'
     )
   opaque = np.stack([_opaque(picture) for picture in opened])
-  images = [prepare_picture(x, image_size=first[::-1], channels=channels) for x in opened]
+  images = []
+  for file, picture in zip(files, opened, strict=True):
+    try:
+      images.append(prepare_picture(picture, image_size=first[::-1], channels=channels))
+    except UserError as error:
+      raise UserError(f'{field}: {file} is of {error}: give a picture of 8 or 16') from error
+  kept = [_is_kept(*x) for x in zip(opened, images, strict=True)]
+  converted = tuple(file for file, is_kept in zip(files, kept, strict=True) if not is_kept)
   names = [file.stem for file in files]
   if len({*names}) < len(names):  # in folders of their own
     names = [f'{i:04d}-{name}' for i, name in enumerate(names)]
-  return OwnPictures(names, np.stack(images), None if opaque.all() else opaque, remarks)
+  shown = None if opaque.all() else opaque
+  return OwnPictures(names, np.stack(images), shown, remarks, converted)
 
 
 def read_masks(given: str, field: str, *, size: tuple[int, int], count: int) -> np.ndarray:
@@ -169,6 +180,14 @@ def _open(file, field) -> Any:
   except (*DECODE_ERRORS, PIL.Image.DecompressionBombError) as error:
     raise_refusal(file, error)
     raise UserError(f'{field}: {file} cannot be read as a picture ({error})') from error
+
+
+def _is_kept(picture, image):
+  """Whether an image [H, W, C] has all that is in a picture."""
+  if picture.mode not in _MODES_OF_8_BITS:
+    return False
+  whole = np.asarray(picture.convert('RGBA'))
+  return bool((whole[..., :3] == image).all() and (whole[..., 3] == _OPAQUE).all())
 
 
 def _opaque(picture):

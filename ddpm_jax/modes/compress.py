@@ -108,6 +108,9 @@ def _read(config) -> tuple[list[str], np.ndarray]:
   )
   for line in pictures.remarks:
     processes.say(line)
+  kind = 'grey' if channels == 1 else 'RGB'
+  for file in pictures.converted:
+    processes.say(f'{file} is compressed as {kind} of 8 bits, which has less than the picture')
   return pictures.names, pictures.images
 
 

@@ -76,12 +76,13 @@ def _read(given: str | None) -> dict[str, Compressed]:
     files = _of_folder(path) if path.is_dir() else [path]
     for file in files:
       data = _bytes_of(file)
-      if is_archive(data):
-        several = read_archive(data, str(file))
-        found |= {f'{file.stem}-{i:04d}': compressed for i, compressed in enumerate(several)}
-      else:
-        name = file.stem if file.stem not in found else f'{len(found):04d}-{file.stem}'
-        found[name] = read_file(data, str(file))
+      named = (
+        {file.stem: read_file(data, str(file))}
+        if not is_archive(data)
+        else {f'{file.stem}-{i:04d}': one for i, one in enumerate(read_archive(data, str(file)))}
+      )
+      for name, one in named.items():
+        found[f'{len(found):04d}-{name}' if name in found else name] = one
   if not found:
     raise UserError(f'decompress.files={given!r} names no file')
   return found

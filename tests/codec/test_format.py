@@ -111,8 +111,12 @@ def test_an_archive_that_is_cut_has_its_first_examples():
       found = read_archive(data[:length])
     except UserError:
       continue
-    assert found[-1].is_cut or len(found) == 3
     assert all(x.sections == SECTIONS[: len(x.sections)] for x in found)
     assert all(x.sections == SECTIONS and not x.is_cut for x in found[:-1])
+    assert found[-1].is_cut == (found[-1].sections != SECTIONS)
+    assert [x.beyond for x in found[:-1]] == [None] * (len(found) - 1)
+    lost = f'the archive is cut off or damaged: {3 - len(found)} of its 3 examples are not there'
+    assert found[-1].beyond == (lost if len(found) < 3 else None)
     seen.add(len(found))
   assert seen == {1, 2, 3}
+  assert read_archive(data + b'xy')[-1].beyond == 'the archive is damaged: 2 bytes follow its end'

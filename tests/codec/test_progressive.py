@@ -218,7 +218,8 @@ def test_sections_with_right_checksums_and_wrong_content_end_in_a_note():
     assert decoded.levels is None
 
 
-@pytest.mark.parametrize('given', ['', 'all', 'bytes', 'bytes:', 'bytes:0', 'bytes:x', 'rmse:-1',
+@pytest.mark.parametrize('given', ['', 'all', 'bytes', 'bytes:', 'bytes:0', 'bytes:x', 'bytes:6_0',
+                                   'bytes: 60', 'bytes:6e1', 'bytes:\u0663', 'rmse:1_0', 'rmse:-1',
                                    'rmse:nan', 'rmse:inf'])  # fmt: skip
 def test_targets_that_are_none_are_refused(given):
   with pytest.raises(UserError, match='must be lossless'):
@@ -229,3 +230,4 @@ def test_targets_are_read():
   assert parse_goal('lossless').is_lossless
   assert parse_goal('bytes:400') == Goal(num_bytes=400)
   assert parse_goal('rmse:1.5') == Goal(rmse=1.5)
+  assert parse_goal('rmse:1e-6') == parse_goal('rmse:.000001') == Goal(rmse=1e-6)

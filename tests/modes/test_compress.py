@@ -69,6 +69,36 @@ def test_pictures_come_back_and_a_table_is_kept(workdir, pictures, capsys):
   np.testing.assert_array_equal(images, DIGITS)
 
 
+def test_two_archives_together_lose_nothing(workdir, pictures, tmp_path):
+  first = compressed(workdir, pictures, **{'compress.archive': True, 'compress.seed': 4})
+  second = compressed(
+    workdir, pictures / 'digit2.png', **{'compress.archive': True, 'compress.seed': 5}
+  )
+  given = ','.join(str(folder / 'pictures.ddpa') for folder in (first, second))
+  names, images = decoded(workdir, given)
+  assert len(names) == 4
+  found = dict(zip(names, images, strict=True))
+  for i in range(3):
+    np.testing.assert_array_equal(found[f'pictures-000{i}'], DIGITS[i])
+  np.testing.assert_array_equal(found['0003-pictures-0000'], DIGITS[2])
+
+
+def test_what_a_file_has_less_than_its_picture_is_told(workdir, pictures, tmp_path, capsys):
+  grey = PIL.Image.fromarray(DIGITS[0])
+  grey.convert('RGB').save(tmp_path / 'same.png')
+  red = np.stack([DIGITS[1], DIGITS[0], DIGITS[0]], -1)
+  PIL.Image.fromarray(red).save(tmp_path / 'colour.png')
+  PIL.Image.fromarray(DIGITS[0].astype(np.uint16) * 257).save(tmp_path / 'deep.png')
+  compressed(workdir, tmp_path)
+  said = capsys.readouterr().out
+  for name, is_told in (('same', False), ('colour', True), ('deep', True)):
+    line = f'{tmp_path / name}.png is compressed as grey of 8 bits, which has less than the picture'
+    assert (line in said) == is_told
+  PIL.Image.fromarray(DIGITS[0].astype(np.float32)).save(tmp_path / 'float.tif')
+  with pytest.raises(UserError, match=r'compress.images: .*float.tif is of mode F, more than 16'):
+    compressed(workdir, tmp_path / 'float.tif')
+
+
 def test_cut_files_give_a_picture_and_a_warning(workdir, pictures, tmp_path, capsys):
   folder = compressed(workdir, pictures, **{'compress.seed': 3})
   for file in folder.glob('*.ddpc'):
