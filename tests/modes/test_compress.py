@@ -89,9 +89,10 @@ def test_what_a_file_has_less_than_its_picture_is_told(workdir, pictures, tmp_pa
   red = np.stack([DIGITS[1], DIGITS[0], DIGITS[0]], -1)
   PIL.Image.fromarray(red).save(tmp_path / 'colour.png')
   PIL.Image.fromarray(DIGITS[0].astype(np.uint16) * 257).save(tmp_path / 'deep.png')
+  PIL.Image.new('LA', (8, 8), (255, 128)).save(tmp_path / 'clear.png')
   compressed(workdir, tmp_path)
   said = capsys.readouterr().out
-  for name, is_told in (('same', False), ('colour', True), ('deep', True)):
+  for name, is_told in (('same', False), ('colour', True), ('deep', True), ('clear', True)):
     line = f'{tmp_path / name}.png is compressed as grey of 8 bits, which has less than the picture'
     assert (line in said) == is_told
   PIL.Image.fromarray(DIGITS[0].astype(np.float32)).save(tmp_path / 'float.tif')
