@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import devices, numerics, processes
 from ddpm_jax.codec import Codec, parse_goal, read_file
 from ddpm_jax.config import build, checks, classes, codecs, fitted, origins
-from ddpm_jax.config.fields import check_fields
+from ddpm_jax.config.fields import check_fields, check_value
 from ddpm_jax.config.files import load_config
 from ddpm_jax.diffusion import Denoiser, timestep_subsequence
 from ddpm_jax.diffusion.forward import scale_levels
@@ -512,7 +512,7 @@ class Model:
     """
     examples, goal = self._check(examples), parse_goal(target)
     config = self._config.copy_and_resolve_references()
-    config.compress.update(search=search, search_bits=search_bits, seed=seed)
+    _set(config, 'compress', search=search, search_bits=search_bits, seed=seed)
     checks.check_compress(config)
     if batch_size is not None:
       config.sample.batch_size = _positive('batch_size', batch_size)
@@ -555,7 +555,7 @@ class Model:
     if not isinstance(realism, numbers.Real):
       raise UserError(f'realism is {realism!r}; it must be a number in [0, 1]')
     config = self._config.copy_and_resolve_references()
-    config.decompress.update(realism=float(realism), completion=completion, seed=seed)
+    _set(config, 'decompress', realism=float(realism), completion=completion, seed=seed)
     checks.check_decompress(config)
     read = [read_file(data, f'file {i}') for i, data in enumerate(files)]
     if batch_size is not None:
@@ -714,7 +714,7 @@ class Model:
       sampler = sampler or 'ancestral'
     config = self._sampling(sampler=sampler, **choices)
     given = {name: value for name, value in fields.items() if value is not None}
-    config.edit.update(what=what, seed=seed, num=_positive('num', num), **given)
+    _set(config, 'edit', what=what, seed=seed, num=_positive('num', num), **given)
     checks.check_edit(config)
     config = build.edit_config(config)
     count, of_pictures = len(known.values), None
@@ -757,26 +757,26 @@ class Model:
     config = self._config.copy_and_resolve_references()
     if sampler is not None and sampler != config.sample.sampler:
       theirs = ('num_steps', 'eta', 'spacing', 'timesteps', 'variance')
-      config.sample.update(sampler=sampler, stops_early=False, **dict.fromkeys(theirs))
+      _set(config, 'sample', sampler=sampler, stops_early=False, **dict.fromkeys(theirs))
     if num_steps is not None:
       config.sample.timesteps = None
     choices = {
       'num_steps': num_steps,
-      'guidance': None if guidance is None else float(guidance),
+      'guidance': float(guidance) if isinstance(guidance, numbers.Real) else guidance,
       'guidance_interval': None
       if guidance_interval is None
       else tuple(map(float, guidance_interval)),
       'guide': guide,
       'batch_size': None if batch_size is None else _positive('batch_size', batch_size),
     }
-    config.sample.update({field: value for field, value in choices.items() if value is not None})
+    _set(config, 'sample', **{field: x for field, x in choices.items() if x is not None})
     return config
 
   def _drawer(self, num, seed, labels, **choices) -> tuple[ConfigDict, Drawer]:
     """The config of a call, and the compiled sampler for it; choices as _sampling."""
     _positive('num', num)
     config = self._sampling(**choices)
-    config.sample.seed = seed
+    _set(config, 'sample', seed=seed)
     pattern = self._pattern(labels, num, config)
     config.sample.labels = None
     checks.check_sample(config)
@@ -911,6 +911,14 @@ class _Batch(Pauses):
     self.state = step, state()
     if self._progress:
       self._progress.reach(self._count * step / num_steps)
+
+
+def _set(config, section, **choices):
+  """Sets fields of a section; of a value of another type, a UserError names the field."""
+  for field, value in choices.items():
+    if isinstance(value, bool | int | float | str):
+      check_value(f'{section}.{field}', value)
+  config[section].update(choices)
 
 
 def _positive(name, value):

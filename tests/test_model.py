@@ -271,6 +271,8 @@ def test_model_of_the_package_is_small_and_as_measured(digits):
     (lambda m: m.animate('no/such/chain.gif'), 'there is no folder no/such'),
     (lambda m: m.sample(1, sampler='euler'), "sample.sampler is 'euler'; it must be one of ances"),
     (lambda m: m.sample(1, num_steps=11), '11'),
+    (lambda m: m.sample(1, num_steps=2.5), 'sample.num_steps is 2.5; it must be an integer'),
+    (lambda m: m.sample(1, seed='a'), "sample.seed is 'a'; it must be an integer"),
     (lambda m: m.sample(1, labels=[3]), 'labels are given, but this model was trained without'),
     (lambda m: m.denoiser([3]), 'labels are given, but this model was trained without'),
     (lambda m: m.denoiser(clip='some'), "sample.clip is 'some'; it must be one of"),

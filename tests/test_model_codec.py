@@ -57,6 +57,8 @@ def test_targets_are_kept(model):
     ({'search': 'slow'}, 'compress.search'),
     ({'search_bits': 99}, 'compress.search_bits'),
     ({'seed': -1}, 'compress.seed'),
+    ({'seed': 1.5}, 'compress.seed is 1.5; it must be an integer'),
+    ({'search': 1}, 'compress.search is 1; it must be text'),
     ({'batch_size': 0}, 'batch_size'),
   ],
 )
