@@ -417,8 +417,8 @@ def _trimmed(file, goal, rmse):
 
 def _note_on(file):
   """What is amiss with a file as it is; None if nothing is."""
-  notes = [file.beyond] if file.beyond else []
+  notes = [file.beyond]
   if file.is_cut:
     whole = f'of its sections, {len(file.sections)} are whole'
-    notes.insert(0, f'{file.name} is cut off or damaged: {whole}')
-  return '; '.join(notes) or None
+    notes = [f'{file.name} is cut off or damaged: {whole}', file.beyond]
+  return '; '.join(filter(None, notes)) or None

@@ -766,7 +766,7 @@ def logger_maker(config: ConfigDict) -> Callable[[str, dict[str, Any], int], Log
   try:
     found = getattr(importlib.import_module(module), name)
   except Exception as error:  # whatever a user's module raises
-    why = f'{type(error).__name__}: {error}'[:MAX_REASON]
+    why = ' '.join(f'{type(error).__name__}: {error}'.split())[:MAX_REASON]  # one line
     raise UserError(
       f'train.logger={given}: {why}; give MODULE:FUNCTION, of a module that Python finds and '
       'imports (PYTHONPATH names folders)'

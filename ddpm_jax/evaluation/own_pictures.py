@@ -34,7 +34,7 @@ class OwnPictures(NamedTuple):
   images: np.ndarray
   opaque: np.ndarray | None
   remarks: tuple[str, ...]
-  converted: tuple[pathlib.Path, ...] = ()
+  converted: list[pathlib.Path]
 
 
 def read_pictures(
@@ -68,19 +68,19 @@ def read_pictures(
       'and resize the picture first'
     )
   opaque = np.stack([_opaque(picture) for picture in opened])
-  images = []
+  images, converted = [], []
   for file, picture in zip(files, opened, strict=True):
     try:
       images.append(prepare_picture(picture, image_size=first[::-1], channels=channels))
     except UserError as error:
       raise UserError(f'{field}: {file} is of {error}: give a picture of 8 or 16') from error
-  kept = [_is_kept(*x) for x in zip(opened, images, strict=True)]
-  converted = tuple(file for file, is_kept in zip(files, kept, strict=True) if not is_kept)
+    if not _is_kept(picture, images[-1]):
+      converted.append(file)
   names = [file.stem for file in files]
   if len({*names}) < len(names):  # in folders of their own
     names = [f'{i:04d}-{name}' for i, name in enumerate(names)]
-  shown = None if opaque.all() else opaque
-  return OwnPictures(names, np.stack(images), shown, remarks, converted)
+  of_clear = None if opaque.all() else opaque
+  return OwnPictures(names, np.stack(images), of_clear, remarks, converted)
 
 
 def read_masks(given: str, field: str, *, size: tuple[int, int], count: int) -> np.ndarray:

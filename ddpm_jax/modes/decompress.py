@@ -76,11 +76,11 @@ def _read(given: str | None) -> dict[str, Compressed]:
     files = _of_folder(path) if path.is_dir() else [path]
     for file in files:
       data = _bytes_of(file)
-      named = (
-        {file.stem: read_file(data, str(file))}
-        if not is_archive(data)
-        else {f'{file.stem}-{i:04d}': one for i, one in enumerate(read_archive(data, str(file)))}
-      )
+      if is_archive(data):
+        several = read_archive(data, str(file))
+        named = {f'{file.stem}-{i:04d}': one for i, one in enumerate(several)}
+      else:
+        named = {file.stem: read_file(data, str(file))}
       for name, one in named.items():
         found[f'{len(found):04d}-{name}' if name in found else name] = one
   if not found:

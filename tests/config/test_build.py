@@ -228,6 +228,7 @@ def test_a_logger_of_ones_own_is_made_of_the_run_or_named(tmp_path, monkeypatch)
     ('make = 3', 'that is no function'),
     ('def make(', 'SyntaxError: '),
     ('raise RuntimeError("not today")', 'RuntimeError: not today'),
+    ('raise ValueError("not today,\\nnor tomorrow")', 'ValueError: not today, nor tomorrow'),
   ],
 )
 def test_a_logger_that_cannot_be_is_refused_in_one_line(text, message, tmp_path, monkeypatch):
