@@ -271,7 +271,7 @@ def inference(config, batch, timesteps, dtype='float32', changes=()):
       jax.block_until_ready(network(params, split['x'], split['t']))
 
   def facts():
-    jaxpr = jax.make_jaxpr(model.clone(winograd=False).apply)({'params': params}, x, t)
+    jaxpr = jax.make_jaxpr(plain(model).apply)({'params': params}, x, t)
     return {**about(params), 'flops': sum(flops_by_primitive(jaxpr).values())}
 
   return {
@@ -341,9 +341,15 @@ def about(params):
   return {'parameters': sum(x.size for x in jax.tree.leaves(params)), 'versions': versions()}
 
 
-def training_jaxpr(config, *, winograd=False):
+def plain(model):
+  """The network as it would be on an accelerator."""
+  name = 'on_cpu' if hasattr(model, 'on_cpu') else 'winograd'  # the latter of earlier checkouts
+  return model.clone(**{name: False})
+
+
+def training_jaxpr(config, *, as_run=False):
   """The network of a training step, forward and backward, which is all of its FLOPs."""
-  model = build.model(config).clone(winograd=winograd)
+  model = build.model(config) if as_run else plain(build.model(config))
   shape = (config.train.global_batch_size, *build.image_shape(config))
 
   def loss(params, x, t, key):
@@ -359,7 +365,7 @@ def training_jaxpr(config, *, winograd=False):
 
 def training_flops(config):
   """{kind of traces.py: FLOPs of a training step}, those that are computed."""
-  jaxpr = training_jaxpr(config, winograd=build.model(config).winograd)
+  jaxpr = training_jaxpr(config, as_run=True)
   flops = flops_by_primitive(jaxpr)
   filtering = flops_where(jaxpr, lambda eqn: MINIMAL_FILTERING in str(eqn.params.get('name', '')))
   attention = flops_where(jaxpr, lambda eqn: ATTENTION_SCOPE in str(eqn.source_info.name_stack))

@@ -51,7 +51,7 @@ def tiny_config(**overrides):
 class OneLayer(nn.Module):
   """A network that compiles at once: of any number of axes, and of labels."""
 
-  winograd: bool = False  # as the U-Net's
+  on_cpu: bool = False  # as the U-Net's
   num_classes: int | None = None
 
   @nn.compact

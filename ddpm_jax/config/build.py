@@ -278,7 +278,7 @@ def model(config: ConfigDict) -> UNet:
     resamp_with_conv=config.model.resamp_with_conv,
     dtype=DTYPES[dtype_name(config)],
     remat=config.model.remat,
-    winograd=devices.on_cpu() and dtype_name(config) == 'float32',
+    on_cpu=devices.on_cpu() and dtype_name(config) == 'float32',
     num_groups=num_groups(config.model),
     num_classes=num_classes(config),
   )
@@ -305,7 +305,7 @@ def init_params(config: ConfigDict) -> Any:
   """Fresh parameters; wrap it in jax.jit or jax.eval_shape."""
   x = jnp.zeros((1, *image_shape(config)))
   t = jnp.zeros((1,), jnp.int32)
-  network = model(config).clone(winograd=False)  # the same parameters, with less to trace
+  network = model(config).clone(on_cpu=False)  # the same parameters, with less to trace
   return network.init(key(config.seed, 'init'), x, t)['params']
 
 

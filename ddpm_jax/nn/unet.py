@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.nn import winograd
+from ddpm_jax.nn import chunks, norms, winograd
 
 NUM_GROUPS = 32  # the original's
 NORM_EPSILON = 1e-6  # the default of TF 1's contrib group_norm
@@ -110,6 +110,13 @@ def _norm(num_groups, name):
   )
 
 
+def _norm_swish(num_groups, name, *, on_cpu):
+  if on_cpu:
+    return norms.GroupNormSwish(num_groups, NORM_EPSILON, name=name)
+  norm = _norm(num_groups, name)
+  return lambda x: nn.swish(norm(x))
+
+
 class ExampleDropout(nn.Module):
   """Dropout whose masks are drawn per example, from the example's row in the global batch.
 
@@ -137,7 +144,7 @@ class ResnetBlock(nn.Module):
   features: int
   dropout: float
   dtype: Any
-  winograd: bool = False
+  on_cpu: bool = False
   num_groups: int = NUM_GROUPS
 
   @nn.compact
@@ -148,13 +155,14 @@ class ResnetBlock(nn.Module):
       self.features,
       x.ndim - 2,
       dtype=self.dtype,
-      convolve=_winograd_conv if self.winograd else None,
+      convolve=_winograd_conv if self.on_cpu else None,
     )
-    h = nn.swish(_norm(self.num_groups, 'norm1')(x)).astype(self.dtype)
+    norm_swish = functools.partial(_norm_swish, self.num_groups, on_cpu=self.on_cpu)
+    h = norm_swish('norm1')(x).astype(self.dtype)
     h = conv(name='conv1')(h)
     temb = _dense(self.features, dtype=self.dtype, name='temb_proj')(nn.swish(temb))
     h = h + jnp.expand_dims(temb, range(1, x.ndim - 1))
-    h = nn.swish(_norm(self.num_groups, 'norm2')(h)).astype(self.dtype)
+    h = norm_swish('norm2')(h).astype(self.dtype)
     h = ExampleDropout(self.dropout, name='dropout')(h, rows, train=train)
     h = conv(name='conv2', scale=ZERO_SCALE)(h)
     if x.shape[-1] != self.features:
@@ -189,13 +197,13 @@ class Downsample(nn.Module):
 
   with_conv: bool
   dtype: Any
-  winograd: bool = False
+  on_cpu: bool = False
 
   @nn.compact
   def __call__(self, x):
     """[B, H, W, C] -> [B, H/2, W/2, C], and so for any number of axes."""
     if self.with_conv:
-      convolve = _cpu_conv if self.winograd else None
+      convolve = _cpu_conv if self.on_cpu else None
       conv = functools.partial(_conv, strides=2, convolve=convolve)
       return conv(x.shape[-1], x.ndim - 2, dtype=self.dtype, name='conv')(x)
     pairs = (2,) * (x.ndim - 2)
@@ -207,13 +215,13 @@ class Upsample(nn.Module):
 
   with_conv: bool
   dtype: Any
-  winograd: bool = False
+  on_cpu: bool = False
 
   @nn.compact
   def __call__(self, x):
     """[B, H, W, C] -> [B, 2H, 2W, C], and so for any number of axes."""
     conv = functools.partial(_conv, x.shape[-1], x.ndim - 2, dtype=self.dtype, name='conv')
-    if self.with_conv and self.winograd and x.ndim > 3:
+    if self.with_conv and self.on_cpu and x.ndim > 3:
       return conv(convolve=_winograd_upsample_conv)(x)
     for axis in range(1, x.ndim - 1):
       x = x.repeat(2, axis=axis)
@@ -234,7 +242,7 @@ class UNet(nn.Module):
     resamp_with_conv: resample with a convolution.
     dtype: of the computation; parameters are float32.
     remat: keep the input of each block alone for the backward pass: less memory, more time.
-    winograd: convolve as winograd.py does, which is equal to rounding, and faster on a CPU.
+    on_cpu: convolve as winograd.py does, and norm as norms.py: faster on a CPU, equal to rounding.
     num_groups: of channels, which a norm takes together.
     num_classes: of the labels; None for a network without. The embedding of a label is added to
       that of the timestep. Its table has one row more, of examples without a label.
@@ -249,7 +257,7 @@ class UNet(nn.Module):
   resamp_with_conv: bool = True
   dtype: Any = jnp.float32
   remat: bool = False
-  winograd: bool = False
+  on_cpu: bool = False
   num_groups: int = NUM_GROUPS
   num_classes: int | None = None
 
@@ -278,7 +286,7 @@ class UNet(nn.Module):
 
     def block(features, name):
       module = resnet_block(
-        features, self.dropout, self.dtype, self.winograd, self.num_groups, name=name
+        features, self.dropout, self.dtype, self.on_cpu, self.num_groups, name=name
       )
       return lambda h: module(h, temb, rows, train)
 
@@ -287,6 +295,7 @@ class UNet(nn.Module):
         return h
       return attn_block(self.dtype, self.num_groups, name=name)(h)
 
+    join = chunks.concatenate if self.on_cpu else functools.partial(jnp.concatenate, axis=-1)
     temb = timestep_embedding(t, self.ch)
     temb = _dense(4 * self.ch, dtype=self.dtype, name='temb_dense0')(temb)
     temb = _dense(4 * self.ch, dtype=self.dtype, name='temb_dense1')(nn.swish(temb))
@@ -301,7 +310,7 @@ class UNet(nn.Module):
         name='class_embedding',
       )(labels)
 
-    conv = functools.partial(_conv, convolve=_cpu_conv if self.winograd else None)
+    conv = functools.partial(_conv, convolve=_cpu_conv if self.on_cpu else None)
     h = conv(self.ch, x.ndim - 2, dtype=self.dtype, name='conv_in')(x)
     skips = [h]
     last_level = len(self.ch_mult) - 1
@@ -312,7 +321,7 @@ class UNet(nn.Module):
         skips.append(h)
       if level != last_level:
         name = f'down_{level}_downsample'
-        h = Downsample(self.resamp_with_conv, self.dtype, self.winograd, name=name)(h)
+        h = Downsample(self.resamp_with_conv, self.dtype, self.on_cpu, name=name)(h)
         skips.append(h)
 
     h = block(h.shape[-1], 'mid_block_1')(h)
@@ -321,12 +330,12 @@ class UNet(nn.Module):
 
     for level, mult in reversed(list(enumerate(self.ch_mult))):
       for i in range(self.num_res_blocks + 1):
-        h = jnp.concatenate([h, skips.pop()], axis=-1)
+        h = join([h, skips.pop()])
         h = block(self.ch * mult, f'up_{level}_block_{i}')(h)
         h = attend(h, f'up_{level}_attn_{i}')
       if level != 0:
         name = f'up_{level}_upsample'
-        h = Upsample(self.resamp_with_conv, self.dtype, self.winograd, name=name)(h)
+        h = Upsample(self.resamp_with_conv, self.dtype, self.on_cpu, name=name)(h)
 
-    h = nn.swish(_norm(self.num_groups, 'norm_out')(h))
+    h = _norm_swish(self.num_groups, 'norm_out', on_cpu=self.on_cpu)(h)
     return conv(self.out_ch, h.ndim - 2, dtype=jnp.float32, name='conv_out', scale=ZERO_SCALE)(h)

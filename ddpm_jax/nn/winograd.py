@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-CHUNK_BYTES = 2**23  # of transformed images, at a time
+from ddpm_jax.nn.chunks import divisor, over_chunks, zero_after
+
+CHUNK_BYTES = 2**22  # of transformed images, at a time
 MIN_CHANNELS = 32  # below, the transforms cost more than they save
 MIN_CHANNELS_OF_VOLUMES = 128  # in and out together; likewise
 MIN_POSITIONS_OF_VOLUMES = 512  # of a batch; below, transforming the filters costs too much
@@ -75,7 +77,7 @@ def _conv3_forward(x, kernel):
 @jax.jit
 def _conv3_backward(saved, dy):
   x, kernel = saved
-  mirrored = _filters(kernel.swapaxes(-2, -1), _G[:, ::-1])
+  mirrored = _filters(kernel.swapaxes(-2, -1) + zero_after(dy), _G[:, ::-1])
   dx = _convolve(dy, mirrored, _B, _A, stride=2)
   return dx, _filter_gradient(x, dy, _B, _G, _A, stride=2)
 
@@ -109,7 +111,7 @@ def _upsample_conv3_forward(x, kernel):
 @jax.jit
 def _upsample_conv3_backward(saved, dy):
   x, kernel = saved
-  filters = _filters(kernel.swapaxes(-2, -1), _G[_POINTS])
+  filters = _filters(kernel.swapaxes(-2, -1) + zero_after(dy), _G[_POINTS])
   dx = _convolve(dy, filters, _B_ADJOINT, _SUM, stride=2)
   return dx, _filter_gradient(x, dy, _B_REPEATED, _G[_POINTS], _A[_POINTS], stride=1)
 
@@ -160,11 +162,6 @@ def _transform_back(points, matrix, shape):
   return points
 
 
-def _divisor(n, limit):
-  """The largest divisor of n up to limit, and at least 1."""
-  return next(d for d in range(max(1, min(n, int(limit))), 0, -1) if n % d == 0)
-
-
 class _Tiles:
   """The tiles of a batch of images, cut into chunks: some images, or a band of rows of one."""
 
@@ -173,8 +170,8 @@ class _Tiles:
     self.rows, *self.rest = (length // stride for length in axes)
     row_points = 4 ** len(axes) * math.prod(self.rest)
     row_bytes = row_points * (channels + out_channels) * x.dtype.itemsize
-    self.images = _divisor(self.batch, CHUNK_BYTES / (self.rows * row_bytes))
-    self.band = self.rows if self.images > 1 else _divisor(self.rows, CHUNK_BYTES / row_bytes)
+    self.images = divisor(self.batch, CHUNK_BYTES / (self.rows * row_bytes))
+    self.band = self.rows if self.images > 1 else divisor(self.rows, CHUNK_BYTES / row_bytes)
     self.bands = self.rows // self.band
     self.num_chunks = self.batch // self.images * self.bands
 
@@ -203,9 +200,9 @@ def _convolve(x, filters, b, a, *, stride):
   def convolve_chunk(index):
     points = _transform(tiles.chunk(x, index, stride, border=True), b, stride)
     products = lax.dot_general(points, filters, (((2,), (1,)), ((0,), (0,))))
-    return _transform_back(products, a, tiles.shape)
+    return (), _transform_back(products, a, tiles.shape)
 
-  y = lax.map(convolve_chunk, jnp.arange(tiles.num_chunks))
+  _, y = over_chunks(convolve_chunk, tiles.num_chunks, after=x)
   axes = [length * a.shape[1] for length in (tiles.rows, *tiles.rest)]
   return y.reshape(tiles.batch, *axes, out_channels)
 
@@ -214,14 +211,12 @@ def _filter_gradient(x, dy, b, g, a, *, stride):
   """The gradient of the kernel [3, 3, C, K], from the images and the gradient of the outputs."""
   tiles = _Tiles(x, dy.shape[-1], stride)
 
-  def add_chunk(index, total):
+  def of_chunk(index):
     points = _transform(tiles.chunk(x, index, stride, border=True), b, stride)
     gradients = _transform(tiles.chunk(dy, index, 2, border=False), a.T, 2)
-    return total + lax.dot_general(points, gradients, (((1,), (1,)), ((0,), (0,))))
+    return lax.dot_general(points, gradients, (((1,), (1,)), ((0,), (0,)))), ()
 
+  total, _ = over_chunks(of_chunk, tiles.num_chunks, after=dy)
   num_axes, channels = x.ndim - 2, (x.shape[-1], dy.shape[-1])
-  total = lax.fori_loop(
-    0, tiles.num_chunks, add_chunk, jnp.zeros((len(g) ** num_axes, *channels), x.dtype)
-  )
   gradient = jnp.dot(_for_each_axis(g, num_axes).T, total.reshape(len(total), -1))
   return gradient.reshape(*(3,) * num_axes, *channels)

@@ -133,7 +133,7 @@ def test_auto_is_the_default_and_needs_no_workdir(monkeypatch):
   assert build.model(config).dtype == jnp.float32  # on a CPU
   monkeypatch.setattr(devices, 'fast_dtype', lambda: 'bfloat16')
   network = build.model(config)
-  assert (network.dtype, network.winograd) == (jnp.bfloat16, False)
+  assert (network.dtype, network.on_cpu) == (jnp.bfloat16, False)
   assert build.model_identity(config).dtype == 'bfloat16'
 
 

@@ -492,7 +492,7 @@ def test_networks_of_any_number_of_axes_equal_float64(
   for name in ('MIN_CHANNELS_OF_VOLUMES', 'MIN_POSITIONS_OF_VOLUMES'):
     monkeypatch.setattr(winograd, name, 16)
   model = UNet(8, (1, 2), 1, attn_resolutions, 2, resamp_with_conv=resamp_with_conv, num_groups=4)
-  model = model.clone(winograd=on_cpu)
+  model = model.clone(on_cpu=on_cpu)
   rng = np.random.default_rng(len(shape))
   params, x = random_params(model, shape, rng), rng.standard_normal(shape).astype(np.float32)
   t, weights = np.array([3, 700]), rng.standard_normal((*shape[:-1], 2))
