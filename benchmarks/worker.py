@@ -156,14 +156,17 @@ class Training:
     """Of so many steps; or of more, in proportion, where a dispatch has more."""
     start, done = time.perf_counter(), self._done
     while self._done < done + num_steps:
-      self._done, self._block = next(self._dispatches)
+      self._done, *_, self._block = next(self._dispatches)
       self.state, self.metrics = self._train_step(self.state, self._block, self._data, self._key)
     jax.block_until_ready((self.state, self.metrics))
     return (time.perf_counter() - start) * num_steps / (self._done - done)
 
   def program(self):
     """The compiled program of a dispatch that was done, from the cache where there is one."""
-    return self._train_step.lower(self.state, self._block, self._data, self._key).compile()
+    step, arguments = self._train_step, (self.state, self._block, self._data, self._key)
+    # A jitted pmap shows the pmap's own `lower`, which knows of no options.
+    lowered = step.trace(*arguments).lower() if hasattr(step, 'trace') else step.lower(*arguments)
+    return lowered.compile()
 
 
 def training(config, batch, steps, dtype='float32', changes=()):

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -41,6 +42,16 @@ class BatchSizes(NamedTuple):
   global_: int
   host: int
   device: int
+
+
+class Steps(NamedTuple):
+  """What a dispatch of several training steps takes: as many batches as any other.
+
+  So one program does all, where fewer steps are left, too.
+  """
+
+  batches: Any  # tree of arrays [K, D, B, ...]
+  count: Any  # int32: the last so many are taken, those before them change nothing
 
 
 def in_use() -> list[jax.Device]:
@@ -221,14 +232,21 @@ def compile_train_step(train_step: Callable, *, several: bool) -> Callable:
     several: whether a dispatch has several steps.
 
   Returns:
-    (state, batch [D, B, ...], data, key) -> (state, metrics); with several steps, of batches
-    [K, D, B, ...] and metrics [K].
+    (state, batch [D, B, ...], data, key) -> (state, metrics); with several steps, of Steps and
+    metrics [K].
   """
 
-  def scan(state, batches, data, key):
-    return jax.lax.scan(lambda state, batch: train_step(state, batch, data, key), state, batches)
+  def scan(state, steps, data, key):
+    def take(state, step):
+      batch, counts = step
+      after, metrics = train_step(state, batch, data, key)
+      return jax.tree.map(lambda new, old: jnp.where(counts, new, old), after, state), metrics
 
-  axes = dict(in_axes=(None, int(several), None, None), out_axes=(None, None))
+    size = len(jax.tree.leaves(steps.batches)[0])
+    return jax.lax.scan(take, state, (steps.batches, jnp.arange(size) >= size - steps.count))
+
+  block_axes = Steps(1, None) if several else 0
+  axes = dict(in_axes=(None, block_axes, None, None), out_axes=(None, None))
   step = _pmap(scan if several else train_step, **axes, donate_argnums=0)
   return _compiled(step, donate_argnums=0)
 

@@ -257,7 +257,7 @@ def run(
     # Of several processes, arrays are needed and not only their shapes: the first step compiles.
     if newest < plan.num_steps and processes.count() == 1:
       with terminal.waiting('traces the training step'):
-        block, images = build.step_shapes(config, source, labels, num_steps=plan.next_count(newest))
+        block, images = build.step_shapes(config, source, labels)
         state_like = jax.eval_shape(init)
         compile_step = devices.lower_train_step(train_step, state_like, block, images, key)
       compiling = processes.in_background(compile_step)

@@ -684,7 +684,7 @@ def train_step(config: ConfigDict, network: OwnNetwork | None = None) -> TrainSt
 
 
 def step_shapes(
-  config: ConfigDict, source: data.Source, labels: data.Labels | None = None, *, num_steps: int
+  config: ConfigDict, source: data.Source, labels: data.Labels | None = None
 ) -> tuple[Any, Any]:
   """(block, data) of a dispatch of the training step, as ShapeDtypeStructs.
 
@@ -692,7 +692,6 @@ def step_shapes(
     config: ConfigDict.
     source: of the pictures.
     labels: of them, if there are any.
-    num_steps: of the dispatch.
   """
 
   def examples(*lead):
@@ -702,14 +701,17 @@ def step_shapes(
     return {'images': images, 'labels': jax.ShapeDtypeStruct(lead, labels.ids.dtype)}
 
   sizes = devices.batch_sizes(config.train.global_batch_size, 'train.global_batch_size')
-  several = steps_per_dispatch(config) > 1
+  num_steps = steps_per_dispatch(config)
+  several = num_steps > 1
   lead = (num_steps, sizes.host) if several else (sizes.host,)
   if gathers(config, source):
     block, everything = jax.ShapeDtypeStruct(lead, np.int32), examples(len(source))
   else:
     block, everything = examples(*lead), None
   split = functools.partial(devices.split_over_devices, axis=int(several))
-  return jax.eval_shape(split, block), everything
+  batches_ = jax.eval_shape(split, block)
+  count = jax.ShapeDtypeStruct((), np.int32)
+  return devices.Steps(batches_, count) if several else batches_, everything
 
 
 def checkpointer(

@@ -215,12 +215,20 @@ class RunLog:
     """Leaves the time up to now out of the rates; nothing may be running."""
     self._clock = time.perf_counter()
 
-  def add(self, step: int, metrics: Mapping[str, Any], *, write: bool = False) -> None:
+  def add(
+    self,
+    step: int,
+    metrics: Mapping[str, Any],
+    *,
+    count: int | None = None,
+    write: bool = False,
+  ) -> None:
     """Takes metrics of steps that are still being computed, and checks those before them.
 
     Args:
       step: the last of them.
       metrics: dict of arrays [K], or of scalars for one step.
+      count: the last so many of the arrays are of steps; None for all.
       write: whether the last step is one to write.
 
     Raises:
@@ -228,7 +236,7 @@ class RunLog:
     """
     self.check()
     completed = self._completions.of(metrics) if self._completions else None
-    self._pending = step, metrics, write, completed
+    self._pending = step, metrics, write, completed, count or 0
 
   def check(self) -> None:
     """Waits for the newest steps, and writes the last of them where that was asked for.
@@ -239,9 +247,9 @@ class RunLog:
     """
     if self._pending is None:
       return
-    step, metrics, write, completed = self._pending
+    step, metrics, write, completed, count = self._pending
     self._pending = None
-    values = {name: np.atleast_1d(x) for name, x in jax.device_get(metrics).items()}
+    values = {name: np.atleast_1d(x)[-count:] for name, x in jax.device_get(metrics).items()}
     for i, loss in enumerate(values['loss'], step - len(values['loss']) + 1):
       of_step = {name: float(array[i - step - 1]) for name, array in values.items()}
       if not np.isfinite([*of_step.values()]).all():

@@ -92,13 +92,13 @@ def run(
   stops = signals.stop_agreed()
   waiting = terminal.waiting('compiles the training step')
   blocks = [] if stops else dispatches(batches, step, plan, gather=data is not None)
-  for step, block in blocks:
+  for step, count, block in blocks:
     with waiting:
       if compiling is not None:
         compiling.result()
       state, metrics = train_step(state, block, data, key)
     waiting = contextlib.nullcontext()
-    log.add(step, metrics, write=plan.is_due(step, plan.log_every_steps))
+    log.add(step, metrics, count=count, write=plan.is_due(step, plan.log_every_steps))
     if plan.is_saved(step):
       save(checkpointer, log, step, state)
     if plan.is_visited(step):
@@ -115,7 +115,7 @@ def run(
 
 def dispatches(
   batches: Batches, start_step: int, plan: Plan, *, gather: bool
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, int, Any]]:
   """Yields what each dispatch takes, from start_step to plan.num_steps.
 
   Args:
@@ -125,9 +125,9 @@ def dispatches(
     gather: whether the devices have the data, and take indices.
 
   Yields:
-    (step after it, batch [D, B, ...] of images, with labels if there are any, or of indices); where
-    plan.steps_per_dispatch is more than one, batches [K, D, B, ...]. K is that number, but less
-    where the run starts between its multiples, and at the end.
+    (step after it, number of its steps, batch [D, B, ...] of images, with labels if there are any,
+    or of indices); where plan.steps_per_dispatch is more than one, so many batches, as Steps. Fewer
+    of them count where the run starts between its multiples, and at the end.
   """
   step = start_step
   images = None if gather else batches.iterate(start_step)
@@ -139,9 +139,15 @@ def dispatches(
       block = [next(images) for _ in range(count)]
     step += count
     if plan.steps_per_dispatch == 1:
-      yield step, devices.split_over_devices(block[0])
+      yield step, count, devices.split_over_devices(block[0])
     else:
-      yield step, devices.split_over_devices(jax.tree.map(lambda *of: np.stack(of), *block), axis=1)
+      block = [block[0]] * (plan.steps_per_dispatch - count) + block
+      batches_ = jax.tree.map(lambda *of: np.stack(of), *block)
+      yield (
+        step,
+        count,
+        devices.Steps(devices.split_over_devices(batches_, axis=1), np.int32(count)),
+      )
 
 
 def save(checkpointer: Checkpointer, log: RunLog, step: int, state: TrainState) -> None:

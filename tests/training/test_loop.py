@@ -137,18 +137,19 @@ def test_a_signal_ends_the_run_after_the_step_in_hand_and_saves_it(record):
 def test_dispatches_end_at_multiples_of_their_length(gather):
   plan = make_plan(8, steps_per_dispatch=3)
   found = list(dispatches(Numbers(), 1, plan, gather=gather))
-  assert [step for step, _ in found] == [3, 6, 8]
-  for (_, block), steps in zip(found, ([1, 2], [3, 4, 5], [6, 7]), strict=True):
-    assert block.shape == (len(steps), 4, 2) + (() if gather else (2,))
-    assert block.dtype == (np.int32 if gather else np.uint8)
-    for of_step, number in zip(block, steps, strict=True):
+  assert [(step, count) for step, count, _ in found] == [(3, 2), (6, 3), (8, 2)]
+  for (_, count, block), steps in zip(found, ([1, 1, 2], [3, 4, 5], [6, 6, 7]), strict=True):
+    assert block.count == count
+    assert block.batches.shape == (3, 4, 2) + (() if gather else (2,))  # one program does all
+    assert block.batches.dtype == (np.int32 if gather else np.uint8)
+    for of_step, number in zip(block.batches, steps, strict=True):
       assert (of_step == number).all()
 
 
 @pytest.mark.parametrize('gather', [False, True])
 def test_single_steps_have_no_axis_of_steps(gather):
   found = list(dispatches(Numbers(), 2, make_plan(4), gather=gather))
-  assert [step for step, _ in found] == [3, 4]
-  for step, block in found:
+  assert [(step, count) for step, count, _ in found] == [(3, 1), (4, 1)]
+  for step, _, block in found:
     assert block.shape == (4, 2) + (() if gather else (2,))
     assert (block == step - 1).all()
