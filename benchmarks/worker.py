@@ -156,7 +156,11 @@ class Training:
     """Of so many steps; or of more, in proportion, where a dispatch has more."""
     start, done = time.perf_counter(), self._done
     while self._done < done + num_steps:
+      is_first = self._done == 0
       self._done, *_, self._block = next(self._dispatches)
+      if is_first and hasattr(devices, 'lower_train_step'):  # as the trainer compiles it
+        arguments = self.state, self._block, self._data, self._key
+        devices.lower_train_step(self._train_step, *arguments)()
       self.state, self.metrics = self._train_step(self.state, self._block, self._data, self._key)
     jax.block_until_ready((self.state, self.metrics))
     return (time.perf_counter() - start) * num_steps / (self._done - done)

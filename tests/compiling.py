@@ -15,3 +15,8 @@ if os.environ.get('OPTIMISED'):  # as `make test-slow` has it
   SHORT_TO_COMPILE = ''
 # compiler_options of a program that runs long.
 RUNS_LONG = {'xla_backend_optimization_level': 2, **_EMITTERS}
+
+
+def environment() -> dict[str, str]:
+  """That of a process which compiles in the least time, and has as many devices as this one."""
+  return os.environ | {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {SHORT_TO_COMPILE}'}

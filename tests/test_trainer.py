@@ -18,6 +18,7 @@ from ddpm_jax.config.origins import config_of
 from ddpm_jax.data.digits import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.modes.sample import sample
+from tests.compiling import environment
 from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures('one_layer')
@@ -150,7 +151,7 @@ def test_examples_run(example, steps, tmp_path):
   assert len(file.read_text().splitlines()) < 30
   process = subprocess.run(
     [sys.executable, str(file), str(tmp_path), str(steps)],
-    capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True, text=True, env=environment() | {'PYTHONPATH': str(ROOT)},
   )  # fmt: skip
   assert (process.returncode, process.stderr) == (0, '')
   assert 'bits/dim of' in process.stdout

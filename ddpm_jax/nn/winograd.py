@@ -77,6 +77,7 @@ def _conv3_forward(x, kernel):
 @jax.jit
 def _conv3_backward(saved, dy):
   x, kernel = saved
+  # Or else XLA transforms the filters of all layers when a step begins, and keeps them until now.
   mirrored = _filters(kernel.swapaxes(-2, -1) + zero_after(dy), _G[:, ::-1])
   dx = _convolve(dy, mirrored, _B, _A, stride=2)
   return dx, _filter_gradient(x, dy, _B, _G, _A, stride=2)

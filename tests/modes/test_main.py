@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.storage.workdir import locked
-from tests.compiling import SHORT_TO_COMPILE
+from tests.compiling import environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
@@ -32,14 +32,13 @@ TINY = (
 
 
 def start(*args, **kwargs):
-  env = os.environ | {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {SHORT_TO_COMPILE}'}
   return subprocess.Popen(
     [sys.executable, str(ROOT / 'main.py'), *map(str, args)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     cwd='/',
-    **{'env': env, **kwargs},
+    **{'env': environment(), **kwargs},
   )
 
 
@@ -246,8 +245,9 @@ def test_help_loads_no_accelerator_and_a_run_no_other_framework(tmp_path):
   )
 
   def loaded(*args):
+    command = [sys.executable, '-c', script, *args]
     out = subprocess.run(
-      [sys.executable, '-c', script, *args], capture_output=True, text=True, check=False
+      command, env=environment(), capture_output=True, text=True, check=False
     ).stdout
     assert 'LOADED' in out
     return out.split('LOADED')[1].split()

@@ -214,7 +214,7 @@ def test_the_step_is_compiled_once_while_the_state_is_made(tmp_path, monkeypatch
     monkeypatch.setattr(devices, 'on_cpu', lambda: False)
   if change == 'dispatches':
     fields |= {'train.steps_per_dispatch': 2, 'train.log_every_steps': 2}
-    fields['data.device_limit_gib'] = 0.0
+    fields |= {'train.num_steps': 5, 'data.device_limit_gib': 0.0}  # the last one by itself
   config = tiny_config(**fields)
   if change == 'labels':
     config.model.num_classes = 10

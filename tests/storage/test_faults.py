@@ -15,6 +15,7 @@ import pytest
 from ddpm_jax.storage import checkpoints
 from ddpm_jax.storage.manifest import MANIFEST
 from tests import faults
+from tests.compiling import SHORT_TO_COMPILE
 from tests.modes.test_main import ROOT
 from tests.modes.test_train import final_state, losses
 from tests.storage.test_checkpoints import assert_same_bits
@@ -91,7 +92,11 @@ def test_damage_anywhere_in_the_newest_checkpoint_is_noticed(tmp_path, caplog, c
 def test_a_single_call_that_fails_costs_nothing_that_was_saved(tmp_path, count):
   command = [sys.executable, '-m', 'tests.failing_calls', f'--count={count}', f'--dir={tmp_path}']
   process = subprocess.run(
-    command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {'XLA_FLAGS': ''}
+    command,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=os.environ | {'XLA_FLAGS': SHORT_TO_COMPILE},
   )
   print(process.stdout)
   assert (process.returncode, process.stderr) == (0, ''), process.stdout
