@@ -709,9 +709,10 @@ def step_shapes(
   else:
     block, everything = examples(*lead), None
   split = functools.partial(devices.split_over_devices, axis=int(several))
-  batches_ = jax.eval_shape(split, block)
-  count = jax.ShapeDtypeStruct((), np.int32)
-  return devices.Steps(batches_, count) if several else batches_, everything
+  block = jax.eval_shape(split, block)
+  if several:
+    block = devices.Steps(block, jax.ShapeDtypeStruct((), np.int32))
+  return block, everything
 
 
 def checkpointer(

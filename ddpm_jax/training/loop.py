@@ -142,12 +142,9 @@ def dispatches(
       yield step, count, devices.split_over_devices(block[0])
     else:
       block = [block[0]] * (plan.steps_per_dispatch - count) + block
-      batches_ = jax.tree.map(lambda *of: np.stack(of), *block)
-      yield (
-        step,
-        count,
-        devices.Steps(devices.split_over_devices(batches_, axis=1), np.int32(count)),
-      )
+      stacked = jax.tree.map(lambda *of: np.stack(of), *block)
+      steps = devices.Steps(devices.split_over_devices(stacked, axis=1), np.int32(count))
+      yield step, count, steps
 
 
 def save(checkpointer: Checkpointer, log: RunLog, step: int, state: TrainState) -> None:

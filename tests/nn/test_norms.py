@@ -32,11 +32,16 @@ def values_and_gradients(function, num_groups, weights, *args):
   return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*args)
 
 
-@pytest.mark.parametrize('chunk_bytes', [chunks.CHUNK_BYTES, 1000, 1])
+# And of how many examples more: what is traced for a shape stays so.
+CHUNKS = [(chunks.CHUNK_BYTES, 0), (1000, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(('chunk_bytes', 'more'), CHUNKS)
 @pytest.mark.parametrize('name', SHAPES)
-def test_equals_flax_in_float64(monkeypatch, relative_error, name, chunk_bytes):
+def test_equals_flax_in_float64(monkeypatch, relative_error, name, chunk_bytes, more):
   monkeypatch.setattr(chunks, 'CHUNK_BYTES', chunk_bytes)
-  shape, num_groups = SHAPES[name]
+  (batch, *rest), num_groups = SHAPES[name]
+  shape = batch + more, *rest
   rng = np.random.default_rng(0)
   x, weights = 3 + 2 * rng.normal(size=(2, *shape))
   scale, bias = rng.normal(size=(2, shape[-1]))
@@ -44,7 +49,6 @@ def test_equals_flax_in_float64(monkeypatch, relative_error, name, chunk_bytes):
     arguments = jax.tree.map(jnp.asarray, (weights, x, scale, bias))
     expected = values_and_gradients(flax_norm, num_groups, *arguments)
   arguments = jax.tree.map(np.float32, (weights, x, scale, bias))
-  jax.clear_caches()  # chunks of another size
   found = values_and_gradients(norms.group_norm_swish, num_groups, *arguments)
   for actual, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     assert actual.dtype == np.float32
@@ -79,17 +83,17 @@ def test_one_damaged_example_damages_no_other(place):
     assert damaged.tolist() == [place[0] == 0, place[0] == 1]
 
 
-@pytest.mark.parametrize('chunk_bytes', [chunks.CHUNK_BYTES, 1])
-def test_concatenate_and_its_gradient(monkeypatch, chunk_bytes):
+@pytest.mark.parametrize(('chunk_bytes', 'more'), CHUNKS)
+def test_concatenate_and_its_gradient(monkeypatch, chunk_bytes, more):
   monkeypatch.setattr(chunks, 'CHUNK_BYTES', chunk_bytes)
   rng = np.random.default_rng(0)
-  arrays = [rng.normal(size=(4, 3, 2, width)).astype(np.float32) for width in (5, 1, 2)]
-  weights = rng.normal(size=(4, 3, 2, 8)).astype(np.float32)
+  shape = 4 + more, 3, 2
+  arrays = [rng.normal(size=(*shape, width)).astype(np.float32) for width in (5, 1, 2)]
+  weights = rng.normal(size=(*shape, 8)).astype(np.float32)
 
   def loss(join, arrays):
     return (weights * jnp.square(join(arrays))).sum()
 
-  jax.clear_caches()
   found = jax.grad(functools.partial(loss, chunks.concatenate))(arrays)
   expected = jax.grad(functools.partial(loss, lambda arrays: jnp.concatenate(arrays, -1)))(arrays)
   assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
