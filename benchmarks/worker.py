@@ -101,6 +101,7 @@ def open_earlier_program():
 
 program = open_program()
 build, devices = program.build, program.devices
+LOWER = getattr(devices, 'lower_train_step', None)  # earlier checkouts compile at the first call
 
 
 def make_config(name, batch, changes=()):
@@ -158,19 +159,18 @@ class Training:
     while self._done < done + num_steps:
       is_first = self._done == 0
       self._done, *_, self._block = next(self._dispatches)
-      if is_first and hasattr(devices, 'lower_train_step'):  # as the trainer compiles it
-        arguments = self.state, self._block, self._data, self._key
-        devices.lower_train_step(self._train_step, *arguments)()
+      if is_first and LOWER:  # as the trainer compiles it
+        self.program()
       self.state, self.metrics = self._train_step(self.state, self._block, self._data, self._key)
     jax.block_until_ready((self.state, self.metrics))
     return (time.perf_counter() - start) * num_steps / (self._done - done)
 
   def program(self):
     """The compiled program of a dispatch that was done, from the cache where there is one."""
-    step, arguments = self._train_step, (self.state, self._block, self._data, self._key)
-    # A jitted pmap shows the pmap's own `lower`, which knows of no options.
-    lowered = step.trace(*arguments).lower() if hasattr(step, 'trace') else step.lower(*arguments)
-    return lowered.compile()
+    arguments = self.state, self._block, self._data, self._key
+    if LOWER:
+      return LOWER(self._train_step, *arguments)()
+    return self._train_step.lower(*arguments).compile()
 
 
 def training(config, batch, steps, dtype='float32', changes=()):

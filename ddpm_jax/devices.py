@@ -263,8 +263,8 @@ def lower_train_step(
     state, block, data, key: its arguments; of the first three, arrays or ShapeDtypeStructs.
 
   Returns:
-    () -> None: compiles it, in any thread, and gives the system back what memory that took. Of what
-    a call needs, nothing else takes long.
+    () -> its program, compiled in any thread; the system is given back what memory that took. Of
+    what a call needs, nothing else takes long.
   """
   sharding = _replicated()
 
@@ -276,11 +276,12 @@ def lower_train_step(
   lowered = step.trace(*arguments).lower() if hasattr(step, 'trace') else step.lower(*arguments)
 
   def compile_step():
-    lowered.compile()
+    program = lowered.compile()
     if sys.platform == 'linux':  # glibc would keep some hundred MiB, beside what a step takes
       give_back = getattr(ctypes.CDLL(None), 'malloc_trim', None)
       if give_back is not None:
         give_back(0)
+    return program
 
   return compile_step
 

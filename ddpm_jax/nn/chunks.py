@@ -20,11 +20,6 @@ def divisor(n: int, limit: float) -> int:
   return next(d for d in range(max(1, min(n, int(limit))), 0, -1) if n % d == 0)
 
 
-def examples_of(x: jax.Array) -> int:
-  """How many examples of x [B, ...] a chunk of CHUNK_BYTES has; they divide B."""
-  return divisor(len(x), CHUNK_BYTES / (x[0].size * x.dtype.itemsize))
-
-
 def zero_after(x: jax.Array) -> jax.Array:
   """Zero, of x's type; but XLA computes what it is added to when x is there, and not before."""
   is_damaged = jnp.isnan(x.reshape(-1)[0])
@@ -60,6 +55,26 @@ def over_chunks(
   return lax.fori_loop(0, num_chunks, add, (sums, stacks))
 
 
+def over_examples(of_chunk: Callable[..., tuple[Any, Any]], *arrays: jax.Array) -> tuple[Any, Any]:
+  """Applies a function to a few examples of arrays [B, ...] at a time, CHUNK_BYTES of the first.
+
+  Args:
+    of_chunk: (array [n, ...], ...) -> (what is summed over chunks, results [n, ...]), trees.
+    arrays: the last is what the function waits for, as over_chunks has it.
+
+  Returns:
+    (sums, results [B, ...]).
+  """
+  x, batch = arrays[0], len(arrays[0])
+  examples = divisor(batch, CHUNK_BYTES / (x.size // batch * x.dtype.itemsize))
+
+  def at(index):
+    return of_chunk(*(lax.dynamic_slice_in_dim(x, index * examples, examples) for x in arrays))
+
+  sums, stacks = over_chunks(at, batch // examples, after=arrays[-1])
+  return sums, jax.tree.map(lambda stack: stack.reshape(batch, *stack.shape[2:]), stacks)
+
+
 @jax.custom_vjp
 def concatenate(arrays: list[jax.Array]) -> jax.Array:
   """Joins arrays [B, ..., C] along their last axis.
@@ -76,15 +91,9 @@ def _concatenate_forward(arrays):
 
 @jax.jit
 def _concatenate_backward(like, dy):
-  examples = examples_of(dy)
   *ends, _ = itertools.accumulate(x.shape[-1] for x in like)
-
-  def of_chunk(index):
-    chunk = lax.dynamic_slice_in_dim(dy, index * examples, examples)
-    return (), jnp.split(chunk, ends, axis=-1)
-
-  _, parts = over_chunks(of_chunk, len(dy) // examples, after=dy)
-  return ([x.reshape(*dy.shape[:-1], -1) for x in parts],)
+  _, parts = over_examples(lambda dy: ((), jnp.split(dy, ends, axis=-1)), dy)
+  return (parts,)
 
 
 concatenate.defvjp(_concatenate_forward, _concatenate_backward)

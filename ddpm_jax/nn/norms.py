@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ddpm_jax.nn.chunks import examples_of, over_chunks
+from ddpm_jax.nn.chunks import over_examples
 
 
 class GroupNormSwish(nn.Module):
@@ -51,14 +51,14 @@ def group_norm_swish(
 # Under jit, so that what a network repeats is traced once a shape.
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _forward(x, scale, bias, num_groups, epsilon):
-  examples, (scale, bias) = examples_of(x), _channels(x, scale, bias)
+  scale, bias = _channels(x, scale, bias)
 
-  def of_chunk(index):
-    normed, _ = _normed(_chunk(x, index, examples), num_groups, epsilon)
+  def of_chunk(x):
+    normed, _ = _normed(x, num_groups, epsilon)
     y = normed * scale + bias
     return (), y * nn.sigmoid(y)
 
-  return over_chunks(of_chunk, len(x) // examples, after=x)[1].reshape(x.shape)
+  return over_examples(of_chunk, x)[1]
 
 
 def _group_norm_swish_forward(x, scale, bias, num_groups, epsilon):
@@ -68,21 +68,21 @@ def _group_norm_swish_forward(x, scale, bias, num_groups, epsilon):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(num_groups, epsilon, saved, dout):
   x, *parameters = saved
-  examples, (scale, bias) = examples_of(x), _channels(x, *parameters)
+  scale, bias = _channels(x, *parameters)
 
-  def of_chunk(index):
-    normed, inverse = _normed(_chunk(x, index, examples), num_groups, epsilon)
+  def of_chunk(x, dout):
+    normed, inverse = _normed(x, num_groups, epsilon)
     y = normed * scale + bias
     sigmoid = nn.sigmoid(y)
-    dy = _chunk(dout, index, examples) * (sigmoid * (1 + y * (1 - sigmoid)))
+    dy = dout * (sigmoid * (1 + y * (1 - sigmoid)))
     dbias, dscale = _sum(dy), _sum(dy * normed)
     through_mean = _group_mean(dbias * scale, x, num_groups)
     through_variance = _group_mean(dscale * scale, x, num_groups)
     dx = inverse * (dy * scale - through_mean - normed * through_variance)
     return tuple(total.sum(axis=tuple(range(x.ndim - 1))) for total in (dscale, dbias)), dx
 
-  (dscale, dbias), dx = over_chunks(of_chunk, len(x) // examples, after=dout)
-  return dx.reshape(x.shape), dscale, dbias
+  (dscale, dbias), dx = over_examples(of_chunk, x, dout)
+  return dx, dscale, dbias
 
 
 group_norm_swish.defvjp(_group_norm_swish_forward, _backward)
@@ -91,10 +91,6 @@ group_norm_swish.defvjp(_group_norm_swish_forward, _backward)
 def _channels(x, *parameters):
   """[C] -> [1, ..., C], each."""
   return [jnp.expand_dims(p, range(x.ndim - 1)) for p in parameters]
-
-
-def _chunk(x, index, examples):
-  return lax.dynamic_slice_in_dim(x, index * examples, examples)
 
 
 def _sum(x):
