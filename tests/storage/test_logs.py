@@ -102,6 +102,16 @@ def test_non_finite_loss_is_raised_with_its_step(tmp_path, loss):
     log.add(3, metrics(1.0))
 
 
+def test_steps_that_were_not_taken_do_not_count(tmp_path):
+  log = make_log(tmp_path)
+  log.add(2, metrics([float('nan'), 2.0, 6.0]), count=2, write=True)
+  log.check()
+  log.close()
+  assert [(line['step'], line['loss'], line['loss_mean']) for line in lines(tmp_path)] == [
+    (2, 6.0, 4.0)
+  ]
+
+
 def test_steps_of_one_dispatch_count_one_by_one(tmp_path):
   log = make_log(tmp_path)
   log.add(3, metrics([1.0, 2.0, 6.0]), write=True)
